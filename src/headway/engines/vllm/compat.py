@@ -1,0 +1,85 @@
+"""Everything that depends on vLLM's version: the hooks we stand on, probed at start.
+
+vLLM calls its scheduler interface non-public. When a hook is missing, one sentence says
+which, instead of a failure in the middle of a step.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import vllm
+
+from headway.errors import UserError
+
+TRIED = "0.32.0"
+"""The release this driver was tested with."""
+
+METHODS = (
+    "schedule",
+    "update_from_output",
+    "add_request",
+    "finish_requests",
+    "_free_request",
+    "_preempt_request",
+    "_request_blocks_can_be_freed",
+)
+
+ATTRIBUTES = (
+    "running",
+    "waiting",
+    "requests",
+    "max_num_scheduled_tokens",
+    "max_num_running_reqs",
+    "scheduler_config",
+    "kv_cache_manager.block_pool.num_gpu_blocks",
+    "kv_cache_manager.block_pool.get_num_free_blocks",
+    "kv_cache_config.kv_cache_groups",
+    "block_size",
+)
+
+
+def probe(scheduler: Any) -> None:
+    """Check that *scheduler* has every hook.
+
+    Raises:
+        UserError: One is missing; the message names it and the version tried.
+    """
+    for path in (*METHODS, *ATTRIBUTES):
+        target = scheduler
+        for name in path.split("."):
+            if not hasattr(target, name):
+                raise UserError(
+                    f"vLLM {vllm.__version__} has no {path!r} in its scheduler, which Headway "
+                    f"steers by; it was tested with vLLM {TRIED}."
+                )
+            target = getattr(target, name)
+
+
+def total_blocks(scheduler: Any) -> int:
+    """Return the blocks requests can get; one is vLLM's null block."""
+    return int(scheduler.kv_cache_manager.block_pool.num_gpu_blocks - 1)
+
+
+def free_blocks(scheduler: Any) -> int:
+    """Return the blocks free now, evictable cached ones included."""
+    return int(scheduler.kv_cache_manager.block_pool.get_num_free_blocks())
+
+
+def num_groups(scheduler: Any) -> int:
+    """Return how many block tables a request has (1 but for hybrid models)."""
+    return max(len(scheduler.kv_cache_config.kv_cache_groups), 1)
+
+
+def admitted_ids(output: Any) -> list[str]:
+    """Return requests that began or resumed in a ``SchedulerOutput``."""
+    ids = [new.req_id for new in output.scheduled_new_reqs]
+    resumed = getattr(output.scheduled_cached_reqs, "resumed_req_ids", None)
+    if resumed:
+        ids.extend(sorted(resumed))
+    return ids
+
+
+def is_session(request: Any) -> bool:
+    """Return whether a request's prompt may grow later (streaming input sessions)."""
+    return bool(getattr(request, "resumable", False))

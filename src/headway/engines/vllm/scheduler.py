@@ -1,0 +1,295 @@
+"""Headway inside vLLM: the stock scheduler, steered by a plan before every step.
+
+A thin driver. It shows the core what the engine has (:class:`EngineView`), carries the plan
+out through the hooks of ``docs/decisions/0002-steer-not-replace.md`` and reports what really
+happened. The stock ``schedule()`` stays in charge of blocks, caches and every feature Headway
+does not understand; nothing of it is copied.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
+from vllm.v1.request import Request, RequestStatus
+
+from headway.config import Settings
+from headway.engines.vllm import compat, wire
+from headway.engines.vllm.queue import GatedQueue
+from headway.engines.vllm.shapes import roofline
+from headway.errors import UserError
+from headway.latency.online import OnlineModel
+from headway.policy.events import Arrived, Finished, StepDone, StepScheduled
+from headway.policy.log import Recorder
+from headway.policy.plan import StepPlan
+from headway.policy.view import EngineView
+from headway.slo import NO_PROMISE
+
+logger = logging.getLogger("vllm.headway")
+
+REASONS = {
+    RequestStatus.FINISHED_STOPPED: "stopped",
+    RequestStatus.FINISHED_LENGTH_CAPPED: "length",
+    RequestStatus.FINISHED_ABORTED: "aborted",
+}
+
+
+class WallClock:
+    """The driver's clock: monotonic seconds. The harness replaces it by a virtual one."""
+
+    def now_s(self) -> float:
+        """Return now."""
+        return time.monotonic()
+
+    def arrived_at_s(self, request: Request) -> float:
+        """Return when the server received *request*, on this clock."""
+        age_s = min(max(time.time() - request.arrival_time, 0.0), 60.0)
+        return time.monotonic() - age_s
+
+
+class HeadwayMixin:
+    """Mixed into vLLM's scheduler classes; see the module's docstring."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        compat.probe(self)
+        given = (self.vllm_config.additional_config or {}).get("headway")
+        self.headway_settings = Settings.parse(given)
+        self.headway_clock = WallClock()
+        self.headway = self.headway_settings.build(
+            latency=OnlineModel(roofline(self.vllm_config))
+        )
+        if self.headway_settings.record:
+            self.headway = Recorder(self.headway, self.headway_settings.record)
+        self._slo_book = self.headway_settings.book()
+        self._stock_max_step_tokens = self.max_num_scheduled_tokens
+        self._stock_chunk_cap = self.scheduler_config.long_prefill_token_threshold
+        self._steps_in_flight = 0
+        self._sessions: set[str] = set()
+        self._preempted: list[str] = []
+        self._ended: list[Finished] = []
+        self._answers: list[tuple[int, EngineCoreOutput]] = []
+        self._updating = False
+        queue = GatedQueue()
+        queue.prepend_requests(self.waiting)
+        self.waiting = queue
+        logger.info(
+            "Headway schedules: policy %s, overload %s.",
+            self.headway_settings.policy,
+            self.headway_settings.overload,
+        )
+
+    # -- requests come and go ---------------------------------------------------------------
+
+    def add_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        """Take a request in and tell the core what it was promised."""
+        is_new = request.request_id not in self.requests
+        super().add_request(request, *args, **kwargs)
+        if not is_new:
+            return
+        if compat.is_session(request):
+            self._sessions.add(request.request_id)
+            return
+        params = request.sampling_params
+        mistake = None
+        slo = NO_PROMISE
+        try:
+            slo = self._slo_book.resolve(params.extra_args if params is not None else None)
+        except UserError as error:
+            mistake = str(error)
+        now_s = self.headway_clock.now_s()
+        self.headway.observe(
+            Arrived(
+                now_s,
+                request.request_id,
+                min(self.headway_clock.arrived_at_s(request), now_s),
+                request.num_prompt_tokens,
+                max(request.max_tokens, 1),
+                slo,
+            )
+        )
+        if mistake is not None:
+            self._end(request.request_id, RequestStatus.FINISHED_ABORTED, wire.invalid(mistake))
+
+    def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
+        """Hear of every end of a request, whoever caused it."""
+        self._sessions.discard(request.request_id)
+        reason = REASONS.get(request.status, "error")
+        self._ended.append(Finished(self.headway_clock.now_s(), request.request_id, reason))
+        result = super()._free_request(request, *args, **kwargs)
+        if not self._updating:
+            self._tell_ended()
+        return result
+
+    def _tell_ended(self) -> None:
+        ended, self._ended = self._ended, []
+        for event in ended:
+            self.headway.observe(event)
+
+    def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        """Note every preemption, planned or the stock loop's own."""
+        super()._preempt_request(request, *args, **kwargs)
+        self._preempted.append(request.request_id)
+
+    def _end(self, request_id: str, status: RequestStatus, answer: str | None) -> None:
+        """End a request on the core's word and keep an answer for its client."""
+        request = self.requests.get(request_id)
+        if request is None or request.is_finished():
+            return
+        self.finish_requests(request_id, status)
+        self._answers.append(
+            (
+                request.client_index,
+                EngineCoreOutput(
+                    request_id=request_id,
+                    new_token_ids=[],
+                    finish_reason=RequestStatus.get_finished_reason(status),
+                    stop_reason=answer,
+                    events=request.take_events(),
+                ),
+            )
+        )
+
+    # -- one step -------------------------------------------------------------------------
+
+    def schedule(self, *args: Any, **kwargs: Any) -> Any:
+        """Plan, steer the stock loop by the plan, and report what it did."""
+        plan = self.headway.plan(self._view(), self.headway_clock.now_s())
+        self._end_planned(plan)
+        self._preempt_planned(plan)
+        hidden = self._arrange_running(plan)
+        self._open_gate(plan)
+        try:
+            output = super().schedule(*args, **kwargs)
+        finally:
+            self.waiting.close()
+            self.max_num_scheduled_tokens = self._stock_max_step_tokens
+            self.scheduler_config.long_prefill_token_threshold = self._stock_chunk_cap
+            if hidden:
+                self.running.extend(hidden)
+        self._report(output)
+        return output
+
+    def _view(self) -> EngineView:
+        groups = compat.num_groups(self)
+        return EngineView(
+            num_total_blocks=compat.total_blocks(self) // groups,
+            num_free_blocks=compat.free_blocks(self) // groups,
+            block_size_tokens=self.block_size,
+            max_num_running=self.max_num_running_reqs,
+            max_step_tokens=self._stock_max_step_tokens,
+            num_steps_in_flight=self._steps_in_flight,
+        )
+
+    def _end_planned(self, plan: StepPlan) -> None:
+        for reject in plan.reject:
+            self._end(
+                reject.request_id, RequestStatus.FINISHED_ABORTED, wire.invalid(reject.reason)
+            )
+        for refuse in plan.refuse:
+            answer = wire.refused(refuse.retry_after_s, refuse.reason)
+            self._end(refuse.request_id, RequestStatus.FINISHED_ABORTED, answer)
+        for cap in plan.cap:
+            self._end(cap.request_id, RequestStatus.FINISHED_LENGTH_CAPPED, None)
+
+    def _preempt_planned(self, plan: StepPlan) -> None:
+        for preempt in plan.preempt:
+            request = self.requests.get(preempt.request_id)
+            if request is None or request.status != RequestStatus.RUNNING:
+                continue
+            if not self._request_blocks_can_be_freed(request):
+                continue
+            self.running.remove(request)
+            self._preempt_request(request, time.monotonic())
+
+    def _arrange_running(self, plan: StepPlan) -> list[Request]:
+        """Order the running requests for the stock loop; return those that sit this step out.
+
+        Decodes come first, then prompts in the plan's order: the loop spends the budget, and
+        finds its victim, from this order.
+        """
+        prefilling = self.headway.live.prefilling
+        if not prefilling and not plan.hold:
+            return []
+        chunk_order = [c.request_id for c in plan.chunks if not c.admit]
+        chosen = set(chunk_order)
+        out = set(plan.hold)
+        out.update(i for i in prefilling if i not in chosen)
+        prompts: dict[str, Request] = {}
+        decodes: list[Request] = []
+        hidden: list[Request] = []
+        for request in self.running:
+            if request.request_id in out:
+                hidden.append(request)
+            elif request.request_id in chosen:
+                prompts[request.request_id] = request
+            else:
+                decodes.append(request)
+        self.running = decodes + [prompts[i] for i in chunk_order if i in prompts]
+        return hidden
+
+    def _open_gate(self, plan: StepPlan) -> None:
+        """Set the budget, the one cap for all chunks, and whom the waiting loop may see."""
+        budget = plan.token_budget
+        if self.num_spec_tokens:
+            budget += self.num_spec_tokens * len(self.running)
+        if self._sessions:
+            budget = self._stock_max_step_tokens
+        self.max_num_scheduled_tokens = min(budget, self._stock_max_step_tokens)
+        if plan.chunk_cap_tokens:
+            self.scheduler_config.long_prefill_token_threshold = plan.chunk_cap_tokens
+        admit = [c.request_id for c in plan.chunks if c.admit]
+        self.waiting.present([*self._sessions, *admit])
+
+    def _report(self, output: Any) -> None:
+        """Tell the core what the stock loop did."""
+        tokens = output.num_scheduled_tokens
+        preempted, self._preempted = tuple(self._preempted), []
+        if not tokens and not preempted:
+            return
+        admitted = {
+            request_id: self.requests[request_id].num_computed_tokens - tokens[request_id]
+            for request_id in compat.admitted_ids(output)
+        }
+        self.headway.observe(
+            StepScheduled(self.headway_clock.now_s(), dict(tokens), admitted, preempted)
+        )
+        if tokens:
+            self._steps_in_flight += 1
+
+    def update_from_output(
+        self, scheduler_output: Any, *args: Any, **kwargs: Any
+    ) -> dict[int, EngineCoreOutputs]:
+        """Let the stock code take the tokens in, then tell the core and answer the refused."""
+        self._updating = True
+        try:
+            outputs = super().update_from_output(scheduler_output, *args, **kwargs)
+        finally:
+            self._updating = False
+        if scheduler_output.num_scheduled_tokens:
+            self._steps_in_flight -= 1
+            emitted = {
+                o.request_id: len(o.new_token_ids)
+                for per_client in outputs.values()
+                for o in per_client.outputs
+                if o.new_token_ids
+            }
+            self.headway.observe(StepDone(self.headway_clock.now_s(), emitted))
+        self._tell_ended()
+        if self._answers:
+            answers, self._answers = self._answers, []
+            for client_index, answer in answers:
+                outputs.setdefault(client_index, EngineCoreOutputs()).outputs.append(answer)
+        return outputs
+
+
+class AsyncHeadway(HeadwayMixin, AsyncScheduler):
+    """For engines that schedule one step ahead."""
+
+
+class SyncHeadway(HeadwayMixin, Scheduler):
+    """For engines that schedule when the step before has ended."""

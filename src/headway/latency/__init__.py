@@ -1,0 +1,1 @@
+"""How long a step takes: shapes of steps, a roofline to start from, a model learned online."""

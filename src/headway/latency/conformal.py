@@ -1,0 +1,86 @@
+"""How far above its prediction a step may land: a rank of recent ratios, nothing assumed.
+
+Split conformal prediction (Vovk et al. 2005; Papadopoulos et al. 2002) on the ratio
+measured / predicted. Differs: the calibration set is a sliding window, so a drift is
+forgotten after ``window`` steps, and its ratios are taken against the model as it is *now*,
+so that an error made while learning does not widen the margin for ever.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+NEAR_MISSES = (0.9, 0.95, 1.0, 1.05)
+"""Where the tail is read, relative to the ratio asked for."""
+
+GUESSED_SPREAD = 0.12
+"""Standard deviation of log(measured / predicted) assumed before steps were seen."""
+
+Vector = npt.NDArray[np.float64]
+
+
+class RatioWindow:
+    """The last steps of one mode and how they compare with the model.
+
+    Args:
+        window: Steps remembered.
+        prior: Ratio answered at least until *min_samples* steps were seen.
+    """
+
+    def __init__(
+        self, width: int, window: int = 400, prior: float = 1.3, min_samples: int = 20
+    ) -> None:
+        self._rows = np.zeros((window, width))
+        self._seconds = np.ones(window)
+        self._count = 0
+        self._ratios: list[float] = []
+        self._prior = prior
+        self._min_samples = min_samples
+
+    def __len__(self) -> int:
+        return min(self._count, len(self._seconds))
+
+    def add(self, row: Vector, duration_s: float, predicted_s: float) -> None:
+        """Take one step in, and the oldest out once the window is full."""
+        slot = self._count % len(self._seconds)
+        self._rows[slot] = row
+        self._seconds[slot] = duration_s
+        self._count += 1
+        bisect.insort(self._ratios, duration_s / predicted_s)
+
+    def recompute(self, coefficients: Vector) -> None:
+        """Compare the window with a refitted model."""
+        count = len(self)
+        predicted = np.maximum(self._rows[:count] @ coefficients, 1e-6)
+        self._ratios = np.sort(self._seconds[:count] / predicted).tolist()
+
+    def upper(self, miss_rate: float) -> float:
+        """Return the ratio exceeded by at most *miss_rate* of the steps.
+
+        With too few samples for that rate the largest ratio seen is returned.
+        """
+        count = len(self._ratios)
+        if count == 0:
+            return self._prior
+        rank = math.ceil((count + 1) * (1.0 - miss_rate))
+        ratio = self._ratios[min(rank, count) - 1]
+        return ratio if count >= self._min_samples else max(ratio, self._prior)
+
+    def exceeds(self, ratio: float) -> float:
+        """Return the probability that a step takes more than *ratio* times its prediction.
+
+        The share of the window beyond the ratio, counted at four points around it so that a
+        near miss counts too, and mixed with a log-normal guess worth *min_samples* steps.
+        """
+        if ratio <= 0:
+            return 1.0
+        count = len(self._ratios)
+        beyond = sum(
+            count - bisect.bisect_right(self._ratios, ratio * near) for near in NEAR_MISSES
+        ) / len(NEAR_MISSES)
+        guess = 0.5 * math.erfc(math.log(ratio) / (GUESSED_SPREAD * math.sqrt(2.0)))
+        return (beyond + self._min_samples * guess) / (count + self._min_samples)

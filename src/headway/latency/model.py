@@ -1,0 +1,83 @@
+"""The shape of a step, and what a model of its duration must answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+FEATURES = (
+    "fixed",
+    "mixed",
+    "prefill tokens",
+    "decodes",
+    "context tokens",
+    "chunk x context",
+    "prefills",
+)
+"""Columns of :meth:`StepShape.features`. Every coefficient is non-negative seconds a unit."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepShape:
+    """What one step computes.
+
+    Attributes:
+        num_prefill_tokens: Prompt tokens, all chunks together.
+        num_prefills: Requests those chunks belong to.
+        num_decodes: Requests that compute one token each.
+        sum_context_tokens: KV tokens the decodes read.
+        chunk_context: Sum over chunks of ``chunk * (prefix + chunk / 2)``, the attention
+            work of prefill; without it a 10,000-token prompt looks as cheap as 100 short ones.
+    """
+
+    num_prefill_tokens: int = 0
+    num_prefills: int = 0
+    num_decodes: int = 0
+    sum_context_tokens: int = 0
+    chunk_context: float = 0.0
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether prompts are computed: such steps do not run the decode-only graphs."""
+        return self.num_prefill_tokens > 0
+
+    def features(self) -> tuple[float, ...]:
+        """Return the row of :data:`FEATURES`."""
+        mixed = 1.0 if self.num_prefill_tokens > 0 else 0.0
+        return (
+            1.0,
+            mixed,
+            float(self.num_prefill_tokens),
+            float(self.num_decodes),
+            float(self.sum_context_tokens),
+            self.chunk_context,
+            float(self.num_prefills),
+        )
+
+    def with_chunk(self, num_tokens: int, prefix_tokens: int) -> StepShape:
+        """Return this shape with one more chunk of *num_tokens* behind *prefix_tokens*."""
+        if num_tokens <= 0:
+            return self
+        return StepShape(
+            self.num_prefill_tokens + num_tokens,
+            self.num_prefills + 1,
+            self.num_decodes,
+            self.sum_context_tokens,
+            self.chunk_context + num_tokens * (prefix_tokens + num_tokens / 2),
+        )
+
+
+class LatencyModel(Protocol):
+    """Predicts the seconds a step takes and learns from the steps that ran."""
+
+    def predict_s(self, shape: StepShape) -> float:
+        """Return the expected seconds of a step; non-decreasing in every size."""
+
+    def margin(self, mixed: bool, miss_rate: float) -> float:
+        """Return the factor that covers all but *miss_rate* of the steps of this mode."""
+
+    def exceeds(self, mixed: bool, ratio: float) -> float:
+        """Return the probability that a step lasts over *ratio* times its prediction."""
+
+    def observe(self, shape: StepShape, duration_s: float) -> None:
+        """Learn from one finished step."""

@@ -1,0 +1,131 @@
+"""The step-time model learned from the steps themselves. Nothing to profile, nothing to tune.
+
+Recursive least squares in information form (Ljung, System Identification, §11.2) with
+exponential forgetting. Differs: decode-only and mixed steps are forgotten separately, so an
+hour of decoding does not erase what is known of prefill; coefficients are kept non-negative
+(NNLS, Lawson & Hanson 1974), which makes the prediction monotone in every size; errors are
+relative to the prediction, so short steps count as much as long ones; directions the traffic
+never visits keep the proportions of the roofline, scaled by what was measured.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import nnls
+
+from headway.latency.conformal import RatioWindow
+from headway.latency.model import FEATURES, LatencyModel, StepShape
+from headway.latency.roofline import Roofline
+
+FORGET = 0.995
+"""Weight kept per step of the same mode: about the last 200 steps speak."""
+
+PRIOR_STEPS = 0.5
+"""How many real steps the roofline's guess weighs, for ever."""
+
+REFIT_EVERY = 8
+"""Steps between two refits once warm; every step is fitted before :data:`WARM_STEPS`."""
+
+WARM_STEPS = 32
+
+Vector = npt.NDArray[np.float64]
+
+
+class OnlineModel(LatencyModel):
+    """Predict and learn; see the module's docstring for the method."""
+
+    def __init__(self, roofline: Roofline | None = None) -> None:
+        self._roofline = roofline or Roofline()
+        self._prior = np.array(self._roofline.coefficients())
+        width = len(FEATURES)
+        self._gram = {mixed: np.zeros((width, width)) for mixed in (False, True)}
+        self._moment = {mixed: np.zeros(width) for mixed in (False, True)}
+        self._ratios = {mixed: RatioWindow(width) for mixed in (False, True)}
+        self._weight = {mixed: 0.0 for mixed in (False, True)}
+        self._log_scale = 0.0
+        self._num_steps = 0
+        self._coefficients: tuple[float, ...] = ()
+        self._fit()
+
+    @property
+    def coefficients(self) -> dict[str, float]:
+        """Seconds per unit of each of :data:`~headway.latency.model.FEATURES`."""
+        return dict(zip(FEATURES, self._coefficients, strict=True))
+
+    @property
+    def num_steps(self) -> int:
+        """Steps learned from."""
+        return self._num_steps
+
+    def predict_s(self, shape: StepShape) -> float:
+        """Return the expected seconds of a step of this shape."""
+        fixed, mixed, per_token, per_decode, per_context, per_pair, per_prefill = (
+            self._coefficients
+        )
+        seconds = fixed + per_decode * shape.num_decodes + per_context * shape.sum_context_tokens
+        if shape.num_prefill_tokens:
+            seconds += (
+                mixed
+                + per_token * shape.num_prefill_tokens
+                + per_pair * shape.chunk_context
+                + per_prefill * shape.num_prefills
+            )
+        return seconds
+
+    def margin(self, mixed: bool, miss_rate: float) -> float:
+        """Return the factor that covers all but *miss_rate* of recent steps of this mode."""
+        return self._ratios[mixed].upper(miss_rate)
+
+    def exceeds(self, mixed: bool, ratio: float) -> float:
+        """Return the probability that a step of this mode lasts over *ratio* x predicted."""
+        return self._ratios[mixed].exceeds(ratio)
+
+    def observe(self, shape: StepShape, duration_s: float) -> None:
+        """Learn from one finished step of *duration_s* seconds (ignored unless positive)."""
+        if not duration_s > 0:
+            return
+        predicted_s = max(self.predict_s(shape), 1e-6)
+        mixed = shape.is_mixed
+        features = np.array(shape.features())
+        self._ratios[mixed].add(features, duration_s, predicted_s)
+        self._rescale(shape, duration_s)
+        # Relative to the larger of the two: neither a hiccup nor a wild guess gets leverage.
+        unit_s = max(duration_s, predicted_s)
+        row = features / unit_s
+        self._gram[mixed] = FORGET * self._gram[mixed] + np.outer(row, row)
+        self._moment[mixed] = FORGET * self._moment[mixed] + (duration_s / unit_s) * row
+        self._weight[mixed] = FORGET * self._weight[mixed] + 1.0
+        self._num_steps += 1
+        if self._num_steps <= WARM_STEPS or self._num_steps % REFIT_EVERY == 0:
+            self._fit()
+
+    def _rescale(self, shape: StepShape, duration_s: float) -> None:
+        """Track measured / roofline, so that the guess keeps only its proportions."""
+        rate = max(1.0 / (self._num_steps + 1), 0.01)
+        error = math.log(duration_s / self._roofline.predict_s(shape)) - self._log_scale
+        self._log_scale += rate * error
+
+    def _fit(self) -> None:
+        """Solve the non-negative least squares of the weighted normal equations."""
+        prior = self._prior * math.exp(self._log_scale)
+        gram = self._gram[False] + self._gram[True]
+        moment = self._moment[False] + self._moment[True]
+        num_steps = max(self._weight[False] + self._weight[True], 1.0)
+        # Each coefficient is pulled to the guess as hard as PRIOR_STEPS average steps pull;
+        # one that no step has exercised stays at the guess.
+        pull = PRIOR_STEPS * np.diag(gram) / num_steps + 1e-12 / (prior + 1e-12) ** 2
+        gram = gram + np.diag(pull)
+        moment = moment + pull * prior
+        # Unit diagonal first: columns differ by ten orders of magnitude.
+        unit = 1.0 / np.sqrt(np.maximum(np.diag(gram), 1e-300))
+        scaled = gram * unit[:, None] * unit[None, :]
+        root = np.linalg.cholesky(scaled + 1e-9 * np.eye(len(unit)))
+        target = np.linalg.solve(root, moment * unit)
+        solution, _ = nnls(root.T, target)
+        coefficients = solution * unit
+        self._coefficients = tuple(coefficients.tolist())
+        for window in self._ratios.values():
+            window.recompute(coefficients)

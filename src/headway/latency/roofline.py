@@ -1,0 +1,58 @@
+"""A first guess of the step time from the model's shapes, so that step one is already sane.
+
+Williams et al., "Roofline" (CACM 2009): a step costs the longer of its arithmetic and its
+memory traffic. The absolute scale is soon corrected by the first real steps
+(:mod:`headway.latency.online`); the *proportions* between terms are what the guess gives.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from headway.latency.model import StepShape
+
+
+@dataclass(frozen=True, slots=True)
+class Roofline:
+    """Model and device in six numbers. The defaults are a 0.1B model on two CPU cores.
+
+    Attributes:
+        num_params: Weights used for one token.
+        weight_bytes: Bytes of those weights, read once a step.
+        kv_bytes_per_token: Bytes of KV of one token over all layers.
+        attention_flops_per_pair: Operations for one query token against one context token
+            (4 x layers x heads x head width).
+        flops_per_s, bytes_per_s: What the device sustains.
+        fixed_s: Launch and bookkeeping of a step.
+    """
+
+    num_params: float = 1.35e8
+    weight_bytes: float = 5.4e8
+    kv_bytes_per_token: float = 46_080.0
+    attention_flops_per_pair: float = 69_120.0
+    flops_per_s: float = 3.0e11
+    bytes_per_s: float = 2.0e10
+    fixed_s: float = 0.005
+
+    def coefficients(self) -> tuple[float, ...]:
+        """Return seconds a unit of :data:`~headway.latency.model.FEATURES`.
+
+        Differs from the roofline proper: memory time and arithmetic time are added instead of
+        the longer being taken, which errs on the slow side by at most a factor of two and
+        keeps the guess linear.
+        """
+        per_token_s = 2.0 * self.num_params / self.flops_per_s
+        return (
+            self.fixed_s + self.weight_bytes / self.bytes_per_s,
+            0.0,
+            per_token_s,
+            per_token_s,
+            self.kv_bytes_per_token / self.bytes_per_s,
+            self.attention_flops_per_pair / self.flops_per_s,
+            0.0,
+        )
+
+    def predict_s(self, shape: StepShape) -> float:
+        """Return the seconds of a step of this shape."""
+        pairs = zip(self.coefficients(), shape.features(), strict=True)
+        return sum(coefficient * size for coefficient, size in pairs)

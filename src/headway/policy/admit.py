@@ -1,0 +1,150 @@
+"""Which promises can still be kept together, and which request fits the KV cache."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from headway.policy.chunk import Chunker
+from headway.policy.context import PlanContext
+from headway.request import Request
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One claim as the feasibility test sees it: work to do before an instant."""
+
+    key: str
+    due_s: float
+    work_s: float
+    weight: float = 1.0
+
+
+def largest_feasible(jobs: Iterable[Job]) -> tuple[set[str], float]:
+    """Return the jobs to set aside so that the most others end on time.
+
+    Moore (1968) with Hodgson's proof: in order of due times, whenever the running total is
+    late, drop the longest job so far. Optimal for equal weights. Differs: with weights the
+    job with the most work *per weight* is dropped, a heuristic.
+
+    Returns:
+        Keys set aside, and the pressure: the largest share of the time until a due instant
+        that work due by then takes (1 at most when it fits).
+    """
+    total_s = 0.0
+    pressure = 0.0
+    kept: list[tuple[float, str, float]] = []
+    dropped: set[str] = set()
+    for job in sorted(jobs, key=lambda j: (j.due_s, j.key)):
+        total_s += job.work_s
+        heapq.heappush(kept, (-job.work_s / job.weight, job.key, job.work_s))
+        while total_s > job.due_s and kept:
+            _, key, work_s = heapq.heappop(kept)
+            total_s -= work_s
+            dropped.add(key)
+        if job.due_s > 0:
+            pressure = max(pressure, total_s / job.due_s)
+    return dropped, 1.0 if dropped else pressure
+
+
+class Feasibility(Protocol):
+    """Decides which claims stop competing."""
+
+    def set_aside(self, ctx: PlanContext, chunker: Chunker) -> tuple[set[str], float]:
+        """Return the claims that do not fit now, and the pressure on prefill (0 to 1)."""
+
+
+class AllFeasible(Feasibility):
+    """Hope for everybody, as servers without promises do."""
+
+    def set_aside(self, ctx: PlanContext, chunker: Chunker) -> tuple[set[str], float]:
+        """Return nobody."""
+        return set(), 0.0
+
+
+class MooreHodgson(Feasibility):
+    """The largest set of claims whose first tokens can all be on time, by prefill time.
+
+    The work of a claim is its remaining prompt at the speed the running decodes leave.
+    Re-decided when requests came, moved or left; with many waiting only every
+    ``len / spread`` steps, so the cost a step stays bounded.
+    """
+
+    def __init__(self, spread: int = 64) -> None:
+        self._spread = spread
+        self._last: tuple[set[str], float] = (set(), 0.0)
+        self._decided_at_step = -1
+
+    def set_aside(self, ctx: PlanContext, chunker: Chunker) -> tuple[set[str], float]:
+        """Return the claims to set aside; see the class."""
+        due_for_it = (ctx.step - self._decided_at_step) * self._spread >= len(ctx.live.claims)
+        if due_for_it:
+            ctx.pressure = 1.0  # What fits is decided at the speed the server has when pressed.
+            self._last = largest_feasible(self._jobs(ctx, chunker))
+            self._decided_at_step = ctx.step
+        return self._last
+
+    def _jobs(self, ctx: PlanContext, chunker: Chunker) -> list[Job]:
+        """Return one job a claim that waits or whose prompt is in progress."""
+        speed, step_s = prefill_speed(ctx, chunker)
+        waiting: Sequence[Request] = ctx.live.claims
+        running = [r for r in ctx.live.prefilling.values() if r.has_claim]
+        return [
+            Job(
+                r.request_id,
+                # A token comes out when its step ends, on average half a step after the work.
+                r.due_at_s - ctx.ref_s - 0.5 * step_s,
+                (r.prefill_target_tokens - r.num_computed_tokens) / speed,
+                r.slo.weight,
+            )
+            for r in (*running, *waiting)
+        ]
+
+
+def prefill_speed(ctx: PlanContext, chunker: Chunker) -> tuple[float, float]:
+    """Return prompt tokens a second beside the running decodes, and seconds of such a step."""
+    most = chunker.largest(ctx, ctx.shape, 0, min(ctx.view.max_step_tokens, 2048))
+    if most <= 0:
+        return 1e-3, ctx.step_s
+    step_s = ctx.latency.predict_s(ctx.shape.with_chunk(most, 0))
+    return most / step_s, min(step_s, ctx.step_s)
+
+
+class KvGate(Protocol):
+    """Decides whether a waiting request may take KV now."""
+
+    def fits(self, ctx: PlanContext, request: Request) -> bool:
+        """Return whether the future has room; free blocks are the scheduler's own check."""
+
+
+class FreeBlocks(KvGate):
+    """Whoever fits the free blocks may start, as stock vLLM does."""
+
+    def fits(self, ctx: PlanContext, request: Request) -> bool:
+        """Always: free blocks are checked for every gate."""
+        return True
+
+
+class CurveGate(KvGate):
+    """Admit when the peak of the predicted usage stays within the cache.
+
+    A request whose promise is alive is measured against the others with a claim only:
+    best-effort residents are preempted when they stand in its way.
+    """
+
+    def __init__(self, reserve_share: float = 0.02) -> None:
+        self._reserve_share = reserve_share
+
+    def fits(self, ctx: PlanContext, request: Request) -> bool:
+        """Return whether the peak with *request* stays below capacity minus the reserve."""
+        view = ctx.view
+        capacity = view.num_total_blocks * view.block_size_tokens * (1.0 - self._reserve_share)
+        first = request.has_claim and request.request_id not in ctx.set_aside
+        if ctx.live.num_running == 0:
+            return True
+        peak = ctx.ledger.peak_with_tokens(
+            request, ctx.step, view.block_size_tokens, claims_only=first
+        )
+        return peak <= capacity

@@ -1,0 +1,177 @@
+"""Filling one step: whose prompt gets how many tokens, and who makes room for whom."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from headway.latency.model import StepShape
+from headway.policy.admit import KvGate
+from headway.policy.chunk import Chunker
+from headway.policy.context import PlanContext
+from headway.policy.plan import Chunk, Preempt
+from headway.policy.preempt import Preemptor
+from headway.request import Request, State
+
+MAX_PASSED_OVER = 8
+"""Waiting requests that may fail to fit before a plan stops looking further."""
+
+
+@dataclass(slots=True)
+class Filled:
+    """What a batcher decided: the prompt work, whom it preempts, and the step's shape."""
+
+    shape: StepShape
+    chunks: list[Chunk] = field(default_factory=list)
+    chunk_cap_tokens: int = 0
+    preempt: list[Preempt] = field(default_factory=list)
+
+
+class Batcher(Protocol):
+    """Fills a step with prompt work."""
+
+    def fill(
+        self,
+        ctx: PlanContext,
+        candidates: Iterable[Request],
+        chunker: Chunker,
+        gate: KvGate,
+        preemptor: Preemptor,
+    ) -> Filled:
+        """Return the chunks of the step; ``ctx.num_spare_blocks`` shrinks with them."""
+
+
+class InOrder(Batcher):
+    """Take candidates in order until the step is full.
+
+    Args:
+        skip_blocked: Let a request that fits pass one that lacks KV. Off, the queue stops at
+            the first that does not fit, as stock vLLM's does.
+    """
+
+    def __init__(self, skip_blocked: bool = True) -> None:
+        self._skip_blocked = skip_blocked
+
+    def fill(
+        self,
+        ctx: PlanContext,
+        candidates: Iterable[Request],
+        chunker: Chunker,
+        gate: KvGate,
+        preemptor: Preemptor,
+    ) -> Filled:
+        """See :class:`Batcher`."""
+        filled = Filled(ctx.shape)
+        num_running = ctx.live.num_running
+        passed_over = 0
+        for request in candidates:
+            waits = request.state is not State.RUNNING
+            if waits and (num_running >= ctx.view.max_num_running or passed_over):
+                if not self._skip_blocked or passed_over >= MAX_PASSED_OVER:
+                    break
+                if num_running >= ctx.view.max_num_running:
+                    break
+            wanted = request.prefill_target_tokens - request.num_computed_tokens
+            tokens = chunker.largest(ctx, filled.shape, request.num_computed_tokens, wanted)
+            if tokens <= 0:
+                break
+            if waits and not self._make_room(ctx, request, gate, preemptor, filled):
+                passed_over += 1
+                continue
+            num_running += waits
+            filled.shape = filled.shape.with_chunk(tokens, request.num_computed_tokens)
+            filled.chunks.append(Chunk(request.request_id, tokens, waits, _why(ctx, request)))
+            if tokens < wanted:
+                break
+        _cap_partial(ctx, filled)
+        return filled
+
+    def _make_room(
+        self,
+        ctx: PlanContext,
+        request: Request,
+        gate: KvGate,
+        preemptor: Preemptor,
+        filled: Filled,
+    ) -> bool:
+        """Return whether a waiting request gets its KV, preempting for it when allowed."""
+        needed = ctx.blocks(request.num_tokens + 1)
+        if not gate.fits(ctx, request):
+            return False
+        if needed > ctx.num_spare_blocks:
+            victims = self._victims(ctx, request, needed, preemptor, filled)
+            if not victims:
+                return False
+            for victim in victims:
+                ctx.num_spare_blocks += ctx.blocks(victim.kv_tokens)
+                filled.preempt.append(
+                    Preempt(
+                        victim.request_id,
+                        "recompute",
+                        f"its KV lets {request.request_id} keep its promise",
+                    )
+                )
+        ctx.num_spare_blocks -= needed
+        return True
+
+    def _victims(
+        self,
+        ctx: PlanContext,
+        request: Request,
+        needed: int,
+        preemptor: Preemptor,
+        filled: Filled,
+    ) -> list[Request]:
+        """Return requests whose KV together suffices, or none when that is impossible."""
+        if not request.has_claim or request.request_id in ctx.set_aside:
+            return []
+        taken = {c.request_id for c in filled.chunks} | {p.request_id for p in filled.preempt}
+        victims: list[Request] = []
+        spare = ctx.num_spare_blocks
+        for victim in preemptor.for_claim(ctx, request):
+            if spare >= needed:
+                break
+            if victim.request_id not in taken:
+                victims.append(victim)
+                spare += ctx.blocks(victim.kv_tokens)
+        return victims if spare >= needed else []
+
+
+def _why(ctx: PlanContext, request: Request) -> str:
+    """Return the reason of a chunk for the plan and the story."""
+    if request.state is State.RUNNING:
+        return "prompt in progress"
+    if request.request_id in ctx.set_aside:
+        return "room left beside the promises"
+    return "first token due" if request.has_claim else "best effort"
+
+
+def _cap_partial(ctx: PlanContext, filled: Filled) -> None:
+    """Make a cut-short prompt in progress fit engines that have one cap for all chunks.
+
+    vLLM gives running requests their tokens before new ones. A prompt in progress that must
+    leave room for others is held to its chunk by a cap that applies to everyone, so it only
+    takes part when its chunk is the largest.
+    """
+    if not filled.chunks:
+        return
+    last = filled.chunks[-1]
+    partial_of = ctx.live.prefilling.get(last.request_id)
+    if partial_of is None or last.num_tokens >= partial_of.remaining_prefill_tokens:
+        return
+    others = max((c.num_tokens for c in filled.chunks[:-1]), default=0)
+    if others == 0:
+        return
+    if others > last.num_tokens:
+        filled.chunks.pop()
+        prefix = partial_of.num_computed_tokens
+        filled.shape = StepShape(
+            filled.shape.num_prefill_tokens - last.num_tokens,
+            filled.shape.num_prefills - 1,
+            filled.shape.num_decodes,
+            filled.shape.sum_context_tokens,
+            filled.shape.chunk_context - last.num_tokens * (prefix + last.num_tokens / 2),
+        )
+    else:
+        filled.chunk_cap_tokens = last.num_tokens

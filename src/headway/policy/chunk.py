@@ -1,0 +1,169 @@
+"""How many prompt tokens the next step may take on.
+
+The two goals pull apart: a large chunk spreads the fixed cost of a step over more tokens, a
+small one keeps every running decode's next token on time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Protocol
+
+from headway.latency.model import StepShape
+from headway.policy.context import PlanContext
+
+LEAST_CHUNK_TOKENS = 64
+"""Progress made when no running promise would suffer from it."""
+
+PROBE_TOKENS = 128
+"""Size of the chunk that tells what a prompt token costs now."""
+
+LENGTHS = tuple(share / 100 for share in range(20, 101, 4))
+"""Step lengths weighed against each other, as shares of the limit."""
+
+StepTime = Callable[[StepShape], float]
+
+
+def largest_chunk(
+    slack_s: float, shape: StepShape, prefix_tokens: int, most_tokens: int, step_time_s: StepTime
+) -> int:
+    """Return the most prompt tokens that fit *slack_s* beside the work already in *shape*.
+
+    Sarathi-Serve's stall-free batching (arXiv 2403.02310 §4.2). Differs: the fixed budget
+    becomes the tightest decode's slack.
+
+    Args:
+        slack_s: Seconds the step may take; ``inf`` when nobody running has a promise.
+        prefix_tokens: Tokens of this prompt computed before.
+        step_time_s: Seconds of a step. Must not decrease with the chunk; the search relies
+            on it.
+
+    Returns:
+        Tokens between 0 and *most_tokens*.
+    """
+    if most_tokens <= 0 or step_time_s(shape.with_chunk(1, prefix_tokens)) > slack_s:
+        return 0
+    if step_time_s(shape.with_chunk(most_tokens, prefix_tokens)) <= slack_s:
+        return most_tokens
+    fits, too_many = 1, most_tokens
+    while too_many - fits > 1:
+        middle = (fits + too_many) // 2
+        if step_time_s(shape.with_chunk(middle, prefix_tokens)) <= slack_s:
+            fits = middle
+        else:
+            too_many = middle
+    return fits
+
+
+class Chunker(Protocol):
+    """Bounds the prompt work of one step."""
+
+    def step_limit_s(self, ctx: PlanContext) -> float:
+        """Return the seconds this step may take, or ``inf``."""
+
+    def largest(self, ctx: PlanContext, shape: StepShape, prefix: int, most: int) -> int:
+        """Return how many of *most* prompt tokens fit beside *shape*."""
+
+    def upper_s(self, ctx: PlanContext, shape: StepShape) -> float:
+        """Return the seconds the chunker promises for a step of this shape."""
+
+
+class FixedChunk(Chunker):
+    """A constant token budget a step, whatever the step costs."""
+
+    def __init__(self, budget_tokens: int | None = None) -> None:
+        self._budget_tokens = budget_tokens
+
+    def step_limit_s(self, ctx: PlanContext) -> float:
+        """A token budget knows no time."""
+        return math.inf
+
+    def largest(self, ctx: PlanContext, shape: StepShape, prefix: int, most: int) -> int:
+        """Return what the budget leaves."""
+        budget = self._budget_tokens or ctx.view.max_step_tokens
+        room = budget - shape.num_decodes - shape.num_prefill_tokens
+        return max(min(most, room), 0)
+
+    def upper_s(self, ctx: PlanContext, shape: StepShape) -> float:
+        """Return the plain prediction; nothing is promised."""
+        return ctx.latency.predict_s(shape)
+
+
+class SlackChunk(Chunker):
+    """As long a step as is worth its risk.
+
+    A longer step computes more prompt tokens a second and risks more late gaps. Both are
+    counted in promises: ``claim_tokens`` prompt tokens make one, a late step breaks those of
+    every stream whose gap it exceeds. The step length is the one with the best balance per
+    second, by the measured distribution of the model's error; a newsvendor's choice, so there
+    is no quantile to tune. While prefill is not pressed its tokens are worth less and steps
+    stay short of any risk.
+
+    Args:
+        responsive: Share of the tightest recent TTFT a step may last, since a request that
+            arrives just after a step began waits for its end.
+        least_pressure: What a prompt token is worth when nothing is pressed, as a share.
+    """
+
+    def __init__(self, responsive: float = 0.25, least_pressure: float = 0.1) -> None:
+        self._responsive = responsive
+        self._least_pressure = least_pressure
+        self._for: tuple[PlanContext, StepShape, float] | None = None
+        self._target_s = math.inf
+
+    def step_limit_s(self, ctx: PlanContext) -> float:
+        """Return the tightest of: promised gaps, decodes out of step, responsiveness."""
+        limit_s = self._responsive * ctx.tightest_ttft_s
+        if ctx.live.claim_gaps:
+            limit_s = min(limit_s, ctx.live.claim_gaps.peekitem(0)[0])
+        return min(limit_s, ctx.lagging_due_s - ctx.ref_s)
+
+    def largest(self, ctx: PlanContext, shape: StepShape, prefix: int, most: int) -> int:
+        """Return the largest chunk within the step's worthwhile length."""
+        room = ctx.view.max_step_tokens - shape.num_decodes - shape.num_prefill_tokens
+        most = min(most, room)
+        target_s = self.target_s(ctx)
+        if target_s == math.inf:
+            return max(most, 0)
+        fits = largest_chunk(target_s, shape, prefix, most, ctx.latency.predict_s)
+        if not ctx.live.claim_gaps and not shape.num_prefill_tokens:
+            # Nobody's gap is at stake: however slow the model says it is, go on.
+            return max(fits, min(most, LEAST_CHUNK_TOKENS))
+        return fits
+
+    def target_s(self, ctx: PlanContext) -> float:
+        """Return the predicted length this step should have; see the class."""
+        key = (ctx, ctx.shape, ctx.pressure)
+        if self._for is None or self._for[0] is not ctx or self._for[1:] != key[1:]:
+            self._for = key
+            self._target_s = self._best_length_s(ctx)
+        return self._target_s
+
+    def _best_length_s(self, ctx: PlanContext) -> float:
+        limit_s = self.step_limit_s(ctx)
+        if limit_s == math.inf or not (ctx.live.claim_gaps or ctx.lagging_due_s < math.inf):
+            return limit_s
+        at_risk = list(ctx.live.claim_gaps.items())
+        if ctx.lagging_due_s < math.inf:
+            at_risk.append((ctx.lagging_due_s - ctx.ref_s, 1))
+        decode_s = ctx.latency.predict_s(ctx.shape)
+        probe = ctx.shape.with_chunk(PROBE_TOKENS, 0)
+        token_s = max(ctx.latency.predict_s(probe) - decode_s, 1e-9) / PROBE_TOKENS
+        worth = max(self._least_pressure, min(ctx.pressure, 1.0)) / ctx.claim_tokens
+        best_s, best = 0.0, -math.inf
+        for share in LENGTHS:
+            length_s = share * limit_s
+            if length_s <= decode_s:
+                continue
+            broken = sum(
+                count * ctx.latency.exceeds(True, gap_s / length_s) for gap_s, count in at_risk
+            )
+            balance = (worth * (length_s - decode_s) / token_s - broken) / length_s
+            if balance > best:
+                best_s, best = length_s, balance
+        return best_s
+
+    def upper_s(self, ctx: PlanContext, shape: StepShape) -> float:
+        """Return the seconds that 99 % of such steps stay within."""
+        return ctx.latency.predict_s(shape) * ctx.latency.margin(shape.is_mixed, 0.01)

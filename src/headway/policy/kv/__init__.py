@@ -1,0 +1,1 @@
+"""Who holds KV cache now, and who will need it when."""

@@ -1,0 +1,133 @@
+"""The table of live requests, in the orders a plan needs, kept incrementally."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sortedcontainers import SortedDict, SortedKeyList
+
+from headway.errors import InvariantError
+from headway.request import Request, Standing, State
+
+
+class LiveRequests:
+    """Every unfinished request, by phase.
+
+    ``claims`` are waiting requests whose promise may still be kept, by the instant their
+    next token is due; ``others`` wait as best effort, by arrival. ``prefilling`` and
+    ``decoding`` run. ``claim_gaps`` counts decoding claims per promised gap.
+    """
+
+    def __init__(self) -> None:
+        self.requests: dict[str, Request] = {}
+        self.claims: SortedKeyList = SortedKeyList(key=lambda r: (r.due_at_s, r.order))
+        self.others: SortedKeyList = SortedKeyList(key=lambda r: (r.queued_at_s, r.order))
+        self.prefilling: dict[str, Request] = {}
+        self.decoding: dict[str, Request] = {}
+        self.sum_decode_context_tokens = 0
+        self.num_unclaimed_decodes = 0
+        self.claim_gaps: SortedDict = SortedDict()
+        self._num_arrived = 0
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self.claims) + len(self.others)
+
+    @property
+    def num_running(self) -> int:
+        return len(self.prefilling) + len(self.decoding)
+
+    def running(self) -> Iterator[Request]:
+        """Yield running requests, prompts in progress last."""
+        yield from self.decoding.values()
+        yield from self.prefilling.values()
+
+    def arrive(self, request: Request) -> None:
+        """Take a new request in; its ``due_at_s`` must be set."""
+        if request.request_id in self.requests:
+            raise InvariantError(f"{request.request_id} arrived twice")
+        request.order = self._num_arrived
+        self._num_arrived += 1
+        self.requests[request.request_id] = request
+        self.queue(request)
+
+    def queue(self, request: Request) -> None:
+        """Put a waiting request in the queue its standing asks for."""
+        (self.claims if request.has_claim else self.others).add(request)
+
+    def unqueue(self, request: Request) -> None:
+        """Take a waiting request out of its queue."""
+        (self.claims if request.has_claim else self.others).remove(request)
+
+    def start_prefill(self, request: Request) -> None:
+        """A request began or resumed: its prompt is in progress."""
+        self.prefilling[request.request_id] = request
+
+    def start_decode(self, request: Request) -> None:
+        """The prompt is complete: one token a step from here on."""
+        del self.prefilling[request.request_id]
+        self.decoding[request.request_id] = request
+        self.sum_decode_context_tokens += request.num_tokens
+        self._count_decode(request, 1)
+
+    def stop_running(self, request: Request) -> None:
+        """A running request was preempted or finished."""
+        if self.prefilling.pop(request.request_id, None) is None:
+            del self.decoding[request.request_id]
+            self.sum_decode_context_tokens -= request.num_tokens
+            self._count_decode(request, -1)
+
+    def change_standing(self, request: Request, standing: Standing) -> None:
+        """Move a request to another standing, wherever it is."""
+        decoding = request.request_id in self.decoding
+        waiting = request.state in (State.WAITING, State.PREEMPTED)
+        if decoding:
+            self._count_decode(request, -1)
+        if waiting:
+            self.unqueue(request)
+        request.standing = standing
+        if decoding:
+            self._count_decode(request, 1)
+        if waiting:
+            self.queue(request)
+
+    def _count_decode(self, request: Request, by: int) -> None:
+        if request.standing is not Standing.PROMISED:
+            self.num_unclaimed_decodes += by
+        elif request.slo.tbt_s is not None:
+            count = self.claim_gaps.get(request.slo.tbt_s, 0) + by
+            if count:
+                self.claim_gaps[request.slo.tbt_s] = count
+            else:
+                del self.claim_gaps[request.slo.tbt_s]
+
+    def validate(self) -> None:
+        """Recompute every derived quantity and compare.
+
+        Raises:
+            InvariantError: A request is in no phase or in two, or a count is off.
+        """
+        waiting = [*self.claims, *self.others]
+        phases = [r.request_id for r in waiting] + [*self.prefilling, *self.decoding]
+        if len(phases) != len(set(phases)) or set(phases) != set(self.requests):
+            raise InvariantError(f"phases {sorted(phases)} do not partition the live requests")
+        for request in waiting:
+            if request.state not in (State.WAITING, State.PREEMPTED):
+                raise InvariantError(f"{request!r} is queued; {request.tell()}")
+        context = sum(r.num_tokens for r in self.decoding.values())
+        if context != self.sum_decode_context_tokens:
+            raise InvariantError(
+                f"context is {context}, booked {self.sum_decode_context_tokens}"
+            )
+        gaps: dict[float, int] = {}
+        unclaimed = 0
+        for request in self.decoding.values():
+            if request.standing is not Standing.PROMISED:
+                unclaimed += 1
+            elif request.slo.tbt_s is not None:
+                gaps[request.slo.tbt_s] = gaps.get(request.slo.tbt_s, 0) + 1
+        if gaps != dict(self.claim_gaps) or unclaimed != self.num_unclaimed_decodes:
+            raise InvariantError(f"claims {gaps}/{unclaimed} are booked {self.claim_gaps}")

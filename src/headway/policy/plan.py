@@ -1,0 +1,83 @@
+"""What the core decides for one step: values, comparable and serialisable, each with a reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Compute up to *num_tokens* prompt tokens of a request.
+
+    ``admit`` is true when the request does not run yet: the driver starts (or resumes) it.
+    """
+
+    request_id: str
+    num_tokens: int
+    admit: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Preempt:
+    """Take the KV of a running request away; ``how`` is ``"recompute"`` or ``"swap"``."""
+
+    request_id: str
+    how: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Answer 429 at once. ``retry_after_s`` is when the same request could be kept."""
+
+    request_id: str
+    retry_after_s: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """Answer with an error at once: this request can never be served."""
+
+    request_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cap:
+    """End a running request as if its length limit were reached: it owns the whole cache."""
+
+    request_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """One step. Running requests that decode compute one token each unless held.
+
+    Attributes:
+        token_budget: Tokens of the whole step, decodes included.
+        chunks: Prompt work in order; running prompts that are absent sit this step out.
+            At most the last chunk in order of need is partial, and it is the largest, so
+            that an engine with a single per-request cap can carry the plan out.
+        chunk_cap_tokens: That cap; 0 when no chunk is cut short beside others.
+        hold: Running decodes that sit this step out.
+        decode_order: Running decodes, the least dispensable first, when the order
+            matters because KV is short; empty means any order.
+        predicted_s: Expected seconds of the step, and ``promised_s`` its upper quantile.
+        demoted: Requests whose promise does not fit beside the others' (ids, for the story).
+    """
+
+    token_budget: int
+    chunks: tuple[Chunk, ...] = ()
+    chunk_cap_tokens: int = 0
+    hold: tuple[str, ...] = ()
+    decode_order: tuple[str, ...] = ()
+    preempt: tuple[Preempt, ...] = ()
+    refuse: tuple[Refuse, ...] = ()
+    reject: tuple[Reject, ...] = ()
+    cap: tuple[Cap, ...] = ()
+    demoted: tuple[str, ...] = ()
+    predicted_s: float = 0.0
+    promised_s: float = 0.0

@@ -1,0 +1,74 @@
+"""Who gives KV back when there is not enough."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from headway.policy.context import PlanContext
+from headway.request import Request
+
+
+class Preemptor(Protocol):
+    """Orders the running requests from the most dispensable."""
+
+    def for_running(self, ctx: PlanContext) -> Iterator[Request]:
+        """Yield victims so that the others can take their next token."""
+
+    def for_claim(self, ctx: PlanContext, claim: Request) -> Iterator[Request]:
+        """Yield victims whose KV a waiting claim may take over."""
+
+
+class Youngest(Preemptor):
+    """The request that started last, as stock vLLM does; nobody yields to a newcomer."""
+
+    def for_running(self, ctx: PlanContext) -> Iterator[Request]:
+        """Yield running requests, last started first."""
+        yield from reversed(list(ctx.live.prefilling.values()))
+        yield from reversed(list(ctx.live.decoding.values()))
+
+    def for_claim(self, ctx: PlanContext, claim: Request) -> Iterator[Request]:
+        """Yield nobody."""
+        yield from ()
+
+
+class BestEffortFirst(Preemptor):
+    """Whoever has no live promise, youngest first; then the claim with the latest due time.
+
+    Args:
+        protect_after_s: A best-effort request that waited this long is no longer a victim.
+    """
+
+    def __init__(self, protect_after_s: float = 270.0) -> None:
+        self._protect_after_s = protect_after_s
+
+    def _is_dispensable(self, ctx: PlanContext, request: Request) -> bool:
+        if request.has_claim and request.request_id not in ctx.set_aside:
+            return False
+        return ctx.now_s - request.arrived_at_s < self._protect_after_s
+
+    def for_claim(self, ctx: PlanContext, claim: Request) -> Iterator[Request]:
+        """Yield best-effort requests, the youngest first."""
+        if ctx.live.num_unclaimed_decodes == 0 and not ctx.live.prefilling:
+            return
+        dispensable = [r for r in ctx.live.running() if self._is_dispensable(ctx, r)]
+        dispensable.sort(key=lambda r: -r.order)
+        yield from dispensable
+
+    def for_running(self, ctx: PlanContext) -> Iterator[Request]:
+        """Yield best-effort requests, then claims: unstarted streams before running ones."""
+        running = list(ctx.live.running())
+        dispensable = [r for r in running if self._is_dispensable(ctx, r)]
+        dispensable.sort(key=lambda r: -r.order)
+        yield from dispensable
+        seen = {r.request_id for r in dispensable}
+        claims = [r for r in running if r.request_id not in seen]
+        # A prompt in progress loses no gap; then the loosest gap; then the youngest.
+        claims.sort(
+            key=lambda r: (
+                r.first_token_at_s is not None,
+                -(r.slo.tbt_s if r.slo.tbt_s is not None else 1e9),
+                -r.order,
+            )
+        )
+        yield from claims

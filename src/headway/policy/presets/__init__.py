@@ -1,0 +1,1 @@
+"""Named compositions of parts; one short file each, citing where its rules come from."""

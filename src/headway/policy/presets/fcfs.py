@@ -1,0 +1,30 @@
+"""``fcfs``: what stock vLLM does by default.
+
+vLLM V1's scheduler (Kwon et al., SOSP 2023, and its later chunked prefill): running requests
+first, then the queue in order while their whole prompt fits the free blocks, a fixed token
+budget, the youngest preempted. Differs: preemption is planned before the step instead of
+being met inside it, which frees the same blocks.
+"""
+
+from __future__ import annotations
+
+from headway.policy.admit import AllFeasible, FreeBlocks
+from headway.policy.batch import InOrder
+from headway.policy.chunk import FixedChunk
+from headway.policy.predict import MaxTokens
+from headway.policy.preempt import Youngest
+from headway.policy.prioritize import ByArrival
+from headway.policy.scheduler import Parts
+
+
+def parts(chunk_tokens: int | None = None) -> Parts:
+    """Return the parts; *chunk_tokens* is the budget of a step, the engine's when ``None``."""
+    return Parts(
+        predictor=MaxTokens(),
+        feasibility=AllFeasible(),
+        prioritizer=ByArrival(),
+        chunker=FixedChunk(chunk_tokens),
+        gate=FreeBlocks(),
+        batcher=InOrder(skip_blocked=False),
+        preemptor=Youngest(),
+    )

@@ -1,0 +1,15 @@
+"""``sarathi``: a fixed chunk, decodes first (Sarathi-Serve, arXiv 2403.02310 §4).
+
+The paper profiles the budget that keeps a step within the gap promise; 512 is its default
+for strict promises. Differs: admission and preemption are vLLM's.
+"""
+
+from __future__ import annotations
+
+from headway.policy.presets import fcfs
+from headway.policy.scheduler import Parts
+
+
+def parts(chunk_tokens: int = 512) -> Parts:
+    """Return the parts with a budget of *chunk_tokens* a step."""
+    return fcfs.parts(chunk_tokens)

@@ -1,0 +1,30 @@
+"""``slack``: the promise decides. Deadline order, chunks bounded by the tightest slack.
+
+Joins earliest due date (Jackson 1955), the largest set of claims that can be on time (Moore
+1968), stall-free chunks from a learned step time (after Sarathi-Serve, arXiv 2403.02310, and
+QoServe, arXiv 2503.22562), and admission by the peak of the KV usage curve (Past-Future,
+arXiv 2507.10150). What differs is said where each part is defined.
+"""
+
+from __future__ import annotations
+
+from headway.policy.admit import CurveGate, MooreHodgson
+from headway.policy.batch import InOrder
+from headway.policy.chunk import SlackChunk
+from headway.policy.predict import SlidingHistogram
+from headway.policy.preempt import BestEffortFirst
+from headway.policy.prioritize import ByDeadline
+from headway.policy.scheduler import Parts
+
+
+def parts(max_wait_s: float = 300.0) -> Parts:
+    """Return the parts; *max_wait_s* bounds how long best effort may wait for its turn."""
+    return Parts(
+        predictor=SlidingHistogram(),
+        feasibility=MooreHodgson(),
+        prioritizer=ByDeadline(max_wait_s),
+        chunker=SlackChunk(),
+        gate=CurveGate(),
+        batcher=InOrder(),
+        preemptor=BestEffortFirst(0.9 * max_wait_s),
+    )

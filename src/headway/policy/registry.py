@@ -1,0 +1,58 @@
+"""Presets by name. Adding one costs a file under ``presets/`` and a line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from headway.errors import UserError
+from headway.latency.model import LatencyModel
+from headway.latency.online import OnlineModel
+from headway.policy.presets import fcfs, sarathi, slack
+from headway.policy.scheduler import Parts, Scheduler
+
+PRESETS: dict[str, Callable[..., Parts]] = {
+    "fcfs": fcfs.parts,
+    "sarathi": sarathi.parts,
+    "slack": slack.parts,
+}
+
+DEFAULT = "slack"
+
+OVERLOADS = ("demote", "refuse")
+
+
+def names() -> tuple[str, ...]:
+    """Return the presets' names."""
+    return tuple(PRESETS)
+
+
+def build(
+    name: str = DEFAULT,
+    *,
+    overload: str = "demote",
+    options: Mapping[str, Any] | None = None,
+    latency: LatencyModel | None = None,
+) -> Scheduler:
+    """Return a scheduler of the preset *name*.
+
+    Args:
+        options: Keyword arguments of the preset, such as ``{"max_wait_s": 60}``.
+
+    Raises:
+        UserError: The name, the overload mode or an option is not known.
+    """
+    if name not in PRESETS:
+        raise UserError(f"Policy {name!r} is not known; the policies are {', '.join(PRESETS)}.")
+    if overload not in OVERLOADS:
+        raise UserError(f"overload must be one of {', '.join(OVERLOADS)}, not {overload!r}.")
+    try:
+        parts = PRESETS[name](**dict(options or {}))
+    except TypeError:
+        import inspect
+
+        allowed = ", ".join(inspect.signature(PRESETS[name]).parameters) or "none"
+        raise UserError(
+            f"Policy {name!r} does not take {sorted(options or {})}; its options: {allowed}."
+        ) from None
+    return Scheduler(name, parts, latency or OnlineModel(), overload)

@@ -1,0 +1,27 @@
+"""What a driver shows the core when it asks for a plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class EngineView:
+    """The engine's resources at this instant.
+
+    Attributes:
+        num_total_blocks: KV blocks a request could ever get.
+        num_free_blocks: KV blocks free now, blocks of evictable prefix cache included.
+        block_size_tokens: Tokens a block holds.
+        max_num_running: Requests the engine can run at once.
+        max_step_tokens: Tokens the engine can compute in one step.
+        num_steps_in_flight: Steps scheduled whose output has not come back
+            (0 for a synchronous engine, 1 or more under async scheduling).
+    """
+
+    num_total_blocks: int
+    num_free_blocks: int
+    block_size_tokens: int
+    max_num_running: int
+    max_step_tokens: int
+    num_steps_in_flight: int = 0

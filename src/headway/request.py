@@ -1,0 +1,157 @@
+"""A request as the policy core sees it: its promise, its progress, its story."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from headway.errors import InvariantError
+from headway.slo import Slo
+
+TBT_GAPS_KEPT = 0.99
+"""A gap promise is kept when at least this share of the gaps keeps it (DESIGN §4)."""
+
+STORY_LINES = 24
+"""Lines kept of a request's story; the oldest but the first are dropped beyond it."""
+
+
+class State(Enum):
+    """Where a request is. Every move is listed in :data:`MOVES`."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    PREEMPTED = "preempted"
+    FINISHED = "finished"
+
+
+MOVES: dict[State, frozenset[State]] = {
+    State.WAITING: frozenset({State.RUNNING, State.FINISHED}),
+    State.RUNNING: frozenset({State.PREEMPTED, State.FINISHED}),
+    State.PREEMPTED: frozenset({State.RUNNING, State.FINISHED}),
+    State.FINISHED: frozenset(),
+}
+"""Allowed transitions. A refused or aborted request is FINISHED with that reason."""
+
+
+class Standing(Enum):
+    """What a request may claim against the others."""
+
+    PROMISED = "promised"
+    LOST = "lost"
+    """Its promise is broken for good; served as best effort."""
+    UNPROMISED = "unpromised"
+
+
+class Request:
+    """Progress of one live request. Sizes in tokens, instants in seconds of the driver's clock.
+
+    ``num_computed_tokens`` counts tokens whose KV exists; ``prefill_target_tokens`` is how
+    many must exist before the request can emit again (the prompt, and after a preemption by
+    recompute also the tokens emitted so far). ``due_at_s`` is when a waiting request's next
+    token is due by its promise; ``order`` is its rank of arrival.
+    """
+
+    __slots__ = (
+        "arrived_at_s",
+        "due_at_s",
+        "first_token_at_s",
+        "last_token_at_s",
+        "max_output_tokens",
+        "num_computed_tokens",
+        "num_late_gaps",
+        "num_output_tokens",
+        "num_preemptions",
+        "num_prompt_tokens",
+        "order",
+        "predicted_output_tokens",
+        "prefill_target_tokens",
+        "queued_at_s",
+        "request_id",
+        "slo",
+        "standing",
+        "state",
+        "story",
+    )
+
+    def __init__(
+        self,
+        request_id: str,
+        slo: Slo,
+        arrived_at_s: float,
+        num_prompt_tokens: int,
+        max_output_tokens: int,
+    ) -> None:
+        self.request_id = request_id
+        self.slo = slo
+        self.arrived_at_s = arrived_at_s
+        self.queued_at_s = arrived_at_s
+        self.due_at_s = float("inf")
+        self.order = 0
+        self.num_prompt_tokens = num_prompt_tokens
+        self.max_output_tokens = max_output_tokens
+        self.predicted_output_tokens = max_output_tokens
+        self.prefill_target_tokens = num_prompt_tokens
+        self.num_computed_tokens = 0
+        self.num_output_tokens = 0
+        self.num_preemptions = 0
+        self.num_late_gaps = 0
+        self.first_token_at_s: float | None = None
+        self.last_token_at_s: float | None = None
+        self.state = State.WAITING
+        self.standing = Standing.PROMISED if slo.is_promise else Standing.UNPROMISED
+        self.story: list[tuple[float, str]] = [(arrived_at_s, "arrived")]
+
+    def __repr__(self) -> str:
+        return (
+            f"Request({self.request_id!r}, {self.state.value}, {self.standing.value}, "
+            f"computed {self.num_computed_tokens}/{self.num_prompt_tokens}"
+            f"+{self.num_output_tokens})"
+        )
+
+    def move(self, to: State, at_s: float, why: str) -> None:
+        """Change state, or raise with the story when :data:`MOVES` forbids it."""
+        if to not in MOVES[self.state]:
+            raise InvariantError(
+                f"{self.request_id} cannot go from {self.state.value} to {to.value} ({why}); "
+                f"its story: {self.tell()}"
+            )
+        self.state = to
+        self.note(at_s, why)
+
+    def note(self, at_s: float, what: str) -> None:
+        """Add a line to the story, keeping its length bounded."""
+        if len(self.story) >= STORY_LINES:
+            del self.story[1]
+        self.story.append((at_s, what))
+
+    def tell(self) -> str:
+        """Return the story as one line, instants relative to the arrival."""
+        return "; ".join(f"+{at - self.arrived_at_s:.3f}s {what}" for at, what in self.story)
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and emitted tokens together."""
+        return self.num_prompt_tokens + self.num_output_tokens
+
+    @property
+    def remaining_prefill_tokens(self) -> int:
+        """Tokens still to compute before the next emission; 0 while decoding."""
+        return max(self.prefill_target_tokens - self.num_computed_tokens, 0)
+
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens of KV the request holds now."""
+        if self.state is not State.RUNNING:
+            return 0
+        if self.num_computed_tokens < self.prefill_target_tokens:
+            return self.num_computed_tokens
+        return self.num_prompt_tokens + self.num_output_tokens
+
+    @property
+    def has_claim(self) -> bool:
+        """Whether its promise is alive and worth planning for."""
+        return self.standing is Standing.PROMISED
+
+    def late_gaps_allowed(self) -> int:
+        """Late gaps the promise tolerates given the output predicted (at least so far)."""
+        gaps = max(self.predicted_output_tokens, self.num_output_tokens) - 1
+        return int(gaps * (1.0 - TBT_GAPS_KEPT) + 1e-9)
