@@ -47,13 +47,15 @@ class Request:
     ``num_computed_tokens`` counts tokens whose KV exists; ``prefill_target_tokens`` is how
     many must exist before the request can emit again (the prompt, and after a preemption by
     recompute also the tokens emitted so far). ``due_at_s`` is when a waiting request's next
-    token is due by its promise; ``order`` is its rank of arrival.
+    token is due by its promise; ``order`` is its rank of arrival;
+    ``is_leftover`` tells that it was started with capacity no claim wanted.
     """
 
     __slots__ = (
         "arrived_at_s",
         "due_at_s",
         "first_token_at_s",
+        "is_leftover",
         "last_token_at_s",
         "max_output_tokens",
         "num_computed_tokens",
@@ -93,6 +95,7 @@ class Request:
         self.num_computed_tokens = 0
         self.num_output_tokens = 0
         self.num_preemptions = 0
+        self.is_leftover = False
         self.num_late_gaps = 0
         self.first_token_at_s: float | None = None
         self.last_token_at_s: float | None = None

@@ -179,4 +179,4 @@ def _class_of(name: str, table: Any, source: str) -> Slo:
         )
         for key, value in table.items()
     }
-    return Slo(class_name=name, **fields)  # type: ignore[arg-type]
+    return Slo(class_name=name, **fields)

@@ -44,7 +44,7 @@ class OnlineModel(LatencyModel):
         self._gram = {mixed: np.zeros((width, width)) for mixed in (False, True)}
         self._moment = {mixed: np.zeros(width) for mixed in (False, True)}
         self._ratios = {mixed: RatioWindow(width) for mixed in (False, True)}
-        self._weight = {mixed: 0.0 for mixed in (False, True)}
+        self._weight = dict.fromkeys((False, True), 0.0)
         self._log_scale = 0.0
         self._num_steps = 0
         self._coefficients: tuple[float, ...] = ()
@@ -62,9 +62,7 @@ class OnlineModel(LatencyModel):
 
     def predict_s(self, shape: StepShape) -> float:
         """Return the expected seconds of a step of this shape."""
-        fixed, mixed, per_token, per_decode, per_context, per_pair, per_prefill = (
-            self._coefficients
-        )
+        fixed, mixed, per_token, per_decode, per_context, per_pair, per_prefill = self._coefficients
         seconds = fixed + per_decode * shape.num_decodes + per_context * shape.sum_context_tokens
         if shape.num_prefill_tokens:
             seconds += (

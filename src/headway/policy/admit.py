@@ -141,10 +141,9 @@ class CurveGate(KvGate):
         """Return whether the peak with *request* stays below capacity minus the reserve."""
         view = ctx.view
         capacity = view.num_total_blocks * view.block_size_tokens * (1.0 - self._reserve_share)
-        first = request.has_claim and request.request_id not in ctx.set_aside
         if ctx.live.num_running == 0:
             return True
         peak = ctx.ledger.peak_with_tokens(
-            request, ctx.step, view.block_size_tokens, claims_only=first
+            request, ctx.step, view.block_size_tokens, claims_only=ctx.comes_first(request)
         )
         return peak <= capacity

@@ -14,9 +14,6 @@ from headway.policy.plan import Chunk, Preempt
 from headway.policy.preempt import Preemptor
 from headway.request import Request, State
 
-MAX_PASSED_OVER = 8
-"""Waiting requests that may fail to fit before a plan stops looking further."""
-
 
 @dataclass(slots=True)
 class Filled:
@@ -46,12 +43,12 @@ class InOrder(Batcher):
     """Take candidates in order until the step is full.
 
     Args:
-        skip_blocked: Let a request that fits pass one that lacks KV. Off, the queue stops at
-            the first that does not fit, as stock vLLM's does.
+        may_pass: How many waiting requests that lack KV others may pass in one plan. With 0
+            the queue stops at the first that does not fit, as stock vLLM's does.
     """
 
-    def __init__(self, skip_blocked: bool = True) -> None:
-        self._skip_blocked = skip_blocked
+    def __init__(self, may_pass: int = 8) -> None:
+        self._may_pass = may_pass
 
     def fill(
         self,
@@ -64,23 +61,24 @@ class InOrder(Batcher):
         """See :class:`Batcher`."""
         filled = Filled(ctx.shape)
         num_running = ctx.live.num_running
-        passed_over = 0
+        blocked = 0
         for request in candidates:
             waits = request.state is not State.RUNNING
-            if waits and (num_running >= ctx.view.max_num_running or passed_over):
-                if not self._skip_blocked or passed_over >= MAX_PASSED_OVER:
-                    break
-                if num_running >= ctx.view.max_num_running:
-                    break
+            if waits and (num_running >= ctx.view.max_num_running or blocked > self._may_pass):
+                break
+            overdue = ctx.is_overdue(request)
             wanted = request.prefill_target_tokens - request.num_computed_tokens
-            tokens = chunker.largest(ctx, filled.shape, request.num_computed_tokens, wanted)
+            prefix = request.num_computed_tokens
+            tokens = chunker.largest(ctx, filled.shape, prefix, wanted, must_go_on=overdue)
             if tokens <= 0:
                 break
             if waits and not self._make_room(ctx, request, gate, preemptor, filled):
-                passed_over += 1
+                blocked += 1
+                if overdue:
+                    break  # Nobody passes: the next KV that comes free is its own.
                 continue
             num_running += waits
-            filled.shape = filled.shape.with_chunk(tokens, request.num_computed_tokens)
+            filled.shape = filled.shape.with_chunk(tokens, prefix)
             filled.chunks.append(Chunk(request.request_id, tokens, waits, _why(ctx, request)))
             if tokens < wanted:
                 break
@@ -96,7 +94,7 @@ class InOrder(Batcher):
         filled: Filled,
     ) -> bool:
         """Return whether a waiting request gets its KV, preempting for it when allowed."""
-        needed = ctx.blocks(request.num_tokens + 1)
+        needed = ctx.blocks(request.num_tokens)
         if not gate.fits(ctx, request):
             return False
         if needed > ctx.num_spare_blocks:
@@ -124,7 +122,7 @@ class InOrder(Batcher):
         filled: Filled,
     ) -> list[Request]:
         """Return requests whose KV together suffices, or none when that is impossible."""
-        if not request.has_claim or request.request_id in ctx.set_aside:
+        if not ctx.comes_first(request):
             return []
         taken = {c.request_id for c in filled.chunks} | {p.request_id for p in filled.preempt}
         victims: list[Request] = []

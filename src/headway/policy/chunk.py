@@ -62,8 +62,20 @@ class Chunker(Protocol):
     def step_limit_s(self, ctx: PlanContext) -> float:
         """Return the seconds this step may take, or ``inf``."""
 
-    def largest(self, ctx: PlanContext, shape: StepShape, prefix: int, most: int) -> int:
-        """Return how many of *most* prompt tokens fit beside *shape*."""
+    def largest(
+        self,
+        ctx: PlanContext,
+        shape: StepShape,
+        prefix: int,
+        most: int,
+        must_go_on: bool = False,
+    ) -> int:
+        """Return how many of *most* prompt tokens fit beside *shape*.
+
+        Args:
+            prefix: Tokens of this prompt computed before.
+            must_go_on: The request has waited too long: some progress, whatever it costs.
+        """
 
     def upper_s(self, ctx: PlanContext, shape: StepShape) -> float:
         """Return the seconds the chunker promises for a step of this shape."""
@@ -79,7 +91,14 @@ class FixedChunk(Chunker):
         """A token budget knows no time."""
         return math.inf
 
-    def largest(self, ctx: PlanContext, shape: StepShape, prefix: int, most: int) -> int:
+    def largest(
+        self,
+        ctx: PlanContext,
+        shape: StepShape,
+        prefix: int,
+        most: int,
+        must_go_on: bool = False,
+    ) -> int:
         """Return what the budget leaves."""
         budget = self._budget_tokens or ctx.view.max_step_tokens
         room = budget - shape.num_decodes - shape.num_prefill_tokens
@@ -119,7 +138,14 @@ class SlackChunk(Chunker):
             limit_s = min(limit_s, ctx.live.claim_gaps.peekitem(0)[0])
         return min(limit_s, ctx.lagging_due_s - ctx.ref_s)
 
-    def largest(self, ctx: PlanContext, shape: StepShape, prefix: int, most: int) -> int:
+    def largest(
+        self,
+        ctx: PlanContext,
+        shape: StepShape,
+        prefix: int,
+        most: int,
+        must_go_on: bool = False,
+    ) -> int:
         """Return the largest chunk within the step's worthwhile length."""
         room = ctx.view.max_step_tokens - shape.num_decodes - shape.num_prefill_tokens
         most = min(most, room)
@@ -127,8 +153,9 @@ class SlackChunk(Chunker):
         if target_s == math.inf:
             return max(most, 0)
         fits = largest_chunk(target_s, shape, prefix, most, ctx.latency.predict_s)
-        if not ctx.live.claim_gaps and not shape.num_prefill_tokens:
-            # Nobody's gap is at stake: however slow the model says it is, go on.
+        nobody_harmed = not ctx.live.claim_gaps and not shape.num_prefill_tokens
+        if must_go_on or nobody_harmed:
+            # However slow the model says it is, go on.
             return max(fits, min(most, LEAST_CHUNK_TOKENS))
         return fits
 

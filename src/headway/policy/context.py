@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from headway.latency.model import LatencyModel, StepShape
 from headway.policy.kv.ledger import KvLedger
 from headway.policy.live import LiveRequests
 from headway.policy.view import EngineView
+from headway.request import Request
 from headway.units import blocks_for
+
+OVERDUE_SHARE = 0.9
+"""Share of the longest wait after which a request goes first."""
 
 
 @dataclass(slots=True)
@@ -29,6 +34,7 @@ class PlanContext:
             0 with nothing to prefill, 1 when every second counts.
         claim_tokens: Prompt tokens of a typical claim: what one more promise costs.
         shape: The decodes of this step, before any prompt token.
+        max_wait_s: Longest a request may wait for its next token; ``inf`` when unbounded.
         num_spare_blocks: Free blocks nobody running needs for this step or its prompt.
     """
 
@@ -45,9 +51,31 @@ class PlanContext:
     set_aside: Set[str] = frozenset()
     pressure: float = 0.0
     claim_tokens: float = 300.0
-    shape: StepShape = StepShape()
+    shape: StepShape = field(default_factory=StepShape)
+    max_wait_s: float = math.inf
     num_spare_blocks: int = 0
 
     def blocks(self, num_tokens: int) -> int:
         """Return the blocks *num_tokens* occupy."""
         return blocks_for(num_tokens, self.view.block_size_tokens)
+
+    @property
+    def capacity_tokens(self) -> int:
+        """Tokens the whole KV cache holds."""
+        return self.view.num_total_blocks * self.view.block_size_tokens
+
+    def is_overdue(self, request: Request) -> bool:
+        """Return whether a request waited so long that it goes before every promise.
+
+        At nine tenths of the bound: the last tenth is what serving the overdue may take.
+        """
+        since_s = request.last_token_at_s
+        if since_s is None:
+            since_s = request.queued_at_s
+        return self.now_s - since_s >= OVERDUE_SHARE * self.max_wait_s
+
+    def comes_first(self, request: Request) -> bool:
+        """Return whether best effort must make room: a live promise, or overdue."""
+        if request.has_claim and request.request_id not in self.set_aside:
+            return True
+        return self.is_overdue(request)

@@ -21,7 +21,7 @@ class LiveRequests:
     def __init__(self) -> None:
         self.requests: dict[str, Request] = {}
         self.claims: SortedKeyList = SortedKeyList(key=lambda r: (r.due_at_s, r.order))
-        self.others: SortedKeyList = SortedKeyList(key=lambda r: (r.queued_at_s, r.order))
+        self.others: SortedKeyList = SortedKeyList(key=lambda r: r.order)
         self.prefilling: dict[str, Request] = {}
         self.decoding: dict[str, Request] = {}
         self.sum_decode_context_tokens = 0
@@ -34,10 +34,12 @@ class LiveRequests:
 
     @property
     def num_waiting(self) -> int:
+        """Requests that do not run."""
         return len(self.claims) + len(self.others)
 
     @property
     def num_running(self) -> int:
+        """Requests that hold KV."""
         return len(self.prefilling) + len(self.decoding)
 
     def running(self) -> Iterator[Request]:
@@ -119,9 +121,7 @@ class LiveRequests:
                 raise InvariantError(f"{request!r} is queued; {request.tell()}")
         context = sum(r.num_tokens for r in self.decoding.values())
         if context != self.sum_decode_context_tokens:
-            raise InvariantError(
-                f"context is {context}, booked {self.sum_decode_context_tokens}"
-            )
+            raise InvariantError(f"context is {context}, booked {self.sum_decode_context_tokens}")
         gaps: dict[float, int] = {}
         unclaimed = 0
         for request in self.decoding.values():

@@ -56,7 +56,8 @@ class Recorder:
 
     def __init__(self, inner: Scheduler, path: str | Path) -> None:
         self._inner = inner
-        self._file = Path(path).open("w", encoding="utf-8", buffering=1 << 16)
+        # Open for the life of the scheduler: there is no block to leave.
+        self._file = Path(path).open("w", encoding="utf-8", buffering=1 << 16)  # noqa: SIM115
 
     @property
     def live(self) -> LiveRequests:
@@ -73,6 +74,10 @@ class Recorder:
         plan = self._inner.plan(view, now_s)
         self._file.write(question_line(view, now_s) + "\n" + plan_line(plan) + "\n")
         return plan
+
+    def close(self) -> None:
+        """Flush and close the recording."""
+        self._file.close()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)

@@ -24,6 +24,7 @@ class MaxTokens(Predictor):
     """The client's own bound, as ORCA reserves (Yu et al., OSDI 2022, §4.2)."""
 
     def predict(self, request: Request) -> int:
+        """Return the bound."""
         return request.max_output_tokens
 
     def learn(self, request: Request) -> None:

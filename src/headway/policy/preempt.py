@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
-from headway.policy.context import PlanContext
+from headway.policy.context import OVERDUE_SHARE, PlanContext
 from headway.request import Request
 
 
@@ -35,17 +35,13 @@ class Youngest(Preemptor):
 class BestEffortFirst(Preemptor):
     """Whoever has no live promise, youngest first; then the claim with the latest due time.
 
-    Args:
-        protect_after_s: A best-effort request that waited this long is no longer a victim.
+    A best-effort request that arrived too long ago is spared, so that it ends at all.
     """
-
-    def __init__(self, protect_after_s: float = 270.0) -> None:
-        self._protect_after_s = protect_after_s
 
     def _is_dispensable(self, ctx: PlanContext, request: Request) -> bool:
         if request.has_claim and request.request_id not in ctx.set_aside:
             return False
-        return ctx.now_s - request.arrived_at_s < self._protect_after_s
+        return ctx.now_s - request.arrived_at_s < OVERDUE_SHARE * ctx.max_wait_s
 
     def for_claim(self, ctx: PlanContext, claim: Request) -> Iterator[Request]:
         """Yield best-effort requests, the youngest first."""

@@ -21,9 +21,12 @@ class ByArrival(Prioritizer):
     """First come, first served; prompts in progress before new ones."""
 
     def candidates(self, ctx: PlanContext) -> Iterator[Request]:
-        """Yield prompts in progress in the order they began, then waiting by arrival."""
+        """Yield prompts in progress in the order they began, then waiting by arrival.
+
+        Presets that use this order heed no promise, so nobody waits among the claims.
+        """
         yield from list(ctx.live.prefilling.values())
-        yield from merge(ctx.live.claims, ctx.live.others, key=lambda r: r.order)
+        yield from ctx.live.others
 
 
 class ByDeadline(Prioritizer):
@@ -31,36 +34,27 @@ class ByDeadline(Prioritizer):
 
     Earliest due date first (Jackson 1955) among the claims that fit together; those set
     aside come next, in case there is room after all; then requests without a live promise.
-    Whoever waited longer than ``max_wait_s`` minus a tenth goes before all, so nobody
-    starves: the tenth is the time their own work may take.
+    Whoever is overdue (:meth:`PlanContext.is_overdue`) goes before all, so nobody starves.
     """
-
-    def __init__(self, max_wait_s: float = 300.0) -> None:
-        self.max_wait_s = max_wait_s
-
-    def is_overdue(self, request: Request, now_s: float) -> bool:
-        """Return whether a request has waited so long that it goes first."""
-        since_s = request.last_token_at_s or request.queued_at_s
-        return now_s - since_s >= 0.9 * self.max_wait_s
 
     def candidates(self, ctx: PlanContext) -> Iterator[Request]:
         """Yield in the order described by the class; prompts in progress win ties."""
-        now_s = ctx.now_s
         rest_in_progress: list[Request] = []
         claims_in_progress: list[Request] = []
         for request in ctx.live.prefilling.values():
             if request.has_claim and request.request_id not in ctx.set_aside:
                 claims_in_progress.append(request)
-            elif self.is_overdue(request, now_s):
+            elif ctx.is_overdue(request):
                 yield request
             else:
                 rest_in_progress.append(request)
-        num_overdue = 0
+        overdue: set[str] = set()
         for request in ctx.live.others:
-            if not self.is_overdue(request, now_s):
-                break
-            num_overdue += 1
-            yield request
+            if ctx.is_overdue(request):
+                overdue.add(request.request_id)
+                yield request
+            elif not request.num_preemptions:
+                break  # Whoever came later has waited less; the preempted may have run since.
         claims_in_progress.sort(key=_due)
         aside: list[Request] = []
         for request in merge(claims_in_progress, ctx.live.claims, key=_due):
@@ -70,7 +64,7 @@ class ByDeadline(Prioritizer):
                 yield request
         yield from rest_in_progress
         yield from aside
-        yield from ctx.live.others.islice(num_overdue)
+        yield from (r for r in ctx.live.others if r.request_id not in overdue)
 
 
 def _due(request: Request) -> tuple[float, int, int]:

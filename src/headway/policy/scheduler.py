@@ -15,7 +15,7 @@ from headway.latency.model import LatencyModel, StepShape
 from headway.policy.admit import Feasibility, KvGate, prefill_speed
 from headway.policy.batch import Batcher
 from headway.policy.chunk import Chunker
-from headway.policy.context import PlanContext
+from headway.policy.context import OVERDUE_SHARE, PlanContext
 from headway.policy.events import Arrived, Event, Finished, StepDone, StepScheduled
 from headway.policy.kv.ledger import KvLedger
 from headway.policy.live import LiveRequests
@@ -26,13 +26,20 @@ from headway.policy.prioritize import Prioritizer
 from headway.policy.view import EngineView
 from headway.request import Request, Standing, State
 
+MAX_RETRY_AFTER_S = 600.0
+"""No client is told to stay away longer than this."""
+
 RECENT_TTFT_S = 60.0
 """How long a tight TTFT keeps the steps short after its last arrival."""
 
 
 @dataclass(slots=True)
 class Parts:
-    """What a preset is made of; each part can be switched on its own."""
+    """What a preset is made of; each part can be switched on its own.
+
+    ``max_wait_s`` bounds how long a request may wait for its next token. A preset that heeds no
+    promises treats every request as if it had none.
+    """
 
     predictor: Predictor
     feasibility: Feasibility
@@ -41,6 +48,8 @@ class Parts:
     gate: KvGate
     batcher: Batcher
     preemptor: Preemptor
+    max_wait_s: float = math.inf
+    heeds_promises: bool = True
 
 
 @dataclass(slots=True)
@@ -80,6 +89,8 @@ class Scheduler:
         self._tightest_seen_s = -math.inf
         self._claim_tokens = 300.0
         self._unchecked: list[Request] = []
+        self._ended: deque[tuple[float, bool]] = deque(maxlen=32)
+        self._served_per_s = 0.0
 
     # -- events ---------------------------------------------------------------------------
 
@@ -102,6 +113,8 @@ class Scheduler:
             event.num_prompt_tokens,
             event.max_output_tokens,
         )
+        if not self.parts.heeds_promises:
+            request.standing = Standing.UNPROMISED
         request.queued_at_s = event.at_s
         request.predicted_output_tokens = self.parts.predictor.predict(request)
         request.due_at_s = self._due_at_s(request)
@@ -175,6 +188,8 @@ class Scheduler:
         request.prefill_target_tokens = request.num_tokens
         request.num_computed_tokens = num_cached_tokens
         waited_s = at_s - request.queued_at_s
+        is_late = waited_s >= OVERDUE_SHARE * self.parts.max_wait_s
+        request.is_leftover = not request.has_claim and not is_late
         request.move(State.RUNNING, at_s, f"started after waiting {waited_s:.3f} s")
         self.live.start_prefill(request)
         self.ledger.enter(request, self._step)
@@ -253,8 +268,17 @@ class Scheduler:
         del self.live.requests[event.request_id]
         if event.reason in ("stopped", "length"):
             self.parts.predictor.learn(request)
+            self._count_served(request, event.at_s)
         if not self.live.requests and not self._in_flight:
             self._idle = True
+
+    def _count_served(self, request: Request, at_s: float) -> None:
+        """Track the best rate at which requests were served lately (requests a second)."""
+        ended = self._ended
+        ended.append((at_s, request.is_leftover))
+        if len(ended) == ended.maxlen and at_s > ended[0][0]:
+            rate = (len(ended) - 1) / (at_s - ended[0][0])
+            self._served_per_s = max(rate, 0.999 * self._served_per_s)
 
     def _lose(self, request: Request, at_s: float, why: str) -> None:
         """The promise is broken: stop competing with those that can still be kept."""
@@ -279,10 +303,12 @@ class Scheduler:
         if not live.prefilling and not live.num_waiting:
             return self._decode_only(ctx, preempt, reject, cap)
         ctx.set_aside, ctx.pressure = self.parts.feasibility.set_aside(ctx, self.parts.chunker)
-        refuse = self._refusals(ctx) if self.overload == "refuse" else ()
+        refuse = self._refusals(ctx) if self.overload == "refuse" else self._overflow()
         hold = self._hold(ctx)
         gone = {p.request_id for p in preempt}
-        gone.update(x.request_id for x in (*reject, *cap, *refuse))
+        gone.update(r.request_id for r in reject)
+        gone.update(r.request_id for r in cap)
+        gone.update(r.request_id for r in refuse)
         candidates = self.parts.prioritizer.candidates(ctx)
         filled = self.parts.batcher.fill(
             ctx,
@@ -293,11 +319,13 @@ class Scheduler:
         )
         preempt = (*preempt, *filled.preempt)
         shape = filled.shape
+        gone.update(p.request_id for p in filled.preempt)
+        gone.update(hold)
+        num_decodes = sum(i not in gone for i in live.decoding) if gone else len(live.decoding)
         if not filled.chunks and not ctx.shape.num_decodes and not self._in_flight:
             self._idle = True  # Nothing runs: the next step does not follow on this one.
         return StepPlan(
-            token_budget=max(live.num_running - len(live.prefilling) - len(hold), 0)
-            + shape.num_prefill_tokens,
+            token_budget=num_decodes + shape.num_prefill_tokens,
             chunks=tuple(filled.chunks),
             chunk_cap_tokens=filled.chunk_cap_tokens,
             hold=hold,
@@ -335,6 +363,7 @@ class Scheduler:
             latency=self.latency,
             shape=shape,
             claim_tokens=self._claim_tokens,
+            max_wait_s=self.parts.max_wait_s,
         )
 
     def _decode_only(
@@ -408,12 +437,11 @@ class Scheduler:
             ctx.blocks(r.prefill_target_tokens) - ctx.blocks(r.num_computed_tokens)
             for r in live.prefilling.values()
         )
-        if free >= prompts + len(live.decoding):
-            ctx.num_spare_blocks = free - prompts - len(live.decoding)
+        if free >= prompts + len(live.decoding) and not live.num_waiting:
             return ()
         size = view.block_size_tokens
         ahead = view.num_steps_in_flight - 1
-        growing = {r.request_id for r in live.decoding.values() if (r.num_tokens + ahead) % size == 0}
+        growing = {i for i, r in live.decoding.items() if (r.num_tokens + ahead) % size == 0}
         needed = len(growing)
         victims: list[Preempt] = []
         if needed > free:
@@ -439,7 +467,7 @@ class Scheduler:
             return ()
         if self.parts.chunker.upper_s(ctx, ctx.shape) <= self.parts.chunker.step_limit_s(ctx):
             return ()
-        held = [r for r in live.decoding.values() if not r.has_claim]
+        held = [r for r in live.decoding.values() if not r.has_claim and not ctx.is_overdue(r)]
         context = sum(r.num_tokens for r in held)
         ctx.shape = StepShape(
             0, 0, ctx.shape.num_decodes - len(held), ctx.shape.sum_context_tokens - context
@@ -448,20 +476,41 @@ class Scheduler:
 
     def _refusals(self, ctx: PlanContext) -> tuple[Refuse, ...]:
         """Refuse waiting requests whose promise does not fit, before any token of theirs."""
-        refuse: list[Refuse] = []
         speed, _ = prefill_speed(ctx, self.parts.chunker)
-        backlog_s = sum(r.remaining_prefill_tokens for r in ctx.live.claims) / speed
-        for request_id in sorted(ctx.set_aside):
-            request = self.live.requests.get(request_id)
-            if request is None or request.state is not State.WAITING:
-                continue
-            refuse.append(Refuse(request_id, max(backlog_s, 0.0), "its promise cannot be kept now"))
-        for request in ctx.live.others:
-            if request.standing is Standing.LOST and request.state is State.WAITING:
-                refuse.append(
-                    Refuse(request.request_id, max(backlog_s, 0.0), "its promise cannot be kept")
-                )
-        return tuple(refuse)
+        backlog_s = sum(r.remaining_prefill_tokens for r in self.live.claims) / speed
+        retry_s = min(max(backlog_s, self._step_s), MAX_RETRY_AFTER_S)
+        aside = (self.live.requests[i] for i in sorted(ctx.set_aside) if i in self.live.requests)
+        lost = (r for r in self.live.others if r.standing is Standing.LOST)
+        return tuple(
+            Refuse(r.request_id, retry_s, "The promise asked for cannot be kept now.")
+            for r in (*aside, *lost)
+            if r.state is State.WAITING
+        )
+
+    def _overflow(self) -> tuple[Refuse, ...]:
+        """Refuse the newest lost requests that could not be served within the longest wait.
+
+        Until they are overdue the lost get the capacity no claim wants; then they go first,
+        which may take the last tenth of the wait. Both at the rates the server has shown.
+        Without this bound a lasting overload would leave no promise kept once the first
+        request is overdue. Who asked for no promise is never refused.
+        """
+        others = self.live.others
+        if not self._served_per_s or self.parts.max_wait_s == math.inf:
+            return ()
+        leftover_share = sum(leftover for _, leftover in self._ended) / len(self._ended)
+        share = min(leftover_share + 1.0 - OVERDUE_SHARE, 1.0)
+        most = share * self.parts.max_wait_s * self._served_per_s
+        if len(others) <= most:
+            return ()
+        excess = len(others) - int(most)
+        retry_s = min(len(others) / self._served_per_s, MAX_RETRY_AFTER_S)
+        newest = (r for r in reversed(others) if r.standing is Standing.LOST)
+        return tuple(
+            Refuse(r.request_id, retry_s, "The server is overloaded beyond its longest wait.")
+            for _, r in zip(range(excess), newest, strict=False)
+            if r.state is State.WAITING
+        )
 
     # -- checks ---------------------------------------------------------------------------
 

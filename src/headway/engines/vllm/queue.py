@@ -30,29 +30,36 @@ class GatedQueue(RequestQueue):
         self._presented.clear()
 
     def add_request(self, request: Request) -> None:
+        """Let a request wait."""
         self._waiting[request.request_id] = request
 
     def prepend_request(self, request: Request) -> None:
+        """Let a preempted request wait; its place is the core's choice."""
         self._waiting[request.request_id] = request
 
     def prepend_requests(self, requests: Iterable[Request]) -> None:
+        """Let requests the stock loop skipped wait again."""
         for request in requests:
             self._waiting[request.request_id] = request
 
     def pop_request(self) -> Request:
+        """Take the first presented request out."""
         request = self._presented.popleft()
         del self._waiting[request.request_id]
         return request
 
     def peek_request(self) -> Request:
+        """Return the first presented request."""
         if not self._presented:
             raise IndexError("peek from an empty queue")
         return self._presented[0]
 
     def remove_request(self, request: Request) -> None:
+        """Forget a request that left."""
         self.remove_requests((request,))
 
     def remove_requests(self, requests: Iterable[Request]) -> None:
+        """Forget requests that left."""
         gone = {r.request_id for r in requests}
         for request_id in gone:
             self._waiting.pop(request_id, None)

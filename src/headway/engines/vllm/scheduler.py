@@ -26,6 +26,7 @@ from headway.latency.online import OnlineModel
 from headway.policy.events import Arrived, Finished, StepDone, StepScheduled
 from headway.policy.log import Recorder
 from headway.policy.plan import StepPlan
+from headway.policy.scheduler import Scheduler as Core
 from headway.policy.view import EngineView
 from headway.slo import NO_PROMISE
 
@@ -60,11 +61,9 @@ class HeadwayMixin:
         given = (self.vllm_config.additional_config or {}).get("headway")
         self.headway_settings = Settings.parse(given)
         self.headway_clock = WallClock()
-        self.headway = self.headway_settings.build(
-            latency=OnlineModel(roofline(self.vllm_config))
-        )
-        if self.headway_settings.record:
-            self.headway = Recorder(self.headway, self.headway_settings.record)
+        core = self.headway_settings.build(latency=OnlineModel(roofline(self.vllm_config)))
+        record = self.headway_settings.record
+        self.headway: Core | Recorder = Recorder(core, record) if record else core
         self._slo_book = self.headway_settings.book()
         self._stock_max_step_tokens = self.max_num_scheduled_tokens
         self._stock_chunk_cap = self.scheduler_config.long_prefill_token_threshold

@@ -92,7 +92,7 @@ class UsageCurve:
         still_there = np.arange(count, 0, -1)
         # Residents with an equal finish are all there: use the first of each run's suffix.
         first = np.searchsorted(finishes, finishes, side="left")
-        usage = suffix[first] + still_there[first] * (finishes + slop_tokens)
+        usage = suffix[first] + still_there[first] * (finishes.astype(np.float64) + slop_tokens)
         return finishes, usage
 
     def _suffix_offsets(self) -> Int:

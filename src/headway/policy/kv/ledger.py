@@ -60,8 +60,6 @@ class KvLedger:
             if (request_id in self.claims) is not request.has_claim:
                 raise InvariantError(f"{request!r} is booked in the wrong curve")
         if len(self.everyone) != len(running):
-            raise InvariantError(
-                f"{len(self.everyone)} requests are booked but {len(running)} run"
-            )
+            raise InvariantError(f"{len(self.everyone)} requests are booked but {len(running)} run")
         if len(self.claims) > len(self.everyone):
             raise InvariantError("more claims than residents")

@@ -25,6 +25,7 @@ def parts(chunk_tokens: int | None = None) -> Parts:
         prioritizer=ByArrival(),
         chunker=FixedChunk(chunk_tokens),
         gate=FreeBlocks(),
-        batcher=InOrder(skip_blocked=False),
+        batcher=InOrder(may_pass=0),
         preemptor=Youngest(),
+        heeds_promises=False,
     )

@@ -22,9 +22,10 @@ def parts(max_wait_s: float = 300.0) -> Parts:
     return Parts(
         predictor=SlidingHistogram(),
         feasibility=MooreHodgson(),
-        prioritizer=ByDeadline(max_wait_s),
+        prioritizer=ByDeadline(),
         chunker=SlackChunk(),
         gate=CurveGate(),
         batcher=InOrder(),
-        preemptor=BestEffortFirst(0.9 * max_wait_s),
+        preemptor=BestEffortFirst(),
+        max_wait_s=max_wait_s,
     )

@@ -1,0 +1,155 @@
+"""From workload to HTTP bodies: what is asked, what is promised, what is warmed up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from headway.bench.client import Call
+from headway.errors import UserError
+from headway.slo import Slo, SloBook
+from headway.workloads.arrivals import Arrivals, with_arrivals
+from headway.workloads.readers import load
+from headway.workloads.realtext import demo_workload, made_up_prompt
+from headway.workloads.schema import WorkloadRequest, slo_of
+
+WARM_UP_REQUESTS = 8
+WARM_UP_GAP_S = 0.2
+WARM_UP_SEED = 1_000_003
+"""Far from the seeds people use, so warm-up and measured texts differ."""
+
+SendSlo = Literal["ms", "class", "no"]
+
+
+@dataclass(frozen=True, slots=True)
+class CallOptions:
+    """How a workload is put on the wire.
+
+    Attributes:
+        model: Name the server knows the model by.
+        is_vllm: Whether the server takes vLLM's own body fields; others get plain OpenAI ones.
+        send_slo: Promises as explicit milliseconds, by class name, or not at all.
+        priority_by_class: vLLM's ``priority`` field (lower goes first) for the named classes.
+    """
+
+    model: str
+    is_vllm: bool = True
+    send_slo: SendSlo = "ms"
+    priority_by_class: Mapping[str, int] = field(default_factory=dict)
+
+
+def workload_of(
+    name: str, num_requests: int | None, arrivals: Arrivals, rate_rps: float | None, seed: int
+) -> list[WorkloadRequest]:
+    """Return the workload *name* (``demo`` or a file) with its arrival times.
+
+    Raises:
+        UserError: The file or the combination of options is wrong.
+    """
+    rng = np.random.default_rng([seed, 0xA221])
+    if name == "demo":
+        if arrivals.kind == "trace":
+            raise UserError("The demo workload has no recorded times; use --arrivals poisson.")
+        requests = demo_workload(num_requests or 100, seed)
+    else:
+        requests = load(name)[:num_requests]
+    return with_arrivals(requests, arrivals, rate_rps, rng)
+
+
+def calls_of(
+    requests: Sequence[WorkloadRequest], book: SloBook, options: CallOptions
+) -> list[Call]:
+    """Return the calls of a workload, in its order.
+
+    Raises:
+        UserError: A request's class is not in *book*, or a priority names an unknown class.
+    """
+    slos = [slo_of(request, book) for request in requests]
+    present = {slo.class_name for slo in slos}
+    for name in options.priority_by_class:
+        if name not in present:
+            raise UserError(
+                f"--priority-by-class names {name!r}, but the workload's classes are"
+                f" {', '.join(sorted(present))}."
+            )
+    return [
+        Call(
+            id=request.id,
+            arrived_at_s=request.arrived_at_s,
+            slo=slo,
+            body=body_of(request, slo, options, seed=index),
+            num_prompt_tokens=request.num_prompt_tokens,
+        )
+        for index, (request, slo) in enumerate(zip(requests, slos, strict=True))
+    ]
+
+
+def body_of(
+    request: WorkloadRequest, slo: Slo, options: CallOptions, seed: int = 0
+) -> dict[str, Any]:
+    """Return the JSON body of one greedy, streaming chat completion.
+
+    A request with a text ends where the model ends it. One that has lengths only (a trace) gets
+    a made-up text and, from vLLM, exactly its recorded number of output tokens.
+    """
+    has_text = request.prompt is not None
+    prompt = request.prompt or made_up_prompt(request.num_prompt_tokens, seed)
+    body: dict[str, Any] = {
+        "model": options.model,
+        "messages": [{"role": "user", "content": prompt}],
+        "max_tokens": request.max_output_tokens or request.num_output_tokens,
+        "temperature": 0,
+        "stream": True,
+    }
+    if not options.is_vllm:
+        return body
+    body["return_token_ids"] = True
+    if not has_text:
+        body["ignore_eos"] = True
+    if slo.class_name in options.priority_by_class:
+        body["priority"] = options.priority_by_class[slo.class_name]
+    promised = slo_fields(slo, options.send_slo)
+    if promised:
+        body["vllm_xargs"] = promised
+    return body
+
+
+def slo_fields(slo: Slo, send_slo: SendSlo) -> dict[str, str | float]:
+    """Return the ``vllm_xargs`` that tell the server what was promised."""
+    if send_slo == "no" or not slo.is_promise:
+        return {}
+    if send_slo == "class":
+        return {"slo_class": slo.class_name}
+    spans_s = {"slo_ttft_ms": slo.ttft_s, "slo_tbt_ms": slo.tbt_s, "slo_jct_ms": slo.jct_s}
+    fields: dict[str, str | float] = {
+        name: span_s * 1000 for name, span_s in spans_s.items() if span_s is not None
+    }
+    if slo.weight != 1.0:
+        fields["slo_weight"] = slo.weight
+    return fields
+
+
+def warm_up_calls(book: SloBook, options: CallOptions) -> list[Call]:
+    """Return a few calls like the demo's, the same for every contender and never counted.
+
+    They arrive close together, so that one prompt, several prompts and a batch of decodes have
+    each been computed once before the first promise is at stake.
+    """
+    requests = demo_workload(WARM_UP_REQUESTS, WARM_UP_SEED)
+    plain = CallOptions(options.model, options.is_vllm, "no")
+    calls = []
+    for index, request in enumerate(requests):
+        slo = book.classes.get(request.slo_class or "", Slo())
+        calls.append(
+            Call(
+                id=f"warm-up-{index}",
+                arrived_at_s=index * WARM_UP_GAP_S,
+                slo=slo,
+                body=body_of(request, slo, plain),
+                num_prompt_tokens=request.num_prompt_tokens,
+            )
+        )
+    return calls

@@ -1,0 +1,101 @@
+"""Who runs in the demo and in ``experiments/live``, and on what server."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from headway.bench.calls import SendSlo
+from headway.errors import HeadwayError
+from headway.workloads.realtext import SLO_FILE
+
+MODEL = "smollm2"
+
+SERVER_ARGS = (
+    "--num-gpu-blocks-override", "160", "--block-size", "32", "--max-model-len", "4096",
+)  # fmt: skip
+"""The same for every contender: 160 × 32 = 5,120 tokens of KV cache, small enough to be fought
+over by a dozen chats and a few documents."""
+
+DEMO_RATE_RPS = 1.5
+DEMO_REQUESTS = 100
+DEMO_SEED = 1
+
+STOCK_BEST_FILE = Path(__file__).with_name("stock_best.json")
+
+CHAT_FIRST = {"chat": 0, "batch": 1, "summary": 2}
+"""Priorities for vLLM's ``--scheduling-policy priority``: the least patient class goes first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """One server setting to compare.
+
+    Attributes:
+        key: Name in ``summary.json`` and in result files.
+        title: Name for people.
+        policy: ``headway serve --policy``.
+        args: Arguments of the server beyond those all contenders share.
+        priority_by_class: What its clients send as vLLM's ``priority``.
+        send_slo: Whether and how its clients tell the promises; stock vLLM ignores them.
+    """
+
+    key: str
+    title: str
+    policy: str
+    args: tuple[str, ...] = ()
+    priority_by_class: Mapping[str, int] = field(default_factory=dict)
+    send_slo: SendSlo = "class"
+
+    @property
+    def serve_args(self) -> list[str]:
+        """Arguments of ``headway serve`` for this contender, without host and port."""
+        return [MODEL, "--policy", self.policy, *SERVER_ARGS, *self.args]
+
+    @property
+    def command(self) -> str:
+        """The command a person would type, free of this machine's paths."""
+        args = [_shown(arg) for arg in self.serve_args]
+        return shlex.join(["headway", "serve", *args])
+
+
+def _shown(arg: str) -> str:
+    return f"{SLO_FILE.name}" if os.path.isabs(arg) and Path(arg) == SLO_FILE else arg
+
+
+def stock() -> Contender:
+    """Return vLLM as it comes."""
+    return Contender("stock", "stock vLLM", "stock")
+
+
+def stock_best(path: Path = STOCK_BEST_FILE) -> Contender:
+    """Return vLLM with the setting that the sweep of ``experiments/live`` found best.
+
+    Raises:
+        HeadwayError: The file that names the setting is damaged.
+    """
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        args = tuple(str(arg) for arg in found["server_args"])
+        priorities = {str(name): int(value) for name, value in found["priority_by_class"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise HeadwayError(
+            f"{path.name} must name server_args and priority_by_class ({error}); run"
+            " experiments/live/run.py --write-stock-best to make it anew."
+        ) from None
+    return Contender("stock_best", "stock vLLM, best setting", "stock", args, priorities)
+
+
+def headway() -> Contender:
+    """Return Headway, with no setting tuned: only the classes' promises are named."""
+    return Contender("headway", "Headway", "slack", ("--slo", str(SLO_FILE)))
+
+
+def everyone() -> list[Contender]:
+    """Return the demo's contenders, in the order they run."""
+    return [stock(), stock_best(), headway()]

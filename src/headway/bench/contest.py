@@ -1,0 +1,98 @@
+"""The same workload for several contenders, one server after the other."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from headway.bench.calls import workload_of
+from headway.bench.contenders import Contender
+from headway.bench.server import LiveServer, ServerDied
+from headway.bench.session import Plan, measure
+from headway.bench.show import Display, display
+from headway.errors import HeadwayError
+from headway.metrics.record import RequestRecord
+from headway.slo import SloBook
+from headway.workloads.arrivals import Arrivals
+from headway.workloads.realtext import SLO_FILE
+
+
+@dataclass(frozen=True, slots=True)
+class Leg:
+    """One load on a running server: the demo's workload at a rate, from a seed.
+
+    ``timeout_s`` is longer than any promise of the demo, so giving up never breaks one.
+    """
+
+    rate_rps: float
+    seed: int
+    num_requests: int
+    timeout_s: float = 90.0
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What one contender did in one leg; ``run`` has ``title`` and ``command`` added."""
+
+    contender: Contender
+    leg: Leg
+    run: dict[str, Any]
+    records: list[RequestRecord]
+
+
+def run_contender(
+    contender: Contender,
+    legs: Sequence[Leg],
+    log_path: Path,
+    console: Console,
+    on_entry: Callable[[Entry], None] = lambda entry: None,
+) -> list[Entry]:
+    """Start the contender's server, run every leg on it, and stop it.
+
+    Args:
+        on_entry: Called after each leg, so that a later failure does not lose it.
+
+    Raises:
+        HeadwayError: The server died, or answers nothing; the sentence says where its log is.
+        KeyboardInterrupt: The user stopped a leg; the server is gone by then.
+    """
+    with display(console, contender.title) as shown:
+        shown.stage("starting the server")
+        with LiveServer(contender.serve_args, log_path, on_wait=shown.waited) as server:
+            entries = []
+            for leg in legs:
+                entries.append(_run_leg(server, contender, leg, shown))
+                on_entry(entries[-1])
+            return entries
+
+
+def _run_leg(server: LiveServer, contender: Contender, leg: Leg, shown: Display) -> Entry:
+    workload = workload_of("demo", leg.num_requests, Arrivals("poisson"), leg.rate_rps, leg.seed)
+    plan = Plan(
+        workload=workload,
+        book=SloBook.load(SLO_FILE),
+        policy=contender.policy,
+        rate_rps=leg.rate_rps,
+        seed=leg.seed,
+        timeout_s=leg.timeout_s,
+        send_slo=contender.send_slo,
+        priority_by_class=contender.priority_by_class,
+    )
+    try:
+        measured = asyncio.run(
+            measure(server.url, plan, on_stage=shown.stage, on_progress=shown.tally)
+        )
+    except HeadwayError as error:
+        server.check_alive()
+        raise ServerDied(f"{error} The server's log is {server.log_path}.") from None
+    server.check_alive()
+    if measured.load.was_stopped:
+        raise KeyboardInterrupt
+    run = {"title": contender.title, "command": contender.command, **measured.run}
+    run["server_ready_after_s"] = server.ready_after_s
+    return Entry(contender, leg, run, measured.records)

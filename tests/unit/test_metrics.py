@@ -1,0 +1,166 @@
+"""The metrics of DESIGN §4 on small cases worked out by hand."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headway.errors import UserError
+from headway.metrics import define
+from headway.metrics.record import (
+    RequestRecord,
+    RunFacts,
+    read_records,
+    summarise,
+    write_records,
+)
+from headway.slo import Slo
+
+CHAT = Slo(ttft_s=1.0, tbt_s=0.2, class_name="chat")
+BATCH = Slo(jct_s=10.0, class_name="batch")
+
+
+def record(
+    name: str = "r",
+    slo: Slo = CHAT,
+    arrived_at_s: float = 0.0,
+    emitted_at_s: tuple[float, ...] = (),
+    outcome: str = "finished",
+) -> RequestRecord:
+    return RequestRecord(name, slo, arrived_at_s, emitted_at_s, outcome, 10)  # type: ignore[arg-type]
+
+
+def test_spans_of_one_request() -> None:
+    """TTFT, gaps, TPOT and JCT follow their definitions."""
+    emitted = (1.5, 1.75, 2.5)
+    assert define.ttft_s(1.0, emitted) == 0.5
+    assert define.gaps_s(emitted) == [0.25, 0.75]
+    assert define.tpot_s(emitted) == 0.5
+    assert define.jct_s(1.0, emitted) == 1.5
+
+
+def test_a_request_without_tokens_has_no_spans_and_keeps_nothing() -> None:
+    """No token means no TTFT, and no promise is kept by silence."""
+    assert define.ttft_s(0.0, ()) is None
+    assert define.tpot_s((1.0,)) is None
+    assert define.jct_s(0.0, ()) is None
+    assert not define.ttft_attained(0.0, (), 1.0)
+    assert not define.tbt_attained((), 1.0)
+    assert not define.tbt_attained_strict((), 1.0)
+    assert not define.tbt_attained_lenient((), 1.0)
+    assert not define.jct_attained(0.0, (), 1.0)
+
+
+@pytest.mark.parametrize(("num_gaps", "num_late", "kept"), [
+    (100, 1, True), (100, 2, False), (99, 1, False), (200, 2, True), (0, 0, True),
+])  # fmt: skip
+def test_one_gap_in_a_hundred_may_be_late(num_gaps: int, num_late: int, kept: bool) -> None:
+    """The gap promise holds when at least 99 % of the gaps keep it, counted exactly."""
+    at_s, emitted = 0.0, [0.0]
+    for index in range(num_gaps):
+        at_s += 1.0 if index < num_late else 0.125
+        emitted.append(at_s)
+    assert define.tbt_attained(emitted, 0.2) is kept
+    assert define.tbt_attained_strict(emitted, 0.2) is (num_late == 0)
+
+
+def test_lenient_form_looks_at_the_mean_only() -> None:
+    """One long gap is forgiven by the lenient form when the mean is within the promise."""
+    emitted = (0.0, 0.125, 0.25, 0.75)
+    assert define.tbt_attained_lenient(emitted, 0.25)
+    assert not define.tbt_attained(emitted, 0.25)
+
+
+def test_a_promise_at_its_very_limit_is_kept() -> None:
+    """Limits are inclusive."""
+    assert define.ttft_attained(0.0, (1.0,), 1.0)
+    assert define.jct_attained(0.0, (1.0, 2.0), 2.0)
+
+
+def test_attained_needs_every_promised_dimension_and_an_end() -> None:
+    """A request keeps its promise as a whole, and only when it finished."""
+    assert record(emitted_at_s=(0.5, 0.6)).attained
+    assert not record(emitted_at_s=(1.5, 1.6)).attained
+    assert not record(emitted_at_s=(0.5, 0.9)).attained
+    assert not record(emitted_at_s=(0.5, 0.6), outcome="aborted").attained
+    assert record(slo=BATCH, emitted_at_s=(5.0, 9.0)).attained
+    assert record(slo=Slo(), emitted_at_s=(500.0,)).attained
+
+
+def test_refused_failed_and_lost_requests_count_as_offered() -> None:
+    """Attainment is over everything offered, so losing requests never looks good."""
+    records = [
+        record("a", emitted_at_s=(0.5, 0.6)),
+        record("b", outcome="refused"),
+        record("c", outcome="failed"),
+        record("d", outcome="timed_out", emitted_at_s=(0.1,)),
+    ]
+    run = summarise(records, RunFacts("slack", "live", num_offered=5, duration_s=2.0))
+    assert run["attainment"] == 1 / 5
+    assert run["lost"] == 1
+    assert run["num_requests"] == 5
+    assert run["goodput_rps"] == 0.5
+    assert run["goodput_tokens_per_s"] == 1.0
+    assert run["outcomes"] == {
+        "finished": 1, "refused": 1, "failed": 1, "timed_out": 1, "aborted": 0,
+    }  # fmt: skip
+    assert run["ttft_attainment"] == 1 / 4
+    assert run["jct_attainment"] is None
+
+
+def test_summary_has_the_fields_of_a_run_and_its_classes() -> None:
+    """A run names every field of DESIGN §9; a class has the same figures."""
+    records = [
+        record("a", emitted_at_s=(0.5, 0.6)),
+        record("b", slo=BATCH, arrived_at_s=1.0, emitted_at_s=(2.0, 4.0)),
+    ]
+    run = summarise(records, RunFacts("slack", "live", seed=1, rate_rps=2.0))
+    for name in (
+        "policy", "engine", "rate_rps", "seed", "num_requests", "attainment", "ttft_attainment",
+        "tbt_attainment", "goodput_rps", "output_tokens_per_s", "duration_s", "ttft_s", "tbt_s",
+        "preemptions", "plan_time_us", "lost", "per_class",
+    ):  # fmt: skip
+        assert name in run
+    assert run["duration_s"] == 4.0
+    assert run["per_class"]["batch"]["jct_attainment"] == 1.0
+    assert run["per_class"]["batch"]["ttft_attainment"] is None
+    assert run["per_class"]["chat"]["num_requests"] == 1
+    assert set(run["ttft_s"]) == {"p50", "p95", "p99", "max"}
+
+
+def test_an_empty_run_has_no_figures_and_does_not_fail() -> None:
+    """Nothing offered gives no attainment rather than a perfect or a failed one."""
+    run = summarise([], RunFacts("slack", "live"))
+    assert run["attainment"] is None
+    assert run["goodput_rps"] is None
+    assert run["ttft_s"]["p99"] is None
+
+
+def test_records_survive_a_round_trip(tmp_path: Path) -> None:
+    """What is written is read back equal."""
+    records = [record("a", emitted_at_s=(0.5, 0.625)), record("b", slo=BATCH, outcome="refused")]
+    write_records(tmp_path / "r.jsonl", records)
+    assert read_records(tmp_path / "r.jsonl") == records
+
+
+def test_a_damaged_record_names_its_line(tmp_path: Path) -> None:
+    """A line that is no record gets a sentence with its number."""
+    path = tmp_path / "r.jsonl"
+    write_records(path, [record("a")])
+    path.write_text(path.read_text(encoding="utf-8") + "{}\n", encoding="utf-8")
+    with pytest.raises(UserError, match="line 2"):
+        read_records(path)
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=50))
+def test_quantiles_are_ordered_and_within_the_values(values: list[float]) -> None:
+    """p50 ≤ p95 ≤ p99 ≤ max, all between the smallest and largest value."""
+    found = [q for q in define.quantiles(values).values() if q is not None]
+    assert found == sorted(found)
+    slop = 1e-9 * max(values)
+    assert min(values) - slop <= found[0]
+    assert math.isclose(found[-1], max(values))
