@@ -20,10 +20,15 @@ bin=$VENV/bin
 [ -x "$bin/python" ] || "$PYTHON" -m venv "$VENV"
 
 say "installing $torch"
-"$bin/python" -m pip install --quiet --disable-pip-version-check "uv==0.9.11"
+"$bin/python" -m pip install --quiet --disable-pip-version-check "uv==0.13.9"
 "$bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \
     ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "$torch"
-if ! "$bin/python" -c 'import sys, torch; sys.exit(torch.version.cuda is not None)'; then
+# torch/version.py by itself: torch does not import before its dependencies are there.
+if ! "$bin/python" - << 'PYTHON'; then
+import importlib.util, pathlib, runpy, sys
+folder = pathlib.Path(importlib.util.find_spec("torch").origin).parent
+sys.exit(runpy.run_path(str(folder / "version.py"))["cuda"] is not None)
+PYTHON
     say "pip found only a CUDA build of torch, and the CPU engine needs a CPU build; name an index that has one with: make setup TORCH_INDEX=URL"
     exit 2
 fi

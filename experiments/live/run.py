@@ -23,6 +23,7 @@ from table import best_at, best_overall, contender_key, markdown, table_of
 from headway.bench.contenders import CHAT_FIRST, STOCK_BEST_FILE, Contender, headway, stock
 from headway.bench.contest import Entry, Leg, run_contender
 from headway.bench.machine import commit, machine
+from headway.bench.server import stop_on_sigterm
 from headway.errors import HeadwayError
 from headway.metrics.record import write_records
 
@@ -85,6 +86,7 @@ def main(
         for key, contender in everyone().items():
             click.echo(f"{key:26} {contender.command}")
         return
+    stop_on_sigterm()
     results.mkdir(parents=True, exist_ok=True)
     runner = Runner(results, rates or RATES_RPS, requests, fresh)
     if not table_only:

@@ -47,7 +47,8 @@ class Request:
     ``num_computed_tokens`` counts tokens whose KV exists; ``prefill_target_tokens`` is how
     many must exist before the request can emit again (the prompt, and after a preemption by
     recompute also the tokens emitted so far). ``due_at_s`` is when a waiting request's next
-    token is due by its promise; ``order`` is its rank of arrival;
+    token is due by its promise; ``order`` is its rank of arrival; ``work_s``
+    estimates, on arrival, the seconds of the engine it will take;
     ``is_leftover`` tells that it was started with capacity no claim wanted.
     """
 
@@ -72,6 +73,7 @@ class Request:
         "standing",
         "state",
         "story",
+        "work_s",
     )
 
     def __init__(
@@ -88,6 +90,7 @@ class Request:
         self.queued_at_s = arrived_at_s
         self.due_at_s = float("inf")
         self.order = 0
+        self.work_s = 0.0
         self.num_prompt_tokens = num_prompt_tokens
         self.max_output_tokens = max_output_tokens
         self.predicted_output_tokens = max_output_tokens

@@ -63,6 +63,7 @@ def test_hanging_up_while_waiting_preempted_or_prefilling(lab: Any, asynchronous
     engine = lab.Engine(
         num_blocks=40,
         max_num_batched_tokens=64,
+        max_num_seqs=16,
         asynchronous=asynchronous,
         headway={"policy": "fcfs"},
     )

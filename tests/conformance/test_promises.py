@@ -13,7 +13,9 @@ from headway.latency.online import OnlineModel
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
-OVERLOAD_RPS = 3.6
+from headway.engines.vllm.shapes import roofline
+
+OVERLOAD_RPS = 5.0
 """About twice what the lab's machine serves of its mixed traffic (see the first test)."""
 
 
@@ -35,11 +37,13 @@ def test_the_overload_is_one(lab: Any) -> None:
     assert run.clock.time_s > 1.6 * calls[-1].arrived_at_s
 
 
-@pytest.mark.parametrize("asynchronous", [False, True])
-@pytest.mark.parametrize("impossible", ["slo_ttft_ms", "slo_tbt_ms", "both"])
+@pytest.mark.parametrize(
+    ("impossible", "asynchronous"),
+    [("slo_ttft_ms", False), ("slo_tbt_ms", False), ("both", False), ("both", True)],
+)
 def test_impossible_promises_starve_nobody(lab: Any, impossible: str, asynchronous: bool) -> None:
     """With 1 ms asked for by half of the requests, the other half fares about as well."""
-    calls = lab.mixed(120, 0.9, 3)
+    calls = lab.mixed(100, 0.9, 3)
     wishes = {"slo_ttft_ms": 1, "slo_tbt_ms": 1}
     if impossible != "both":
         wishes = {impossible: 1}
@@ -56,10 +60,10 @@ def test_impossible_promises_starve_nobody(lab: Any, impossible: str, asynchrono
     possible = [c.request_id for c in calls[::2]]
     before = lab.attainment(plain[i] for i in possible)
     after = lab.attainment(outcomes[i] for i in possible)
-    assert before > 0.8
-    assert after >= before - 0.1
+    assert before > 0.9
+    assert after >= before - 0.05
     waits = [o.emitted_at_s[0] - o.call.arrived_at_s for o in outcomes.values()]
-    assert max(waits) < 20.0, "light load: nobody has reason to wait long"
+    assert max(waits) < 10.0, "light load: nobody has reason to wait long"
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
@@ -67,7 +71,7 @@ def test_impossible_promises_starve_nobody(lab: Any, impossible: str, asynchrono
 def test_nobody_waits_beyond_the_bound(lab: Any, seed: int, asynchronous: bool) -> None:
     """At twice the load no one waits longer than ``max_wait_s`` and their own service.
 
-    The load lasts 60 s, three times the bound. Who cannot be served within it is told so
+    The load lasts 50 s, much longer than the bound. Who cannot be served within it is told so
     in time; every request is answered, and those that asked for nothing are served.
     """
     max_wait_s = 20.0
@@ -76,7 +80,7 @@ def test_nobody_waits_beyond_the_bound(lab: Any, seed: int, asynchronous: bool) 
     )
     calls = [
         dataclasses.replace(c, xargs={}) if i % 20 == 0 else c
-        for i, c in enumerate(lab.mixed(int(60 * OVERLOAD_RPS), OVERLOAD_RPS, seed))
+        for i, c in enumerate(lab.mixed(int(50 * OVERLOAD_RPS), OVERLOAD_RPS, seed))
     ]
     run = lab.start(engine, seed)
     outcomes = run.run(calls)
@@ -173,45 +177,42 @@ class Blind(OnlineModel):
         super().observe(self._blind(shape), duration_s)
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_a_model_without_chunk_context_fails_on_long_prompts(lab: Any, seed: int) -> None:
+def test_a_model_without_chunk_context_fails_on_long_prompts(lab: Any) -> None:
     """Beside 10,000-token prompts short chats keep their gaps only if attention is counted."""
+    ours = [long_prompts(lab, seed, blind=False) for seed in range(3)]
+    blind = [long_prompts(lab, seed, blind=True) for seed in range(3)]
+    assert np.mean(ours) >= 0.9
+    assert np.mean(ours) >= np.mean(blind) + 0.08
+    assert 1 - np.mean(blind) >= 2 * (1 - np.mean(ours)), "at least twice the broken promises"
+
+
+def long_prompts(lab: Any, seed: int, *, blind: bool) -> float:
+    """Attainment of 30 % 10,000-token prompts among short chats with gaps of 35 ms."""
     noise = np.random.default_rng(seed)
 
     def truth(shape: StepShape) -> float:
         seconds = (
             0.006
             + 4e-5 * shape.num_decodes
-            + 2.0e-5 * shape.num_prefill_tokens
+            + 2e-5 * shape.num_prefill_tokens
             + 2e-8 * shape.sum_context_tokens
-            + 1.2e-8 * shape.chunk_context
+            + 6e-8 * shape.chunk_context
         )
         return seconds * float(np.exp(0.04 * noise.standard_normal()))
 
     rng = np.random.default_rng(seed)
     at_s, calls = 0.0, []
-    for i in range(150):
-        at_s += float(rng.exponential(1 / 2.2))
+    for i in range(100):
+        at_s += float(rng.exponential(1 / 0.6))
         if rng.random() < 0.3:
             wishes = {"slo_ttft_ms": 8000, "slo_tbt_ms": 200}
             calls.append(lab.Call(f"long{i}", at_s, 10_000, 60, wishes))
         else:
-            wishes = {"slo_ttft_ms": 1000, "slo_tbt_ms": 30}
+            wishes = {"slo_ttft_ms": 1000, "slo_tbt_ms": 35}
             calls.append(lab.Call(f"chat{i}", at_s, int(rng.integers(50, 300)), 80, wishes))
-    engine = lab.Engine(
-        num_blocks=8000, max_num_batched_tokens=2048, headway={"policy": "slack"}
-    )
-    ours = lab.VirtualRun(engine, truth)
-    kept = lab.attainment(ours.run(calls).values())
-    blind = lab.VirtualRun(engine, truth)
-    core = blind.scheduler.headway_settings.build(latency=Blind(core_roofline(ours)))
-    blind.scheduler.headway = core
-    lost = lab.attainment(blind.run(calls).values())
-    assert kept >= 0.9
-    assert kept >= lost + 0.15
-
-
-def core_roofline(run: Any) -> Any:
-    from headway.engines.vllm.shapes import roofline
-
-    return roofline(run.scheduler.vllm_config)
+    engine = lab.Engine(num_blocks=8000, max_num_batched_tokens=2048, headway={"policy": "slack"})
+    run = lab.VirtualRun(engine, truth)
+    if blind:
+        model = Blind(roofline(run.scheduler.vllm_config))
+        run.scheduler.headway = run.scheduler.headway_settings.build(latency=model)
+    return float(lab.attainment(run.run(calls).values()))

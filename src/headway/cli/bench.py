@@ -12,7 +12,7 @@ from rich.console import Console
 
 from headway.bench.calls import SendSlo, workload_of
 from headway.bench.session import Measured, Plan, measure
-from headway.bench.show import display, failure_sentence, lag_sentence, run_table
+from headway.bench.show import display, failure_sentence, goodput_sentence, lag_sentence, run_table
 from headway.errors import UserError
 from headway.metrics.record import write_records
 from headway.slo import SloBook
@@ -110,6 +110,7 @@ def _report(console: Console, measured: Measured, plan: Plan, url: str) -> None:
     rate = f"{plan.rate_rps:g}/s" if plan.rate_rps else "as recorded"
     title = f"{len(measured.records)} requests to {measured.server.model} at {url}, {rate}"
     console.print(run_table(measured.run, title))
+    console.print(goodput_sentence(measured.run), highlight=False)
     console.print(lag_sentence(measured.load.lag), highlight=False)
     why = failure_sentence(measured.records)
     if why is not None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
 import click
 from rich.console import Console
@@ -17,6 +15,7 @@ from headway.bench.contenders import DEMO_RATE_RPS, DEMO_REQUESTS, DEMO_SEED, ev
 from headway.bench.contest import Entry, Leg, run_contender
 from headway.bench.machine import machine
 from headway.bench.page import write_page
+from headway.bench.server import stop_on_sigterm
 from headway.errors import UserError
 from headway.metrics.record import write_records
 from headway.workloads.schema import number
@@ -44,7 +43,7 @@ def demo(rate: str, requests: int, seed: int, out: Path) -> None:
     except OSError as error:
         raise UserError(f"Cannot make the folder {out}: {error.strerror}.") from None
     console = Console()
-    signal.signal(signal.SIGTERM, _as_interrupt)
+    stop_on_sigterm()
     try:
         entries = [
             run_contender(contender, [leg], out / f"{contender.key}.log", console)[0]
@@ -77,8 +76,3 @@ def _report(entries: Sequence[Entry], out: Path, console: Console) -> None:
         pairs = ",".join(f"{name}={value}" for name, value in best.priority_by_class.items())
         console.print(f"  with clients sending priorities {pairs}", highlight=False)
     console.print(f"Page: {out / 'index.html'}   Figures: {out / 'summary.json'}", highlight=False)
-
-
-def _as_interrupt(number: int, frame: FrameType | None) -> None:
-    """Turn SIGTERM into KeyboardInterrupt, so that a running server is stopped first."""
-    raise KeyboardInterrupt

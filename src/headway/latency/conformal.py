@@ -36,6 +36,7 @@ class RatioWindow:
     ) -> None:
         self._rows = np.zeros((window, width))
         self._seconds = np.ones(window)
+        self._by_slot = np.ones(window)
         self._count = 0
         self._ratios: list[float] = []
         self._prior = prior
@@ -47,16 +48,25 @@ class RatioWindow:
     def add(self, row: Vector, duration_s: float, predicted_s: float) -> None:
         """Take one step in, and the oldest out once the window is full."""
         slot = self._count % len(self._seconds)
+        if self._count >= len(self._seconds):
+            del self._ratios[bisect.bisect_left(self._ratios, float(self._by_slot[slot]))]
         self._rows[slot] = row
         self._seconds[slot] = duration_s
+        self._by_slot[slot] = duration_s / predicted_s
         self._count += 1
-        bisect.insort(self._ratios, duration_s / predicted_s)
+        bisect.insort(self._ratios, float(self._by_slot[slot]))
 
     def recompute(self, coefficients: Vector) -> None:
         """Compare the window with a refitted model."""
         count = len(self)
         predicted = np.maximum(self._rows[:count] @ coefficients, 1e-6)
-        self._ratios = np.sort(self._seconds[:count] / predicted).tolist()
+        self._by_slot[:count] = self._seconds[:count] / predicted
+        self._ratios = np.sort(self._by_slot[:count]).tolist()
+
+    def forget(self) -> None:
+        """Start over: the machine is not the one that was measured."""
+        self._count = 0
+        self._ratios = []
 
     def upper(self, miss_rate: float) -> float:
         """Return the ratio exceeded by at most *miss_rate* of the steps.

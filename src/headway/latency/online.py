@@ -31,6 +31,15 @@ REFIT_EVERY = 8
 
 WARM_STEPS = 32
 
+CHANGED = 1.3
+"""A step this many times longer (or shorter) than predicted is far off."""
+
+CHANGED_STEPS = 12
+"""Far-off steps of one mode in a row, all to one side, that mean the machine changed."""
+
+KEEP = 0.02
+"""Weight left to the past when it did."""
+
 Vector = npt.NDArray[np.float64]
 
 
@@ -45,6 +54,7 @@ class OnlineModel(LatencyModel):
         self._moment = {mixed: np.zeros(width) for mixed in (False, True)}
         self._ratios = {mixed: RatioWindow(width) for mixed in (False, True)}
         self._weight = dict.fromkeys((False, True), 0.0)
+        self._one_sided = dict.fromkeys((False, True), 0)
         self._log_scale = 0.0
         self._num_steps = 0
         self._coefficients: tuple[float, ...] = ()
@@ -89,6 +99,7 @@ class OnlineModel(LatencyModel):
         mixed = shape.is_mixed
         features = np.array(shape.features())
         self._ratios[mixed].add(features, duration_s, predicted_s)
+        self._notice_change(mixed, duration_s / predicted_s)
         self._rescale(shape, duration_s)
         # Relative to the larger of the two: neither a hiccup nor a wild guess gets leverage.
         unit_s = max(duration_s, predicted_s)
@@ -99,6 +110,19 @@ class OnlineModel(LatencyModel):
         self._num_steps += 1
         if self._num_steps <= WARM_STEPS or self._num_steps % REFIT_EVERY == 0:
             self._fit()
+
+    def _notice_change(self, mixed: bool, ratio: float) -> None:
+        """Forget the past when step after step lands far to one side of the prediction."""
+        off = int(ratio > CHANGED) - int(ratio < 1 / CHANGED)
+        run = self._one_sided[mixed]
+        self._one_sided[mixed] = off if off * run <= 0 else run + off
+        if abs(self._one_sided[mixed]) >= CHANGED_STEPS and self._num_steps > WARM_STEPS:
+            for mode in (False, True):
+                self._gram[mode] *= KEEP
+                self._moment[mode] *= KEEP
+                self._weight[mode] *= KEEP
+                self._ratios[mode].forget()
+                self._one_sided[mode] = 0
 
     def _rescale(self, shape: StepShape, duration_s: float) -> None:
         """Track measured / roofline, so that the guess keeps only its proportions."""
@@ -115,6 +139,7 @@ class OnlineModel(LatencyModel):
         # Each coefficient is pulled to the guess as hard as PRIOR_STEPS average steps pull;
         # one that no step has exercised stays at the guess.
         pull = PRIOR_STEPS * np.diag(gram) / num_steps + 1e-12 / (prior + 1e-12) ** 2
+        pull[prior == 0.0] = 1e-12  # The guess knows nothing of these: no pull, only a rank.
         gram = gram + np.diag(pull)
         moment = moment + pull * prior
         # Unit diagonal first: columns differ by ten orders of magnitude.

@@ -132,11 +132,20 @@ class SlackChunk(Chunker):
         self._target_s = math.inf
 
     def step_limit_s(self, ctx: PlanContext) -> float:
-        """Return the tightest of: promised gaps, decodes out of step, responsiveness."""
-        limit_s = self._responsive * ctx.tightest_ttft_s
-        if ctx.live.claim_gaps:
-            limit_s = min(limit_s, ctx.live.claim_gaps.peekitem(0)[0])
-        return min(limit_s, ctx.lagging_due_s - ctx.ref_s)
+        """Return the tightest of: promised gaps, decodes out of step, responsiveness.
+
+        Gaps that the decodes alone already exceed are broken whatever is decided here.
+        """
+        predict_s = ctx.latency.predict_s
+        least_s = predict_s(ctx.shape.with_chunk(LEAST_CHUNK_TOKENS, 0))
+        limit_s = max(self._responsive * ctx.tightest_ttft_s, least_s)
+        decode_s = predict_s(ctx.shape)
+        for gap_s in ctx.live.claim_gaps:
+            if gap_s > decode_s:
+                limit_s = min(limit_s, gap_s)
+                break
+        lagging_s = ctx.lagging_due_s - ctx.ref_s
+        return min(limit_s, lagging_s) if lagging_s > decode_s else limit_s
 
     def largest(
         self,
@@ -171,10 +180,10 @@ class SlackChunk(Chunker):
         limit_s = self.step_limit_s(ctx)
         if limit_s == math.inf or not (ctx.live.claim_gaps or ctx.lagging_due_s < math.inf):
             return limit_s
-        at_risk = list(ctx.live.claim_gaps.items())
+        decode_s = ctx.latency.predict_s(ctx.shape)
+        at_risk = [(gap_s, n) for gap_s, n in ctx.live.claim_gaps.items() if gap_s > decode_s]
         if ctx.lagging_due_s < math.inf:
             at_risk.append((ctx.lagging_due_s - ctx.ref_s, 1))
-        decode_s = ctx.latency.predict_s(ctx.shape)
         probe = ctx.shape.with_chunk(PROBE_TOKENS, 0)
         token_s = max(ctx.latency.predict_s(probe) - decode_s, 1e-9) / PROBE_TOKENS
         worth = max(self._least_pressure, min(ctx.pressure, 1.0)) / ctx.claim_tokens

@@ -13,8 +13,8 @@ from headway.policy.view import EngineView
 from headway.request import Request
 from headway.units import blocks_for
 
-OVERDUE_SHARE = 0.9
-"""Share of the longest wait after which a request goes first."""
+OVERDUE_SHARE = 0.8
+"""Share of the longest wait after which a request goes first; serving it takes the rest."""
 
 
 @dataclass(slots=True)
@@ -65,13 +65,10 @@ class PlanContext:
         return self.view.num_total_blocks * self.view.block_size_tokens
 
     def is_overdue(self, request: Request) -> bool:
-        """Return whether a request waited so long that it goes before every promise.
-
-        At nine tenths of the bound: the last tenth is what serving the overdue may take.
-        """
+        """Return whether a request waited so long that it goes before every promise."""
         since_s = request.last_token_at_s
         if since_s is None:
-            since_s = request.queued_at_s
+            since_s = request.arrived_at_s
         return self.now_s - since_s >= OVERDUE_SHARE * self.max_wait_s
 
     def comes_first(self, request: Request) -> bool:

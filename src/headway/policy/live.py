@@ -14,14 +14,16 @@ class LiveRequests:
     """Every unfinished request, by phase.
 
     ``claims`` are waiting requests whose promise may still be kept, by the instant their
-    next token is due; ``others`` wait as best effort, by arrival. ``prefilling`` and
-    ``decoding`` run. ``claim_gaps`` counts decoding claims per promised gap.
+    next token is due; ``others`` wait as best effort, by arrival, and hold ``others_work_s``
+    seconds of work. ``prefilling`` and ``decoding`` run. ``claim_gaps`` counts decoding claims
+    per promised gap.
     """
 
     def __init__(self) -> None:
         self.requests: dict[str, Request] = {}
         self.claims: SortedKeyList = SortedKeyList(key=lambda r: (r.due_at_s, r.order))
         self.others: SortedKeyList = SortedKeyList(key=lambda r: r.order)
+        self.others_work_s = 0.0
         self.prefilling: dict[str, Request] = {}
         self.decoding: dict[str, Request] = {}
         self.sum_decode_context_tokens = 0
@@ -58,11 +60,19 @@ class LiveRequests:
 
     def queue(self, request: Request) -> None:
         """Put a waiting request in the queue its standing asks for."""
-        (self.claims if request.has_claim else self.others).add(request)
+        if request.has_claim:
+            self.claims.add(request)
+        else:
+            self.others.add(request)
+            self.others_work_s += request.work_s
 
     def unqueue(self, request: Request) -> None:
         """Take a waiting request out of its queue."""
-        (self.claims if request.has_claim else self.others).remove(request)
+        if request.has_claim:
+            self.claims.remove(request)
+            return
+        self.others.remove(request)
+        self.others_work_s = self.others_work_s - request.work_s if self.others else 0.0
 
     def start_prefill(self, request: Request) -> None:
         """A request began or resumed: its prompt is in progress."""
@@ -119,6 +129,11 @@ class LiveRequests:
         for request in waiting:
             if request.state not in (State.WAITING, State.PREEMPTED):
                 raise InvariantError(f"{request!r} is queued; {request.tell()}")
+        if not all(r.has_claim for r in self.claims) or any(r.has_claim for r in self.others):
+            raise InvariantError("a waiting request is in the queue of another standing")
+        work_s = sum(r.work_s for r in self.others)
+        if abs(work_s - self.others_work_s) > 1e-6 * max(work_s, 1.0):
+            raise InvariantError(f"best effort waits for {work_s} s, booked {self.others_work_s}")
         context = sum(r.num_tokens for r in self.decoding.values())
         if context != self.sum_decode_context_tokens:
             raise InvariantError(f"context is {context}, booked {self.sum_decode_context_tokens}")

@@ -44,7 +44,10 @@ class BestEffortFirst(Preemptor):
         return ctx.now_s - request.arrived_at_s < OVERDUE_SHARE * ctx.max_wait_s
 
     def for_claim(self, ctx: PlanContext, claim: Request) -> Iterator[Request]:
-        """Yield best-effort requests, the youngest first."""
+        """Yield best-effort requests, the youngest first; for the overdue, claims after them."""
+        if ctx.is_overdue(claim):
+            yield from self.for_running(ctx)
+            return
         if ctx.live.num_unclaimed_decodes == 0 and not ctx.live.prefilling:
             return
         dispensable = [r for r in ctx.live.running() if self._is_dispensable(ctx, r)]

@@ -26,6 +26,12 @@ from headway.policy.prioritize import Prioritizer
 from headway.policy.view import EngineView
 from headway.request import Request, Standing, State
 
+CERTAIN = 0.7
+"""Share of a prediction that a promise must fall short of to be called hopeless."""
+
+LATE_SHARE = 0.2
+"""Share of the capacity that a lasting overload may spend on promises already lost."""
+
 MAX_RETRY_AFTER_S = 600.0
 """No client is told to stay away longer than this."""
 
@@ -89,8 +95,8 @@ class Scheduler:
         self._tightest_seen_s = -math.inf
         self._claim_tokens = 300.0
         self._unchecked: list[Request] = []
-        self._ended: deque[tuple[float, bool]] = deque(maxlen=32)
-        self._served_per_s = 0.0
+        self._ended: deque[tuple[float, float, bool]] = deque(maxlen=32)
+        self._work_per_s = 1.0
 
     # -- events ---------------------------------------------------------------------------
 
@@ -115,20 +121,44 @@ class Scheduler:
         )
         if not self.parts.heeds_promises:
             request.standing = Standing.UNPROMISED
+        elif request.has_claim and self._is_hopeless(request):
+            request.standing = Standing.LOST
+            request.note(event.at_s, "promise lost: not even an empty server could keep it")
         request.queued_at_s = event.at_s
         request.predicted_output_tokens = self.parts.predictor.predict(request)
         request.due_at_s = self._due_at_s(request)
+        request.work_s = self._work_s(request)
         self.live.arrive(request)
         self._unchecked.append(request)
         if request.has_claim:
             self._claim_tokens += 0.05 * (event.num_prompt_tokens - self._claim_tokens)
-        ttft_s = event.slo.ttft_s
+        ttft_s = event.slo.ttft_s if request.has_claim else None
         stale = event.at_s - self._tightest_seen_s > RECENT_TTFT_S
         if ttft_s is not None and (ttft_s <= self._tightest_ttft_s or stale):
             self._tightest_ttft_s = ttft_s
             self._tightest_seen_s = event.at_s
         elif stale:
             self._tightest_ttft_s = math.inf
+
+    def _is_hopeless(self, request: Request) -> bool:
+        """Return whether the machine is too slow for this promise whatever the load."""
+        slo, num_tokens = request.slo, request.num_prompt_tokens
+        prompt_s = CERTAIN * self.latency.predict_s(StepShape().with_chunk(num_tokens, 0))
+        step_s = CERTAIN * self.latency.predict_s(StepShape(0, 0, 1, num_tokens))
+        return (
+            (slo.ttft_s is not None and prompt_s > slo.ttft_s)
+            or (slo.tbt_s is not None and step_s > slo.tbt_s)
+            or (slo.jct_s is not None and prompt_s > slo.jct_s)
+        )
+
+    def _work_s(self, request: Request) -> float:
+        """Return the engine's seconds a request takes: its prompt, and its share of steps."""
+        beside = max(len(self.live.decoding), 8)
+        context = self.live.sum_decode_context_tokens
+        decode_s = self.latency.predict_s(StepShape(0, 0, beside, context))
+        chunk = StepShape(0, 0, beside, context).with_chunk(request.num_prompt_tokens, 0)
+        prompt_s = self.latency.predict_s(chunk) - decode_s
+        return prompt_s + request.predicted_output_tokens * decode_s / beside
 
     def _due_at_s(self, request: Request) -> float:
         """Return when the next token of a waiting request is due by its promise."""
@@ -273,12 +303,12 @@ class Scheduler:
             self._idle = True
 
     def _count_served(self, request: Request, at_s: float) -> None:
-        """Track the best rate at which requests were served lately (requests a second)."""
+        """Track the best rate at which work was done lately, in its own estimate."""
         ended = self._ended
-        ended.append((at_s, request.is_leftover))
+        ended.append((at_s, request.work_s, request.is_leftover))
         if len(ended) == ended.maxlen and at_s > ended[0][0]:
-            rate = (len(ended) - 1) / (at_s - ended[0][0])
-            self._served_per_s = max(rate, 0.999 * self._served_per_s)
+            rate = sum(work_s for _, work_s, _ in ended) / (at_s - ended[0][0])
+            self._work_per_s = max(rate, 0.999 * self._work_per_s)
 
     def _lose(self, request: Request, at_s: float, why: str) -> None:
         """The promise is broken: stop competing with those that can still be kept."""
@@ -303,6 +333,8 @@ class Scheduler:
         if not live.prefilling and not live.num_waiting:
             return self._decode_only(ctx, preempt, reject, cap)
         ctx.set_aside, ctx.pressure = self.parts.feasibility.set_aside(ctx, self.parts.chunker)
+        if live.others and ctx.is_overdue(live.others[0]):
+            ctx.pressure = 1.0
         refuse = self._refusals(ctx) if self.overload == "refuse" else self._overflow()
         hold = self._hold(ctx)
         gone = {p.request_id for p in preempt}
@@ -491,26 +523,28 @@ class Scheduler:
         """Refuse the newest lost requests that could not be served within the longest wait.
 
         Until they are overdue the lost get the capacity no claim wants; then they go first,
-        which may take the last tenth of the wait. Both at the rates the server has shown.
+        which may take :data:`LATE_SHARE` of it. Both at the rates the server has shown.
         Without this bound a lasting overload would leave no promise kept once the first
         request is overdue. Who asked for no promise is never refused.
         """
-        others = self.live.others
-        if not self._served_per_s or self.parts.max_wait_s == math.inf:
+        live, longest_s = self.live, self.parts.max_wait_s
+        if longest_s == math.inf or not live.others:
             return ()
-        leftover_share = sum(leftover for _, leftover in self._ended) / len(self._ended)
-        share = min(leftover_share + 1.0 - OVERDUE_SHARE, 1.0)
-        most = share * self.parts.max_wait_s * self._served_per_s
-        if len(others) <= most:
+        leftover_share = sum(leftover for _, _, leftover in self._ended) / max(len(self._ended), 1)
+        share = min(leftover_share + LATE_SHARE, OVERDUE_SHARE)
+        excess_s = live.others_work_s - share * longest_s * self._work_per_s
+        if excess_s <= 0:
             return ()
-        excess = len(others) - int(most)
-        retry_s = min(len(others) / self._served_per_s, MAX_RETRY_AFTER_S)
-        newest = (r for r in reversed(others) if r.standing is Standing.LOST)
-        return tuple(
-            Refuse(r.request_id, retry_s, "The server is overloaded beyond its longest wait.")
-            for _, r in zip(range(excess), newest, strict=False)
-            if r.state is State.WAITING
-        )
+        retry_s = min(live.others_work_s / self._work_per_s, MAX_RETRY_AFTER_S)
+        refuse: list[Refuse] = []
+        for request in reversed(live.others):
+            if excess_s <= 0:
+                break
+            if request.standing is Standing.LOST and request.state is State.WAITING:
+                excess_s -= request.work_s
+                why = "The server is overloaded beyond its longest wait."
+                refuse.append(Refuse(request.request_id, retry_s, why))
+        return tuple(refuse)
 
     # -- checks ---------------------------------------------------------------------------
 

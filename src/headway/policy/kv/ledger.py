@@ -61,5 +61,6 @@ class KvLedger:
                 raise InvariantError(f"{request!r} is booked in the wrong curve")
         if len(self.everyone) != len(running):
             raise InvariantError(f"{len(self.everyone)} requests are booked but {len(running)} run")
-        if len(self.claims) > len(self.everyone):
-            raise InvariantError("more claims than residents")
+        num_claims = sum(r.has_claim for r in running.values())
+        if len(self.claims) != num_claims:
+            raise InvariantError(f"{len(self.claims)} claims are booked but {num_claims} run")

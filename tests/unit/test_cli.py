@@ -1,0 +1,254 @@
+"""The command line: quick, and one sentence for every mistake."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import headway
+from headway.cli.main import COMMANDS, main
+from headway.engines.vllm import edge, embedded, serve
+from headway.errors import HeadwayError, UserError
+
+
+def run(*argv: str) -> int:
+    """Run the command line in this process and return its exit code."""
+    with pytest.raises(SystemExit) as stop:
+        main(argv)
+    code = stop.value.code
+    assert isinstance(code, int)
+    return code
+
+
+def options(**changes: Any) -> serve.ServeOptions:
+    given: dict[str, Any] = {
+        "model": "m", "policy": None, "overload": None, "slo_file": None, "vllm_args": (),
+    }  # fmt: skip
+    return serve.ServeOptions(**{**given, **changes})
+
+
+def parsed(**changes: Any) -> argparse.Namespace:
+    """vLLM's parsed arguments, as far as Headway touches them."""
+    given: dict[str, Any] = {
+        "scheduler_cls": None,
+        "additional_config": {},
+        "middleware": [],
+        "async_scheduling": None,
+        "tensor_parallel_size": 1,
+        "pipeline_parallel_size": 1,
+        "data_parallel_size": 1,
+        "distributed_executor_backend": None,
+    }
+    return argparse.Namespace(**{**given, **changes})
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    """Help names every command with a line about it."""
+    assert run("--help") == 0
+    text = capsys.readouterr().out
+    assert all(name in text and line in text for name, (_, line) in COMMANDS.items())
+    assert run("--version") == 0
+    assert headway.__version__ in capsys.readouterr().out
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """Neither an engine nor numerics: the first word appears at once."""
+    script = (
+        "import sys\n"
+        "from headway.cli.main import main\n"
+        "try:\n    main(['--help'])\n"
+        "finally:\n    print({'vllm', 'torch', 'numpy', 'plotly'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.splitlines()[-1] == "set()"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_exists(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each line of the table leads to a command that explains itself."""
+    assert run(name, "--help") == 0
+    assert "Usage: headway" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "word"),
+    [
+        (["serve", "m", "--policy", "nope"], "slack"),
+        (["serve", "m", "--overload", "panic"], "demote"),
+        (["serve", "m", "--slo", "missing.toml"], "missing.toml"),
+        (["serve"], "MODEL"),
+        (["serve", "--port", "8000", "m"], "model first"),
+        (["launch"], "launch"),
+        (["serve", "m", "--policy"], "--policy"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_2(
+    argv: list[str], word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On stderr, naming what is allowed, and before vLLM is imported."""
+    assert run(*argv) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("headway: ")
+    assert len(captured.err.splitlines()) == 1
+    assert word in captured.err
+
+
+def test_a_bad_slo_file_names_the_value(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The sentence leads to the line to change."""
+    file = tmp_path / "slo.toml"
+    file.write_text("[classes.chat]\nttft_s = -1\n")
+    assert run("serve", "m", "--slo", str(file)) == 2
+    assert "[classes.chat] ttft_s" in capsys.readouterr().err
+
+
+def test_mistakes_are_found_before_vllm_is_imported() -> None:
+    """A typo costs a moment, not the twenty seconds vLLM needs to import."""
+    script = (
+        "import sys\n"
+        "from headway.cli.main import main\n"
+        "try:\n    main(['serve', 'm', '--policy', 'nope'])\n"
+        "finally:\n    print({'vllm', 'torch'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stdout.splitlines() == ["set()"]
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(UserError("No."), 2), (HeadwayError("Sorry."), 1), (KeyboardInterrupt(), 130)],
+)
+def test_errors_become_exit_codes_in_one_place(
+    error: BaseException,
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Commands raise; only the main program prints and exits."""
+
+    def fail(given: serve.ServeOptions) -> None:
+        raise error
+
+    monkeypatch.setattr(serve, "serve", fail)
+    assert run("serve", "m") == code
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_unknown_arguments_go_to_vllm_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ours are taken out wherever they stand; -dph of vLLM is no -h of ours."""
+    seen: list[serve.ServeOptions] = []
+    monkeypatch.setattr(serve, "serve", seen.append)
+    argv = "serve m --port 8001 --policy fcfs -tp 2 -dph --slo s.toml --enforce-eager -O3"
+    assert run(*argv.split()) == 0
+    expected = ("--port", "8001", "-tp", "2", "-dph", "--enforce-eager", "-O3")
+    assert seen == [
+        options(policy="fcfs", slo_file=Path("s.toml"), vllm_args=expected),
+    ]
+
+
+def test_settings_are_merged_into_the_users_own() -> None:
+    """What was said on the command line wins; the rest of theirs stays."""
+    given = {"other": 1, "headway": {"policy": "fcfs", "options": {"max_wait_s": 9}}}
+    merged = serve.merged_config(given, {"policy": "slack"})
+    assert merged == {"other": 1, "headway": {"policy": "slack", "options": {"max_wait_s": 9}}}
+    assert given["headway"] == {"policy": "fcfs", "options": {"max_wait_s": 9}}
+
+
+@pytest.mark.parametrize("given", ["x", [1], {"headway": "slack"}])
+def test_an_additional_config_of_another_shape_is_a_sentence(given: object) -> None:
+    """It must be an object, and its headway too."""
+    with pytest.raises(UserError, match="JSON object"):
+        serve.merged_config(given, {})
+
+
+@pytest.mark.parametrize(
+    ("ahead", "scheduler"), [(True, serve.ASYNC_SCHEDULER), (False, serve.SYNC_SCHEDULER)]
+)
+def test_headway_is_plugged_in(
+    ahead: bool, scheduler: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Scheduler class, settings, HTTP edge, and the SLO file for the edge."""
+    file = tmp_path / "slo.toml"
+    file.write_text("[classes.chat]\nttft_s = 1\n")
+    monkeypatch.setattr(serve, "_schedules_ahead", lambda args: ahead)
+    monkeypatch.delenv(edge.SLO_FILE_VARIABLE, raising=False)
+    monkeypatch.setenv(edge.SLO_FILE_VARIABLE, "")
+    args = parsed(middleware=["their.Middleware"])
+    serve._plug_in(args, options(overload="refuse", slo_file=file))
+    assert args.scheduler_cls == scheduler
+    assert args.middleware == ["their.Middleware", serve.EDGE]
+    settings = {"overload": "refuse", "slo_file": str(file)}
+    assert json.loads(json.dumps(args.additional_config)) == {"headway": settings}
+    assert serve.os.environ[edge.SLO_FILE_VARIABLE] == str(file)
+
+
+def test_another_scheduler_class_is_a_mistake() -> None:
+    """Both cannot be the scheduler; the sentence says how to have the other."""
+    with pytest.raises(UserError, match="--policy stock"):
+        serve._plug_in(parsed(scheduler_cls="x.Y"), options())
+
+
+def test_settings_in_additional_config_are_checked_too() -> None:
+    """A typo in JSON is found here, not by a traceback in the engine's process."""
+    with pytest.raises(UserError, match="nope"):
+        serve._plug_in(parsed(additional_config={"headway": {"policy": "nope"}}), options())
+
+
+def test_without_vllm_the_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both extras are named: with and without a GPU."""
+    monkeypatch.setattr(serve.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"headway\[vllm\].*headway\[cpu\]"):
+        serve.check(options())
+
+
+def test_stock_says_what_it_ignores(capsys: pytest.CaptureFixture[str]) -> None:
+    """Plain vLLM knows no promises; nothing is dropped in silence."""
+    serve.check(options(policy="stock", overload="refuse"))
+    assert "ignores" in capsys.readouterr().err
+
+
+def test_the_embedded_model_gets_defaults_a_user_may_override(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Ours come first on vLLM's command line, and the last one wins there."""
+    monkeypatch.setattr(embedded, "ensure", lambda: tmp_path)
+    monkeypatch.setattr(serve, "_on_cpu", lambda: True)
+    for name in serve.QUIET_ENVIRONMENT:
+        monkeypatch.setenv(name, "0")
+    model, args = serve._resolve_model(embedded.NAME)
+    assert model == str(tmp_path)
+    assert args[:2] == ["--served-model-name", "smollm2"]
+    assert "float32" in args
+    assert serve.os.environ["HF_HUB_OFFLINE"] == "0"
+    assert serve._resolve_model("org/model") == ("org/model", [])
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (parsed(), "uni"),
+        (parsed(distributed_executor_backend="mp"), "mp"),
+        (parsed(tensor_parallel_size=2), None),
+        (parsed(data_parallel_size=2), None),
+    ],
+)
+def test_one_engine_process_unless_asked_otherwise(
+    args: argparse.Namespace, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The small model shares the engine's process; more than one worker cannot."""
+    monkeypatch.setattr(serve, "_on_cpu", lambda: True)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    serve._prefer_one_engine_process(args)
+    assert args.distributed_executor_backend == expected
