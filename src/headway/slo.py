@@ -115,7 +115,7 @@ class SloBook:
             raise UserError(f"{source}: name at least one class, as in [classes.chat].")
         classes = {name: _class_of(name, table, source) for name, table in tables.items()}
         default = document.get("default")
-        if default is not None and default not in classes:
+        if default is not None and (not isinstance(default, str) or default not in classes):
             raise UserError(
                 f"{source}: default = {default!r} is not one of the classes {sorted(classes)}."
             )

@@ -388,6 +388,20 @@ async def test_classes_come_from_the_servers_file(
     assert "gold" in other.text
 
 
+async def test_without_the_variable_classes_come_from_the_schedulers_settings(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Someone who starts vLLM without ``headway serve`` names the file only once."""
+    monkeypatch.delenv(SLO_FILE_VARIABLE, raising=False)
+    file = tmp_path / "slo.toml"
+    file.write_text("[classes.gold]\nttft_s = 1\n")
+    exchange = Exchange(FakeEngine(TOKENS), plain_answer, body_of(slo_class="gold"))
+    settings = {"headway": {"slo_file": str(file)}}
+    config = SimpleNamespace(additional_config=settings)
+    exchange.engine.vllm_config = config  # type: ignore[attr-defined]
+    assert (await exchange.run()).status == 200
+
+
 @given(
     seconds=st.floats(allow_nan=True, allow_infinity=True),
     sentence=st.text(),

@@ -116,7 +116,7 @@ def test_scheduler(fake_engine, policy: str) -> None:  # type: ignore[no-untyped
             if not hasattr(self, "engine"):
                 return
             engine = self.engine
-            engine.drain(max_steps=20_000)
+            engine.drain(max_steps=3000)
             core = engine.core
             core.validate()
             assert not core.live.requests

@@ -63,9 +63,13 @@ class InOrder(Batcher):
         num_running = ctx.live.num_running
         blocked = 0
         for request in candidates:
+            if request.request_id in ctx.gone:
+                continue
             waits = request.state is not State.RUNNING
             if waits and (num_running >= ctx.view.max_num_running or blocked > self._may_pass):
-                break
+                if not ctx.live.prefilling:
+                    break
+                continue  # Prompts in progress may still come.
             overdue = ctx.is_overdue(request)
             wanted = request.prefill_target_tokens - request.num_computed_tokens
             prefix = request.num_computed_tokens
@@ -73,9 +77,8 @@ class InOrder(Batcher):
             if tokens <= 0:
                 break
             if waits and not self._make_room(ctx, request, gate, preemptor, filled):
-                blocked += 1
-                if overdue:
-                    break  # Nobody passes: the next KV that comes free is its own.
+                # Nobody who waits passes an overdue one: the next KV that comes free is its own.
+                blocked += self._may_pass + 1 if overdue else 1
                 continue
             num_running += waits
             filled.shape = filled.shape.with_chunk(tokens, prefix)
@@ -102,7 +105,8 @@ class InOrder(Batcher):
             if not victims:
                 return False
             for victim in victims:
-                ctx.num_spare_blocks += ctx.blocks(victim.kv_tokens)
+                ctx.num_spare_blocks += ctx.freed_blocks(victim)
+                ctx.gone.add(victim.request_id)
                 filled.preempt.append(
                     Preempt(
                         victim.request_id,
@@ -124,7 +128,7 @@ class InOrder(Batcher):
         """Return requests whose KV together suffices, or none when that is impossible."""
         if not ctx.comes_first(request):
             return []
-        taken = {c.request_id for c in filled.chunks} | {p.request_id for p in filled.preempt}
+        taken = {c.request_id for c in filled.chunks} | ctx.gone | {request.request_id}
         victims: list[Request] = []
         spare = ctx.num_spare_blocks
         for victim in preemptor.for_claim(ctx, request):
@@ -132,7 +136,7 @@ class InOrder(Batcher):
                 break
             if victim.request_id not in taken:
                 victims.append(victim)
-                spare += ctx.blocks(victim.kv_tokens)
+                spare += ctx.freed_blocks(victim)
         return victims if spare >= needed else []
 
 

@@ -35,6 +35,7 @@ class PlanContext:
         claim_tokens: Prompt tokens of a typical claim: what one more promise costs.
         shape: The decodes of this step, before any prompt token.
         max_wait_s: Longest a request may wait for its next token; ``inf`` when unbounded.
+        gone: Requests that end or lose their KV in this plan: nobody's victim, no chunk.
         num_spare_blocks: Free blocks nobody running needs for this step or its prompt.
     """
 
@@ -53,6 +54,7 @@ class PlanContext:
     claim_tokens: float = 300.0
     shape: StepShape = field(default_factory=StepShape)
     max_wait_s: float = math.inf
+    gone: set[str] = field(default_factory=set)
     num_spare_blocks: int = 0
 
     def blocks(self, num_tokens: int) -> int:
@@ -63,6 +65,12 @@ class PlanContext:
     def capacity_tokens(self) -> int:
         """Tokens the whole KV cache holds."""
         return self.view.num_total_blocks * self.view.block_size_tokens
+
+    def freed_blocks(self, victim: Request) -> int:
+        """Return the blocks a running request gives back: its newest token has no KV yet."""
+        if victim.num_computed_tokens < victim.prefill_target_tokens:
+            return self.blocks(victim.num_computed_tokens)
+        return self.blocks(victim.num_tokens - 1)
 
     def is_overdue(self, request: Request) -> bool:
         """Return whether a request waited so long that it goes before every promise."""

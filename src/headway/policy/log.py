@@ -56,8 +56,11 @@ class Recorder:
 
     def __init__(self, inner: Scheduler, path: str | Path) -> None:
         self._inner = inner
-        # Open for the life of the scheduler: there is no block to leave.
-        self._file = Path(path).open("w", encoding="utf-8", buffering=1 << 16)  # noqa: SIM115
+        try:
+            # Open for the life of the scheduler: there is no block to leave.
+            self._file = Path(path).open("w", encoding="utf-8", buffering=1 << 16)  # noqa: SIM115
+        except OSError as error:
+            raise UserError(f"Cannot write the recording {path}: {error.strerror}.") from None
 
     @property
     def live(self) -> LiveRequests:

@@ -42,9 +42,9 @@ def build(
     Raises:
         UserError: The name, the overload mode or an option is not known.
     """
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise UserError(f"Policy {name!r} is not known; the policies are {', '.join(PRESETS)}.")
-    if overload not in OVERLOADS:
+    if not isinstance(overload, str) or overload not in OVERLOADS:
         raise UserError(f"overload must be one of {', '.join(OVERLOADS)}, not {overload!r}.")
     try:
         parts = PRESETS[name](**dict(options or {}))

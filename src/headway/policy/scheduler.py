@@ -184,6 +184,11 @@ class Scheduler:
             request = self.live.requests.get(request_id)
             if request is not None:
                 self._started(request, num_cached_tokens, event.at_s)
+        if event.num_scheduled_tokens:
+            self._begun(event)
+
+    def _begun(self, event: StepScheduled) -> None:
+        """A step with work in it is in flight."""
         tokens = event.num_scheduled_tokens
         shape = StepShape()
         num_prefills = 0
@@ -329,38 +334,35 @@ class Scheduler:
         self._lose_overdue(now_s)
         self._repredict()
         ctx = self._context(view, now_s)
+        ctx.gone.update(r.request_id for r in reject)
+        ctx.gone.update(r.request_id for r in cap)
         preempt = self._fund_running(ctx)
         if not live.prefilling and not live.num_waiting:
             return self._decode_only(ctx, preempt, reject, cap)
         ctx.set_aside, ctx.pressure = self.parts.feasibility.set_aside(ctx, self.parts.chunker)
         if live.others and ctx.is_overdue(live.others[0]):
             ctx.pressure = 1.0
-        refuse = self._refusals(ctx) if self.overload == "refuse" else self._overflow()
+        refuse = self._refusals(ctx) if self.overload == "refuse" else self._overflow(ctx)
+        ctx.gone.update(r.request_id for r in refuse)
         hold = self._hold(ctx)
-        gone = {p.request_id for p in preempt}
-        gone.update(r.request_id for r in reject)
-        gone.update(r.request_id for r in cap)
-        gone.update(r.request_id for r in refuse)
-        candidates = self.parts.prioritizer.candidates(ctx)
         filled = self.parts.batcher.fill(
             ctx,
-            (r for r in candidates if r.request_id not in gone) if gone else candidates,
+            self.parts.prioritizer.candidates(ctx),
             self.parts.chunker,
             self.parts.gate,
             self.parts.preemptor,
         )
         preempt = (*preempt, *filled.preempt)
         shape = filled.shape
-        gone.update(p.request_id for p in filled.preempt)
-        gone.update(hold)
-        num_decodes = sum(i not in gone for i in live.decoding) if gone else len(live.decoding)
+        out = ctx.gone.union(hold)
+        num_decodes = sum(i not in out for i in live.decoding) if out else len(live.decoding)
         if not filled.chunks and not ctx.shape.num_decodes and not self._in_flight:
             self._idle = True  # Nothing runs: the next step does not follow on this one.
         return StepPlan(
             token_budget=num_decodes + shape.num_prefill_tokens,
             chunks=tuple(filled.chunks),
             chunk_cap_tokens=filled.chunk_cap_tokens,
-            hold=hold,
+            hold=tuple(i for i in hold if i not in ctx.gone),
             preempt=preempt,
             refuse=refuse,
             reject=reject,
@@ -480,10 +482,13 @@ class Scheduler:
             for victim in self.parts.preemptor.for_running(ctx):
                 if needed <= free or live.num_running - len(victims) <= 1:
                     break
+                if victim.request_id in ctx.gone:
+                    continue
+                ctx.gone.add(victim.request_id)
                 victims.append(
                     Preempt(victim.request_id, "recompute", "running requests need its KV")
                 )
-                free += ctx.blocks(victim.kv_tokens)
+                free += ctx.freed_blocks(victim)
                 needed -= victim.request_id in growing
                 if victim.request_id in live.prefilling:
                     prompts -= ctx.blocks(victim.prefill_target_tokens) - ctx.blocks(
@@ -511,15 +516,15 @@ class Scheduler:
         speed, _ = prefill_speed(ctx, self.parts.chunker)
         backlog_s = sum(r.remaining_prefill_tokens for r in self.live.claims) / speed
         retry_s = min(max(backlog_s, self._step_s), MAX_RETRY_AFTER_S)
-        aside = (self.live.requests[i] for i in sorted(ctx.set_aside) if i in self.live.requests)
+        aside = (r for r in self.live.claims if r.request_id in ctx.set_aside)
         lost = (r for r in self.live.others if r.standing is Standing.LOST)
         return tuple(
             Refuse(r.request_id, retry_s, "The promise asked for cannot be kept now.")
             for r in (*aside, *lost)
-            if r.state is State.WAITING
+            if r.state is State.WAITING and r.request_id not in ctx.gone
         )
 
-    def _overflow(self) -> tuple[Refuse, ...]:
+    def _overflow(self, ctx: PlanContext) -> tuple[Refuse, ...]:
         """Refuse the newest lost requests that could not be served within the longest wait.
 
         Until they are overdue the lost get the capacity no claim wants; then they go first,
@@ -540,6 +545,8 @@ class Scheduler:
         for request in reversed(live.others):
             if excess_s <= 0:
                 break
+            if request.request_id in ctx.gone:
+                continue
             if request.standing is Standing.LOST and request.state is State.WAITING:
                 excess_s -= request.work_s
                 why = "The server is overloaded beyond its longest wait."

@@ -31,7 +31,8 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 SLO_FILE_VARIABLE = "HEADWAY_SLO_FILE"
-"""Environment variable that names the server's SLO file; set by ``headway serve``."""
+"""Environment variable that names the server's SLO file; set by ``headway serve``. Without
+it the edge reads the file that the scheduler's settings name."""
 
 PATHS = frozenset(
     {
@@ -57,14 +58,17 @@ class SloEdge:
     def __init__(self, app: App) -> None:
         self._app = app
         slo_file = os.environ.get(SLO_FILE_VARIABLE)
-        self._book = SloBook.load(slo_file) if slo_file else SloBook.empty()
+        self._book = SloBook.load(slo_file) if slo_file else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
         if not _is_generation(scope):
             await self._app(scope, receive, send)
             return
-        _listen_to_engine(scope)
+        client = _engine_client(scope)
+        _listen_to(client)
+        if self._book is None:
+            self._book = _book_of(client)
         exchange = _Exchange(self._book, receive, send, anthropic=_path(scope) == "/v1/messages")
         token = _current.set(exchange)
         try:
@@ -215,13 +219,24 @@ def _error(
     return status, {"error": detail}, headers
 
 
-def _listen_to_engine(scope: Scope) -> None:
-    """Wrap ``generate`` of the server's engine client, once, so that exchanges hear it.
+def _engine_client(scope: Scope) -> Any:
+    """Return the server's engine client from where vLLM's own routes find it, or ``None``."""
+    return getattr(scope["app"].state, "engine_client", None) if "app" in scope else None
 
-    ``app.state.engine_client`` is where vLLM's own routes find the engine; every
-    endpoint that generates calls its ``generate``.
+
+def _book_of(client: Any) -> SloBook:
+    """Return the classes of the file that the scheduler's settings name, if they name one."""
+    config = getattr(getattr(client, "vllm_config", None), "additional_config", None)
+    settings = config.get("headway") if isinstance(config, Mapping) else None
+    slo_file = settings.get("slo_file") if isinstance(settings, Mapping) else None
+    return SloBook.load(slo_file) if slo_file else SloBook.empty()
+
+
+def _listen_to(client: Any) -> None:
+    """Wrap the client's ``generate``, once, so that exchanges hear what the engine says.
+
+    Every endpoint that generates calls it.
     """
-    client = getattr(scope["app"].state, "engine_client", None) if "app" in scope else None
     if client is None or getattr(client.generate, "heard_by_headway", False):
         return
     generate = client.generate

@@ -141,6 +141,7 @@ def _parse_vllm_args(argv: list[str]) -> argparse.Namespace:
     cli_env_setup()
     parser = make_arg_parser(FlexibleArgumentParser(prog="headway serve"))
     args: argparse.Namespace = parser.parse_args(argv)
+    args.model = args.model_tag  # vLLM does this, but later than we look at it
     configure_logging_from_args(args)
     return args
 
@@ -169,6 +170,7 @@ def _plug_in(args: argparse.Namespace, options: ServeOptions) -> None:
     args.additional_config = merged_config(args.additional_config, options.settings())
     settings = Settings.parse(args.additional_config["headway"])
     settings.book()
+    os.environ.pop(SLO_FILE_VARIABLE, None)  # the edge shall read what the scheduler reads
     if settings.slo_file:
         os.environ[SLO_FILE_VARIABLE] = settings.slo_file
     args.middleware = [*args.middleware, EDGE]

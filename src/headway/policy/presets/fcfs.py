@@ -13,12 +13,15 @@ from headway.policy.batch import InOrder
 from headway.policy.chunk import FixedChunk
 from headway.policy.predict import MaxTokens
 from headway.policy.preempt import Youngest
+from headway.policy.presets.options import positive_tokens
 from headway.policy.prioritize import ByArrival
 from headway.policy.scheduler import Parts
 
 
 def parts(chunk_tokens: int | None = None) -> Parts:
     """Return the parts; *chunk_tokens* is the budget of a step, the engine's when ``None``."""
+    if chunk_tokens is not None:
+        positive_tokens("chunk_tokens", chunk_tokens)
     return Parts(
         predictor=MaxTokens(),
         feasibility=AllFeasible(),

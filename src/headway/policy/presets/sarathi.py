@@ -7,9 +7,10 @@ for strict promises. Differs: admission and preemption are vLLM's.
 from __future__ import annotations
 
 from headway.policy.presets import fcfs
+from headway.policy.presets.options import positive_tokens
 from headway.policy.scheduler import Parts
 
 
 def parts(chunk_tokens: int = 512) -> Parts:
     """Return the parts with a budget of *chunk_tokens* a step."""
-    return fcfs.parts(chunk_tokens)
+    return fcfs.parts(positive_tokens("chunk_tokens", chunk_tokens))

@@ -13,6 +13,7 @@ from headway.policy.batch import InOrder
 from headway.policy.chunk import SlackChunk
 from headway.policy.predict import SlidingHistogram
 from headway.policy.preempt import BestEffortFirst
+from headway.policy.presets.options import positive_s
 from headway.policy.prioritize import ByDeadline
 from headway.policy.scheduler import Parts
 
@@ -27,5 +28,5 @@ def parts(max_wait_s: float = 300.0) -> Parts:
         gate=CurveGate(),
         batcher=InOrder(),
         preemptor=BestEffortFirst(),
-        max_wait_s=max_wait_s,
+        max_wait_s=positive_s("max_wait_s", max_wait_s),
     )

@@ -1,0 +1,223 @@
+"""Filling a step: order, KV, victims, and the one cap an engine knows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import pytest
+
+from headway.latency.online import OnlineModel
+from headway.policy.admit import CurveGate, FreeBlocks
+from headway.policy.batch import Filled, InOrder
+from headway.policy.chunk import FixedChunk
+from headway.policy.context import PlanContext
+from headway.policy.kv.ledger import KvLedger
+from headway.policy.live import LiveRequests
+from headway.policy.preempt import BestEffortFirst, Youngest
+from headway.policy.view import EngineView
+from headway.request import Request, State
+from headway.slo import NO_PROMISE, Slo
+
+CHAT = Slo(ttft_s=1.0, tbt_s=0.1, class_name="chat")
+
+
+class Scene:
+    """A table of requests and the context of one plan over it."""
+
+    def __init__(self, num_blocks: int = 100, max_running: int = 8, max_step: int = 64) -> None:
+        self.live, self.ledger = LiveRequests(), KvLedger()
+        view = EngineView(num_blocks, num_blocks, 16, max_running, max_step)
+        self.ctx = PlanContext(
+            view=view,
+            now_s=100.0,
+            ref_s=100.0,
+            step=0,
+            step_s=0.05,
+            tightest_ttft_s=math.inf,
+            lagging_due_s=math.inf,
+            live=self.live,
+            ledger=self.ledger,
+            latency=OnlineModel(),
+            num_spare_blocks=num_blocks,
+        )
+
+    def waiting(self, name: str, prompt: int, slo: Slo = CHAT, at_s: float = 99.9) -> Request:
+        request = Request(name, slo, at_s, prompt, 20)
+        request.due_at_s = at_s + (slo.ttft_s or math.inf)
+        self.live.arrive(request)
+        return request
+
+    def prefilling(self, name: str, prompt: int, done: int, slo: Slo = CHAT) -> Request:
+        request = self.waiting(name, prompt, slo)
+        self.live.unqueue(request)
+        request.num_computed_tokens = done
+        request.move(State.RUNNING, 99.9, "started")
+        self.live.start_prefill(request)
+        self.ledger.enter(request, 0)
+        return request
+
+    def decoding(self, name: str, prompt: int, output: int, slo: Slo = NO_PROMISE) -> Request:
+        request = self.prefilling(name, prompt, prompt, slo)
+        request.num_output_tokens = output
+        request.first_token_at_s = request.last_token_at_s = 99.95
+        self.live.start_decode(request)
+        return request
+
+    def fill(
+        self,
+        order: Iterable[Request],
+        budget: int | None = None,
+        may_pass: int = 8,
+        curve: bool = False,
+        polite: bool = False,
+    ) -> Filled:
+        gate = CurveGate() if curve else FreeBlocks()
+        preemptor = BestEffortFirst() if polite else Youngest()
+        return InOrder(may_pass).fill(self.ctx, order, FixedChunk(budget), gate, preemptor)
+
+
+def chunks_of(filled: Filled) -> list[tuple[str, int, bool]]:
+    return [(c.request_id, c.num_tokens, c.admit) for c in filled.chunks]
+
+
+def test_candidates_are_taken_in_order_until_the_budget_is_spent() -> None:
+    """The last one taken is cut short; the shape counts what was taken."""
+    scene = Scene()
+    order = [scene.waiting(f"r{i}", 30) for i in range(4)]
+    filled = scene.fill(order, budget=64)
+    assert chunks_of(filled) == [("r0", 30, True), ("r1", 30, True), ("r2", 4, True)]
+    assert filled.shape.num_prefill_tokens == 64
+    assert filled.shape.num_prefills == 3
+    assert filled.chunk_cap_tokens == 0
+
+
+def test_the_engine_runs_only_so_many() -> None:
+    """No more are admitted than the engine can run at once."""
+    scene = Scene(max_running=3)
+    running = scene.prefilling("old", 30, 10)
+    order = [running, *(scene.waiting(f"r{i}", 5) for i in range(4))]
+    filled = scene.fill(order)
+    assert [c.request_id for c in filled.chunks] == ["old", "r0", "r1"]
+
+
+def test_a_prompt_that_lacks_kv_is_passed_by_a_smaller_one() -> None:
+    """With passing allowed the small one goes first; without, the queue stops."""
+    scene = Scene(num_blocks=4)
+    order = [scene.waiting("big", 100), scene.waiting("small", 20)]
+    assert chunks_of(scene.fill(order)) == [("small", 20, True)]
+    scene = Scene(num_blocks=4)
+    order = [scene.waiting("big", 100), scene.waiting("small", 20)]
+    assert chunks_of(scene.fill(order, may_pass=0)) == []
+
+
+def test_spare_blocks_shrink_with_every_admission() -> None:
+    """What one was given the next cannot have."""
+    scene = Scene(num_blocks=4)
+    order = [scene.waiting(f"r{i}", 30) for i in range(3)]
+    filled = scene.fill(order)
+    assert [c.request_id for c in filled.chunks] == ["r0", "r1"]
+    assert scene.ctx.num_spare_blocks == 0
+
+
+def test_a_claim_takes_the_kv_of_best_effort() -> None:
+    """Victims are preempted for a claim, as few as suffice, and never computed too."""
+    scene = Scene(num_blocks=20)
+    for i in range(3):
+        scene.decoding(f"bulk{i}", 90, 5)
+    scene.ctx.num_spare_blocks = 2
+    filled = scene.fill([scene.waiting("chat", 60)], polite=True)
+    assert chunks_of(filled) == [("chat", 60, True)]
+    assert [p.request_id for p in filled.preempt] == ["bulk2"]
+
+
+def test_best_effort_preempts_nobody() -> None:
+    """Who has no live promise waits for KV to come free."""
+    scene = Scene(num_blocks=20)
+    scene.decoding("bulk", 90, 5)
+    scene.ctx.num_spare_blocks = 2
+    filled = scene.fill([scene.waiting("more", 60, NO_PROMISE)], polite=True)
+    assert not filled.chunks
+    assert not filled.preempt
+
+
+def test_nobody_is_preempted_in_vain() -> None:
+    """When even all victims together would not suffice, none is taken."""
+    scene = Scene(num_blocks=20)
+    scene.decoding("bulk", 30, 5)
+    scene.ctx.num_spare_blocks = 1
+    filled = scene.fill([scene.waiting("chat", 200)], polite=True)
+    assert not filled.chunks
+    assert not filled.preempt
+
+
+def test_a_claim_does_not_preempt_a_claim() -> None:
+    """A promise alive is not broken to keep another."""
+    scene = Scene(num_blocks=20)
+    scene.decoding("first", 90, 5, CHAT)
+    scene.ctx.num_spare_blocks = 2
+    filled = scene.fill([scene.waiting("second", 60)], polite=True)
+    assert not filled.preempt
+
+
+def test_a_victim_is_not_computed_afterwards() -> None:
+    """A prompt in progress whose KV was given away gets no chunk in the same step."""
+    scene = Scene(num_blocks=20, max_step=256)
+    bulk = scene.prefilling("bulk", 90, 40, NO_PROMISE)
+    scene.ctx.num_spare_blocks = 2
+    filled = scene.fill([scene.waiting("chat", 60), bulk], polite=True)
+    assert [p.request_id for p in filled.preempt] == ["bulk"]
+    assert chunks_of(filled) == [("chat", 60, True)]
+
+
+def test_a_cut_prompt_in_progress_is_held_by_the_cap() -> None:
+    """When the one cut short runs already, the cap for everybody is its chunk."""
+    scene = Scene()
+    long = scene.prefilling("long", 500, 100)
+    filled = scene.fill([scene.waiting("chat", 20), long], budget=64)
+    assert chunks_of(filled) == [("chat", 20, True), ("long", 44, False)]
+    assert filled.chunk_cap_tokens == 44
+
+
+def test_a_cut_prompt_smaller_than_the_others_sits_out() -> None:
+    """A cap below another chunk would cut that one too: the cut one waits a step."""
+    scene = Scene()
+    long = scene.prefilling("long", 500, 100)
+    filled = scene.fill([scene.waiting("chat", 50), long], budget=64)
+    assert chunks_of(filled) == [("chat", 50, True)]
+    assert filled.chunk_cap_tokens == 0
+    assert filled.shape.num_prefill_tokens == 50
+    assert filled.shape.chunk_context == pytest.approx(50 * 25)
+
+
+def test_a_lone_prompt_in_progress_needs_no_cap() -> None:
+    """The budget alone holds it."""
+    scene = Scene()
+    filled = scene.fill([scene.prefilling("long", 500, 100)], budget=64)
+    assert chunks_of(filled) == [("long", 64, False)]
+    assert filled.chunk_cap_tokens == 0
+
+
+def test_the_curve_keeps_a_request_out_that_would_burst_the_future() -> None:
+    """Free blocks now are not enough when everyone's predicted growth fills the cache."""
+    scene = Scene(num_blocks=20)
+    resident = scene.decoding("resident", 100, 1)
+    resident.predicted_output_tokens = 150
+    scene.ledger.enter(resident, 0)
+    newcomer = scene.waiting("newcomer", 100, NO_PROMISE)
+    newcomer.predicted_output_tokens = 100
+    assert not scene.fill([newcomer], curve=True).chunks
+    newcomer.predicted_output_tokens = 5
+    assert chunks_of(scene.fill([newcomer], curve=True)) == [("newcomer", 64, True)]
+
+
+def test_a_blocked_overdue_request_does_not_stop_prompts_in_progress() -> None:
+    """Waiting for KV it bars other waiting ones, but not those whose end will free KV."""
+    scene = Scene(num_blocks=20)
+    scene.ctx.max_wait_s = 10.0
+    late = scene.waiting("late", 280, NO_PROMISE, at_s=50.0)
+    going = scene.prefilling("going", 60, 20)
+    newcomer = scene.waiting("newcomer", 10, NO_PROMISE)
+    scene.ctx.num_spare_blocks = 15
+    filled = scene.fill([late, going, newcomer], curve=True, polite=True)
+    assert chunks_of(filled) == [("going", 40, False)]

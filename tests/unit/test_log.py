@@ -1,0 +1,70 @@
+"""Recordings: every event and plan as a line that can be read back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headway.config import Settings
+from headway.errors import UserError
+from headway.policy import registry
+from headway.policy.events import Arrived, Event, Finished, StepDone, StepScheduled
+from headway.policy.log import Recorder, event_line, parse_event, replay
+from headway.slo import Slo
+
+instants = st.floats(0, 1e9)
+ids = st.text(min_size=1, max_size=12)
+spans = st.none() | st.floats(1e-6, 1e6)
+counts = st.dictionaries(ids, st.integers(0, 10**6), max_size=4)
+slos = st.builds(Slo, ttft_s=spans, tbt_s=spans, jct_s=spans, class_name=ids)
+events = st.one_of(
+    st.builds(Arrived, instants, ids, instants, st.integers(0, 10**6), st.integers(1, 10**6), slos),
+    st.builds(StepScheduled, instants, counts, counts, st.lists(ids, max_size=3).map(tuple)),
+    st.builds(StepDone, instants, counts),
+    st.builds(Finished, instants, ids, st.sampled_from(["stopped", "length", "aborted"])),
+)
+
+
+@given(events)
+def test_an_event_survives_its_line(event: Event) -> None:
+    """Written and read back it is the same event, to the last bit of its instants."""
+    line = event_line(event)
+    assert "\n" not in line
+    assert parse_event(json.loads(line)) == event
+
+
+def test_an_unknown_event_is_a_users_mistake() -> None:
+    """The sentence names the event and those known."""
+    with pytest.raises(UserError, match="Arrived"):
+        parse_event({"event": "Departed"})
+
+
+def test_a_recorder_changes_nothing(tmp_path: Path, fake_engine: Any) -> None:
+    """The same run, recorded or not, makes the same plans; the recording replays to them."""
+    plain = registry.build("slack")
+    recorder = Recorder(registry.build("slack"), tmp_path / "run.jsonl")
+    engines = [fake_engine(core, num_blocks=20) for core in (plain, recorder)]
+    for engine in engines:
+        for i in range(12):
+            engine.arrive(f"r{i}", 5 + 3 * i, 6, slo=Slo(ttft_s=1.0, tbt_s=0.05))
+        engine.drain(1000)
+    assert engines[0].plans == engines[1].plans
+    recorder.close()
+    lines = (tmp_path / "run.jsonl").read_text().splitlines()
+    written = [line for line in lines if '{"plan"' in line]
+    assert list(replay(lines, registry.build("slack"))) == written
+    assert len(written) == len(engines[1].plans)
+
+
+@pytest.mark.parametrize("where", ["no/such/folder/run.jsonl", "."])
+def test_an_unwritable_recording_is_a_users_mistake(tmp_path: Path, where: str) -> None:
+    """A path that cannot be written gives a sentence, not a traceback."""
+    settings = Settings.parse({"record": str(tmp_path / where)})
+    assert settings.record is not None
+    with pytest.raises(UserError, match="record"):
+        Recorder(settings.build(), settings.record)
