@@ -109,7 +109,9 @@ class FakeEngine:
         bound = max_output_tokens or num_output_tokens
         job = Job(request_id, num_prompt_tokens, min(num_output_tokens, bound), bound)
         self.jobs[request_id] = job
-        self.core.observe(Arrived(self.now_s, request_id, self.now_s, num_prompt_tokens, bound, slo))
+        self.core.observe(
+            Arrived(self.now_s, request_id, self.now_s, num_prompt_tokens, bound, slo)
+        )
 
     def abort(self, request_id: str) -> None:
         self._end(self.jobs[request_id], "aborted")
@@ -187,7 +189,9 @@ class FakeEngine:
         admitted: dict[str, int] = {}
         decodes = [j for j in self.running if j.num_computed >= j.target]
         prompts = [j for j in self.running if j.num_computed < j.target]
-        prompts.sort(key=lambda j: list(wanted).index(j.request_id) if j.request_id in wanted else 0)
+        prompts.sort(
+            key=lambda j: list(wanted).index(j.request_id) if j.request_id in wanted else 0
+        )
         before = len(self._preempted)
         for job in decodes + prompts:
             if job not in self.running or job.request_id in plan.hold:
@@ -316,7 +320,9 @@ class FakeEngine:
         if self._preempted:
             return  # The core does not know yet what it lost: blocks cannot be compared.
         freed = sum(self.jobs[i].num_blocks for i in (*preempted, *leaving))
-        taken = sum(blocks_for(live.requests[c.request_id].num_tokens, self.block_size) for c in admits)
+        taken = sum(
+            blocks_for(live.requests[c.request_id].num_tokens, self.block_size) for c in admits
+        )
         assert taken <= view.num_free_blocks + freed, "no more blocks are given than there are"
 
     def agrees(self) -> None:

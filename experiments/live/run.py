@@ -29,12 +29,12 @@ from headway.metrics.record import write_records
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-RATES_RPS = (1.2, 1.8)
-"""A moderate load and an overload for two cores."""
+RATES_RPS = (0.4, 0.6)
+"""A moderate load and an overload for the two cores of the machine in results.md."""
 SEEDS = (1, 2, 3)
 SWEEP_SEEDS = (1,)
-REQUESTS = 100
-BATCHED_TOKENS = (64, 128, 256, 512, 1024, 2048, None)
+REQUESTS = 40
+BATCHED_TOKENS = (32, 64, 128, 256, None)
 """``--max-num-batched-tokens``; ``None`` is vLLM's default."""
 
 
@@ -42,7 +42,11 @@ def sweep() -> list[Contender]:
     """Return every stock setting, the defaults first."""
     found = [stock()]
     for num_tokens in BATCHED_TOKENS:
-        budget = () if num_tokens is None else ("--max-num-batched-tokens", str(num_tokens))
+        budget: tuple[str, ...] = (
+            () if num_tokens is None else ("--max-num-batched-tokens", str(num_tokens))
+        )
+        if num_tokens is not None and num_tokens < 128:
+            budget += ("--max-num-seqs", str(num_tokens))  # vLLM wants no more than the tokens.
         name = f"stock-{num_tokens or 'default'}"
         if num_tokens is not None:
             found.append(Contender(f"{name}-fcfs", f"{name} fcfs", "stock", budget))
@@ -146,15 +150,14 @@ class Runner:
             "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "run": entry.run,
         }
-        path = self.path_of(key, leg.rate_rps, leg.seed)
+        path = self.path_of(key, entry.run["rate_rps"], leg.seed)
         path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
         records = self.results / "records"
         records.mkdir(exist_ok=True)
         write_records(records / f"{path.stem}.jsonl", entry.records)
         kept = entry.run["num_attained"]
-        self._console.print(
-            f"{key} at {leg.rate_rps:g}/s, seed {leg.seed}: kept {kept} of {leg.num_requests}"
-        )
+        where = f"{key} at {entry.run['rate_rps']:g}/s, seed {leg.seed}"
+        self._console.print(f"{where}: kept {kept} of {leg.num_requests}")
 
 
 def run_all(runner: Runner, patterns: Sequence[str], seeds: Sequence[int], do_sweep: bool) -> None:

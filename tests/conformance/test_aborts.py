@@ -20,9 +20,7 @@ def test_abort_storm(lab: Any, policy: str, asynchronous: bool) -> None:
 
     rng = Random(11)
     calls = [
-        dataclasses.replace(c, abort_at_s=c.arrived_at_s + rng.expovariate(0.3))
-        if i % 2
-        else c
+        dataclasses.replace(c, abort_at_s=c.arrived_at_s + rng.expovariate(0.3)) if i % 2 else c
         for i, c in enumerate(lab.mixed(200, 6.0, 4))
     ]
     engine = lab.Engine(
@@ -77,7 +75,9 @@ def test_hanging_up_while_waiting_preempted_or_prefilling(lab: Any, asynchronous
         for name in ("r7", "r1", "r2", "r3"):
             request = run.scheduler.headway.live.requests.get(name)
             state = request and (
-                "prefilling" if name in run.scheduler.headway.live.prefilling else request.state.value
+                "prefilling"
+                if name in run.scheduler.headway.live.prefilling
+                else request.state.value
             )
             if state and state not in seen:
                 seen.add(state)

@@ -68,7 +68,10 @@ def test_fcfs_equals_stock_until_the_first_preemption(lab: Any, seed: int) -> No
     """
     stock = lab.Engine(num_blocks=100, max_num_batched_tokens=512)
     calls = lab.mixed(60, 3.0, seed)
-    theirs, mine = lab.start(stock), lab.start(dataclasses.replace(stock, headway={"policy": "fcfs"}))
+    theirs, mine = (
+        lab.start(stock),
+        lab.start(dataclasses.replace(stock, headway={"policy": "fcfs"})),
+    )
     first = min(first_preemption(theirs, calls), first_preemption(mine, calls))
     assert first > 20
     for number, (a, b) in enumerate(zip(theirs.steps[:first], mine.steps[:first], strict=True)):

@@ -108,9 +108,7 @@ def test_largest_chunk_is_what_a_scan_finds(
         seconds = 0.005 + 1e-4 * s.num_decodes + per_token_s * s.num_prefill_tokens
         return seconds + per_pair_s * s.chunk_context
 
-    fitting = [
-        n for n in range(1, most + 1) if step_time_s(shape.with_chunk(n, prefix)) <= slack_s
-    ]
+    fitting = [n for n in range(1, most + 1) if step_time_s(shape.with_chunk(n, prefix)) <= slack_s]
     expected = max(fitting, default=0)
     assert largest_chunk(slack_s, shape, prefix, most, step_time_s) == expected
 

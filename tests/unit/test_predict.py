@@ -52,9 +52,7 @@ def test_classes_do_not_mix() -> None:
     assert histogram.predict(request_of(name="summary")) == 300
 
 
-@given(
-    st.lists(st.integers(1, 900), max_size=60), st.integers(0, 900), st.integers(1, 1000)
-)
+@given(st.lists(st.integers(1, 900), max_size=60), st.integers(0, 900), st.integers(1, 1000))
 def test_a_prediction_lies_ahead_and_within_the_bound(
     lengths: list[int], so_far: int, bound: int
 ) -> None:

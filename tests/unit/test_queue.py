@@ -54,7 +54,7 @@ def test_closing_keeps_the_unserved_waiting() -> None:
 
 def test_who_returns_is_not_presented_again() -> None:
     """A request preempted or skipped within the step waits for the next plan."""
-    queue, requests = filled("a", "b")
+    queue, _ = filled("a", "b")
     queue.present(["a"])
     skipped = queue.pop_request()
     queue.prepend_request(skipped)

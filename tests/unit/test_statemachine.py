@@ -60,9 +60,7 @@ def test_scheduler(fake_engine, policy: str) -> None:  # type: ignore[no-untyped
             )
             self.count = 0
 
-        @rule(
-            prompt=prompts, output=outputs, spare=st.integers(0, 40), slo=st.sampled_from(SLOS)
-        )
+        @rule(prompt=prompts, output=outputs, spare=st.integers(0, 40), slo=st.sampled_from(SLOS))
         def arrive(self, prompt: int, output: int, spare: int, slo: Slo) -> None:
             self.count += 1
             self.engine.arrive(f"r{self.count}", prompt, output, output + spare, slo)
@@ -116,7 +114,7 @@ def test_scheduler(fake_engine, policy: str) -> None:  # type: ignore[no-untyped
             if not hasattr(self, "engine"):
                 return
             engine = self.engine
-            engine.drain(max_steps=3000)
+            engine.drain(max_steps=1500)
             core = engine.core
             core.validate()
             assert not core.live.requests

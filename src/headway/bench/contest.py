@@ -11,10 +11,11 @@ from typing import Any
 from rich.console import Console
 
 from headway.bench.calls import workload_of
-from headway.bench.contenders import Contender
+from headway.bench.contenders import MODEL, Contender
 from headway.bench.server import LiveServer, ServerDied
 from headway.bench.session import Plan, measure
 from headway.bench.show import Display, display
+from headway.bench.speed import measure_speed
 from headway.errors import HeadwayError
 from headway.metrics.record import RequestRecord
 from headway.slo import SloBook
@@ -26,13 +27,16 @@ from headway.workloads.realtext import SLO_FILE
 class Leg:
     """One load on a running server: the demo's workload at a rate, from a seed.
 
-    ``timeout_s`` is longer than any promise of the demo, so giving up never breaks one.
+    Without ``rate_rps`` the server's speed is measured first and the rate is the one at which
+    the workload takes ``load`` of the engine's time. ``timeout_s`` is longer than any promise
+    of the demo, so giving up never breaks one.
     """
 
-    rate_rps: float
+    rate_rps: float | None
     seed: int
     num_requests: int
     timeout_s: float = 90.0
+    load: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +76,19 @@ def run_contender(
 
 
 def _run_leg(server: LiveServer, contender: Contender, leg: Leg, shown: Display) -> Entry:
-    workload = workload_of("demo", leg.num_requests, Arrivals("poisson"), leg.rate_rps, leg.seed)
+    rate_rps = leg.rate_rps
+    if rate_rps is None:
+        shown.stage("measuring the machine's speed")
+        speed = asyncio.run(measure_speed(server.url, MODEL))
+        sample = workload_of("demo", leg.num_requests, Arrivals("poisson"), 1.0, leg.seed)
+        rate_rps = speed.rate_rps(sample, leg.load)
+        shown.stage(f"the load is {rate_rps:g} requests a second")
+    workload = workload_of("demo", leg.num_requests, Arrivals("poisson"), rate_rps, leg.seed)
     plan = Plan(
         workload=workload,
         book=SloBook.load(SLO_FILE),
         policy=contender.policy,
-        rate_rps=leg.rate_rps,
+        rate_rps=rate_rps,
         seed=leg.seed,
         timeout_s=leg.timeout_s,
         send_slo=contender.send_slo,

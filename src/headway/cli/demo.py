@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import click
 from rich.console import Console
 
 from headway.bench.compare import table_of, verdict
-from headway.bench.contenders import DEMO_RATE_RPS, DEMO_REQUESTS, DEMO_SEED, everyone
+from headway.bench.contenders import DEMO_LOAD, DEMO_REQUESTS, DEMO_SEED, everyone
 from headway.bench.contest import Entry, Leg, run_contender
 from headway.bench.machine import machine
 from headway.bench.page import write_page
@@ -22,7 +23,14 @@ from headway.workloads.schema import number
 
 
 @click.command()
-@click.option("--rate", default=str(DEMO_RATE_RPS), show_default=True, help="Requests per second.")
+@click.option(
+    "--rate", default=None,
+    help="Requests per second; without it the machine's speed is measured and loaded by --load.",
+)  # fmt: skip
+@click.option(
+    "--load", default=DEMO_LOAD, show_default=True, type=click.FloatRange(0, 10, min_open=True),
+    help="Share of the engine's time the requests need.",
+)  # fmt: skip
 @click.option(
     "--requests", default=DEMO_REQUESTS, show_default=True, type=click.IntRange(1, 100_000),
     help="How many requests each contender gets.",
@@ -32,12 +40,15 @@ from headway.workloads.schema import number
     "--out", default="demo-out", show_default=True, type=click.Path(path_type=Path),
     help="Folder for the page, the summary and the servers' logs.",
 )  # fmt: skip
-def demo(rate: str, requests: int, seed: int, out: Path) -> None:
+def demo(rate: str | None, load: float, requests: int, seed: int, out: Path) -> None:
     """Serve a real model three times and compare how many promises are kept.
 
     Writes summary.json and index.html, a page that works offline.
     """
-    leg = Leg(number("--rate", "the rate", rate, minimum=0.0, above=True), seed, requests)
+    rate_rps = None
+    if rate is not None:
+        rate_rps = number("--rate", "the rate", rate, minimum=0.0, above=True)
+    leg = Leg(rate_rps, seed, requests, load=load)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -45,10 +56,11 @@ def demo(rate: str, requests: int, seed: int, out: Path) -> None:
     console = Console()
     stop_on_sigterm()
     try:
-        entries = [
-            run_contender(contender, [leg], out / f"{contender.key}.log", console)[0]
-            for contender in everyone()
-        ]
+        entries: list[Entry] = []
+        for contender in everyone():
+            log_path = out / f"{contender.key}.log"
+            entries += run_contender(contender, [leg], log_path, console)
+            leg = replace(leg, rate_rps=entries[0].run["rate_rps"])  # The same for all.
     except KeyboardInterrupt:
         console.print("Stopped; the server is shut down and nothing was written.")
         sys.exit(130)

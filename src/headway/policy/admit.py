@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from headway.latency.model import StepShape
 from headway.policy.chunk import Chunker
 from headway.policy.context import PlanContext
 from headway.request import Request
@@ -112,14 +113,65 @@ def prefill_speed(ctx: PlanContext, chunker: Chunker) -> tuple[float, float]:
     return most / step_s, min(step_s, ctx.step_s)
 
 
-class KvGate(Protocol):
-    """Decides whether a waiting request may take KV now."""
+class Gate(Protocol):
+    """Decides whether a waiting request may start now."""
 
     def fits(self, ctx: PlanContext, request: Request) -> bool:
         """Return whether the future has room; free blocks are the scheduler's own check."""
 
 
-class FreeBlocks(KvGate):
+class AllOf(Gate):
+    """Several gates in a row."""
+
+    def __init__(self, *gates: Gate) -> None:
+        self._gates = gates
+
+    def fits(self, ctx: PlanContext, request: Request) -> bool:
+        """Return whether every gate is open."""
+        return all(gate.fits(ctx, request) for gate in self._gates)
+
+
+class StepGate(Gate):
+    """Start a stream only if the steps to come stay within the gaps already promised.
+
+    Every stream makes every later step longer. Streams without a promised gap can sit steps
+    out, so only those with one count against each other; a best-effort stream starts when a
+    step with *everybody* still fits.
+
+    Args:
+        share: Of the tightest gap, what decodes alone may take; prompts need the rest.
+    """
+
+    def __init__(self, share: float = 0.8) -> None:
+        self._share = share
+
+    def fits(self, ctx: PlanContext, request: Request) -> bool:
+        """Return whether the decode step with one more stream stays within the gaps."""
+        live = ctx.live
+        gaps_s = [*live.claim_gaps.keys()[:1]]
+        if request.has_claim and request.slo.tbt_s is not None:
+            gaps_s.append(request.slo.tbt_s)
+        if not gaps_s or live.num_running == 0 or ctx.is_overdue(request):
+            return True
+        if not request.has_claim:
+            num_streams = live.num_running + 1
+        elif request.slo.tbt_s is None:
+            return True
+        else:
+            starting = sum(
+                r.has_claim and r.slo.tbt_s is not None for r in live.prefilling.values()
+            )
+            num_streams = sum(live.claim_gaps.values()) + starting + 1
+        context = live.sum_decode_context_tokens * num_streams // max(len(live.decoding), 1)
+        step_s = ctx.latency.predict_s(StepShape(0, 0, num_streams, context))
+        return bool(step_s * ctx.latency.margin(False, 0.05) <= self._share * min(gaps_s))
+
+
+def _prompts(ctx: PlanContext) -> Iterable[Request]:
+    return ctx.live.prefilling.values()
+
+
+class FreeBlocks(Gate):
     """Whoever fits the free blocks may start, as stock vLLM does."""
 
     def fits(self, ctx: PlanContext, request: Request) -> bool:
@@ -127,7 +179,7 @@ class FreeBlocks(KvGate):
         return True
 
 
-class CurveGate(KvGate):
+class CurveGate(Gate):
     """Admit when the peak of the predicted usage stays within the cache.
 
     A request whose promise is alive is measured against the others with a claim only:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from headway.latency.model import StepShape
-from headway.policy.admit import KvGate
+from headway.policy.admit import Gate
 from headway.policy.chunk import Chunker
 from headway.policy.context import PlanContext
 from headway.policy.plan import Chunk, Preempt
@@ -33,7 +33,7 @@ class Batcher(Protocol):
         ctx: PlanContext,
         candidates: Iterable[Request],
         chunker: Chunker,
-        gate: KvGate,
+        gate: Gate,
         preemptor: Preemptor,
     ) -> Filled:
         """Return the chunks of the step; ``ctx.num_spare_blocks`` shrinks with them."""
@@ -55,7 +55,7 @@ class InOrder(Batcher):
         ctx: PlanContext,
         candidates: Iterable[Request],
         chunker: Chunker,
-        gate: KvGate,
+        gate: Gate,
         preemptor: Preemptor,
     ) -> Filled:
         """See :class:`Batcher`."""
@@ -92,7 +92,7 @@ class InOrder(Batcher):
         self,
         ctx: PlanContext,
         request: Request,
-        gate: KvGate,
+        gate: Gate,
         preemptor: Preemptor,
         filled: Filled,
     ) -> bool:

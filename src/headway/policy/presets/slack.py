@@ -8,7 +8,7 @@ arXiv 2507.10150). What differs is said where each part is defined.
 
 from __future__ import annotations
 
-from headway.policy.admit import CurveGate, MooreHodgson
+from headway.policy.admit import AllOf, CurveGate, MooreHodgson, StepGate
 from headway.policy.batch import InOrder
 from headway.policy.chunk import SlackChunk
 from headway.policy.predict import SlidingHistogram
@@ -25,7 +25,7 @@ def parts(max_wait_s: float = 300.0) -> Parts:
         feasibility=MooreHodgson(),
         prioritizer=ByDeadline(),
         chunker=SlackChunk(),
-        gate=CurveGate(),
+        gate=AllOf(StepGate(), CurveGate()),
         batcher=InOrder(),
         preemptor=BestEffortFirst(),
         max_wait_s=positive_s("max_wait_s", max_wait_s),

@@ -1,0 +1,77 @@
+"""How fast this machine serves, so that a load means the same on every machine.
+
+A fixed number of requests a second is a stroll for one laptop and a collapse for another. The
+demo therefore asks for a *load*: the share of the engine's time its requests need.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import aiohttp
+
+from headway.errors import HeadwayError
+from headway.workloads.schema import WorkloadRequest
+
+PROMPT_TOKENS = 1000
+STREAMS = 8
+STREAM_TOKENS = 40
+TIMEOUT_S = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Seconds of the engine a prompt token and an output token cost, the latter of 8 streams."""
+
+    prompt_token_s: float
+    output_token_s: float
+
+    def rate_rps(self, workload: Sequence[WorkloadRequest], load: float) -> float:
+        """Return the requests a second at which *workload* takes *load* of the engine's time.
+
+        Outputs are counted at their bound, so the true load is somewhat lower.
+        """
+        work_s = sum(
+            r.num_prompt_tokens * self.prompt_token_s + r.num_output_tokens * self.output_token_s
+            for r in workload
+        )
+        return round(load * len(workload) / work_s, 2)
+
+
+async def measure_speed(url: str, model: str) -> Speed:
+    """Time one long prompt and eight short streams on an idle vLLM server.
+
+    Raises:
+        HeadwayError: The server does not answer.
+    """
+    timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
+    try:
+        async with aiohttp.ClientSession(timeout=timeout) as session:
+
+            async def complete(first_id: int, num_prompt: int, num_output: int) -> None:
+                body = {
+                    "model": model,
+                    "prompt": [100 + (first_id + 7 * i) % 40000 for i in range(num_prompt)],
+                    "max_tokens": num_output,
+                    "ignore_eos": True,
+                }
+                async with session.post(f"{url}/v1/completions", json=body) as response:
+                    response.raise_for_status()
+                    await response.read()
+
+            prompts_s, streams_s = [], []
+            for attempt in range(2):  # The first also warms up.
+                begun_s = time.perf_counter()
+                await complete(attempt, PROMPT_TOKENS, 1)
+                prompts_s.append(time.perf_counter() - begun_s)
+                begun_s = time.perf_counter()
+                await asyncio.gather(
+                    *(complete(1000 * i + attempt, 16, STREAM_TOKENS) for i in range(STREAMS))
+                )
+                streams_s.append(time.perf_counter() - begun_s)
+    except (aiohttp.ClientError, TimeoutError) as error:
+        raise HeadwayError(f"Cannot measure the speed of {url}: {error}.") from None
+    return Speed(min(prompts_s) / PROMPT_TOKENS, min(streams_s) / (STREAM_TOKENS * STREAMS))
