@@ -56,7 +56,7 @@ def _checked(name: str, value: Any, *, unit: str, maximum: float) -> float:
         raise UserError(f"{name} must be a number of {unit} greater than 0, not {value!r}.")
     try:
         number = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise UserError(
             f"{name} must be a number of {unit} greater than 0, not {value!r:.60}."
         ) from None

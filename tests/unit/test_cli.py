@@ -221,17 +221,26 @@ def test_stock_says_what_it_ignores(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_embedded_model_gets_defaults_a_user_may_override(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Ours come first on vLLM's command line, and the last one wins there."""
+    """Ours reach vLLM's command line only where the user did not name the same option."""
+    seen: list[list[str]] = []
+
+    def parse(argv: list[str]) -> argparse.Namespace:
+        seen.append(argv)
+        return parsed()
+
     monkeypatch.setattr(embedded, "ensure", lambda: tmp_path)
     monkeypatch.setattr(serve, "_on_cpu", lambda: True)
+    monkeypatch.setattr(serve, "_parse_vllm_args", parse)
+    monkeypatch.setattr(serve, "_prefer_one_engine_process", lambda args: None)
+    monkeypatch.setattr(serve, "_run", lambda args: None)
     for name in serve.QUIET_ENVIRONMENT:
         monkeypatch.setenv(name, "0")
-    model, args = serve._resolve_model(embedded.NAME)
-    assert model == str(tmp_path)
-    assert args[:2] == ["--served-model-name", "smollm2"]
-    assert "float32" in args
+    given = ("--dtype=bfloat16", "--served_model_name", "mine")
+    serve.serve(options(model=embedded.NAME, policy="stock", vllm_args=given))
+    serve.serve(options(model="org/model", policy="stock"))
+    memory = ["--kv-cache-memory-bytes", str(1024**3)]
+    assert seen == [[str(tmp_path), "--enforce-eager", *memory, *given], ["org/model"]]
     assert serve.os.environ["HF_HUB_OFFLINE"] == "0"
-    assert serve._resolve_model("org/model") == ("org/model", [])
 
 
 @pytest.mark.parametrize(

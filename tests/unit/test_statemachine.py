@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -28,6 +28,9 @@ SLOS = (
     Slo(ttft_s=0.001, tbt_s=0.001, class_name="impossible"),
     Slo(ttft_s=1.0, tbt_s=0.05, jct_s=2.0, weight=5.0, class_name="gold"),
 )
+
+ENOUGH = settings(max_examples=60, derandomize=True, phases=(Phase.generate,))
+"""No shrinking: a failure that is a request stuck for ever would take minutes to shrink."""
 
 prompts = st.one_of(st.integers(1, 30), st.integers(1, 260))
 outputs = st.integers(1, 60)
@@ -123,9 +126,7 @@ def test_scheduler(fake_engine, policy: str) -> None:  # type: ignore[no-untyped
             assert len(engine.finished) == self.count, "every request that came has left"
             assert not core._in_flight
 
-    run_state_machine_as_test(
-        Machine, settings=settings(max_examples=60, stateful_step_count=30, derandomize=True)
-    )
+    run_state_machine_as_test(Machine, settings=settings(ENOUGH, stateful_step_count=30))
 
 
 class LedgerMachine(RuleBasedStateMachine):
@@ -191,6 +192,4 @@ class LedgerMachine(RuleBasedStateMachine):
 
 def test_ledger() -> None:
     """Entering, leaving, losing and re-predicting in any order keeps the ledger balanced."""
-    run_state_machine_as_test(
-        LedgerMachine, settings=settings(max_examples=60, stateful_step_count=40, derandomize=True)
-    )
+    run_state_machine_as_test(LedgerMachine, settings=settings(ENOUGH, stateful_step_count=40))

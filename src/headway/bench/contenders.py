@@ -24,7 +24,7 @@ over by a dozen chats and a few documents."""
 
 DEMO_LOAD = 0.9
 """Share of the engine's time the demo's requests need, by the machine's own speed."""
-DEMO_REQUESTS = 48
+DEMO_REQUESTS = 36
 DEMO_SEED = 1
 
 STOCK_BEST_FILE = Path(__file__).with_name("stock_best.json")

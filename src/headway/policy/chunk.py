@@ -100,9 +100,9 @@ class FixedChunk(Chunker):
         must_go_on: bool = False,
     ) -> int:
         """Return what the budget leaves."""
-        budget = self._budget_tokens or ctx.view.max_step_tokens
+        budget = min(self._budget_tokens or math.inf, ctx.view.max_step_tokens)
         room = budget - shape.num_decodes - shape.num_prefill_tokens
-        return max(min(most, room), 0)
+        return max(min(most, int(room)), 0)
 
     def upper_s(self, ctx: PlanContext, shape: StepShape) -> float:
         """Return the plain prediction; nothing is promised."""

@@ -34,13 +34,13 @@ QUIET_ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_
 
 EMBEDDED_CPU_ARGUMENTS = (
     # bfloat16 is 5 to 14 times slower on CPUs without instructions for it.
-    *("--dtype", "float32"),
+    ("--dtype", "float32"),
     # Compiling costs minutes at start and gains little on a model this small.
-    "--enforce-eager",
+    ("--enforce-eager",),
     # 23,000 tokens; vLLM's default asks for 92 % of the machine's memory.
-    *("--kv-cache-memory-bytes", str(1024**3)),
+    ("--kv-cache-memory-bytes", str(1024**3)),
 )
-"""What the embedded model gets on a CPU, before the user's own arguments, which win."""
+"""What the embedded model gets on a CPU where the user does not say otherwise."""
 
 MAX_EMBEDDED_THREADS = 8
 """The embedded model is too small to gain from more."""
@@ -86,8 +86,10 @@ def serve(options: ServeOptions) -> None:
         UserError: An option is a mistake; found before vLLM is imported where it is ours.
     """
     check(options)
-    model, first_args = _resolve_model(options.model)
-    args = _parse_vllm_args([model, *first_args, *options.vllm_args])
+    model, defaults = _resolve_model(options.model)
+    named = {arg.partition("=")[0].replace("_", "-") for arg in options.vllm_args}
+    extra = [word for words in defaults if words[0] not in named for word in words]
+    args = _parse_vllm_args([model, *extra, *options.vllm_args])
     if options.model == embedded.NAME:
         _prefer_one_engine_process(args)
     if not options.is_stock:
@@ -112,17 +114,17 @@ def check(options: ServeOptions) -> None:
         )
 
 
-def _resolve_model(model: str) -> tuple[str, list[str]]:
-    """Return what vLLM calls the model, and arguments that go before the user's."""
+def _resolve_model(model: str) -> tuple[str, list[tuple[str, ...]]]:
+    """Return what vLLM calls the model, and the arguments it gets unless the user names them."""
     if model != embedded.NAME:
         return model, []
     folder = embedded.ensure()
     for name, value in QUIET_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    args = ["--served-model-name", embedded.NAME]
+    defaults: list[tuple[str, ...]] = [("--served-model-name", embedded.NAME)]
     if _on_cpu():
-        args += EMBEDDED_CPU_ARGUMENTS
-    return str(folder), args
+        defaults += EMBEDDED_CPU_ARGUMENTS
+    return str(folder), defaults
 
 
 def _on_cpu() -> bool:
