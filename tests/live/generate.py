@@ -51,7 +51,7 @@ def main(settings: dict[str, Any]) -> dict[str, Any]:
         model=str(embedded.ensure()),
         dtype="float32",
         enforce_eager=True,
-        max_model_len=1024,
+        max_model_len=512,
         block_size=32,
         num_gpu_blocks_override=settings["num_blocks"],
         kv_cache_memory_bytes=1 << 29,

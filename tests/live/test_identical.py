@@ -13,8 +13,8 @@ import pytest
 pytestmark = pytest.mark.live
 
 SCRIPT = Path(__file__).with_name("generate.py")
-ROOMY, TIGHT = 400, 32
-"""KV blocks of 32 tokens: all 40 prompts at once, and about a third of them."""
+ROOMY, TIGHT = 400, 40
+"""KV blocks of 32 tokens: all 40 prompts at once, and about a quarter of them."""
 
 
 def generate(policy: str, num_blocks: int) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def reference() -> dict[str, Any]:
 def test_tokens_are_identical_under_forced_preemption(
     policy: str, reference: dict[str, Any]
 ) -> None:
-    """Forty prompts in a third of the cache they need: preempted, and every token as unpressed."""
+    """Forty prompts in a quarter of the cache they need: preempted, and every token as unpressed."""
     result = generate(policy, TIGHT)
     assert result["preemptions"] > 0
     assert result["tokens"] == reference["tokens"]
