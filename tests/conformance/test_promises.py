@@ -179,10 +179,10 @@ class Blind(OnlineModel):
 
 def test_a_model_without_chunk_context_fails_on_long_prompts(lab: Any) -> None:
     """Beside 10,000-token prompts short chats keep their gaps only if attention is counted."""
-    ours = [long_prompts(lab, seed, blind=False) for seed in range(3)]
-    blind = [long_prompts(lab, seed, blind=True) for seed in range(3)]
+    ours = [long_prompts(lab, seed, blind=False) for seed in range(2)]
+    blind = [long_prompts(lab, seed, blind=True) for seed in range(2)]
     assert np.mean(ours) >= 0.9
-    assert np.mean(ours) >= np.mean(blind) + 0.08
+    assert np.mean(ours) >= np.mean(blind) + 0.2
     assert 1 - np.mean(blind) >= 2 * (1 - np.mean(ours)), "at least twice the broken promises"
 
 

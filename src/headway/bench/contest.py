@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,4 +106,4 @@ def _run_leg(server: LiveServer, contender: Contender, leg: Leg, shown: Display)
         raise KeyboardInterrupt
     run = {"title": contender.title, "command": contender.command, **measured.run}
     run["server_ready_after_s"] = server.ready_after_s
-    return Entry(contender, leg, run, measured.records)
+    return Entry(contender, replace(leg, rate_rps=rate_rps), run, measured.records)
