@@ -45,7 +45,7 @@ def reference() -> dict[str, Any]:
 def test_tokens_are_identical_under_forced_preemption(
     policy: str, reference: dict[str, Any]
 ) -> None:
-    """Forty prompts in a quarter of the cache they need: preempted, and every token as unpressed."""
+    """Forty prompts in a quarter of the cache they need: preempted, no token differs."""
     result = generate(policy, TIGHT)
     assert result["preemptions"] > 0
     assert result["tokens"] == reference["tokens"]
