@@ -16,7 +16,8 @@ import statistics
 import time
 from typing import Any
 
-from headway.engines.vllm.harness import Call, Engine, VirtualRun
+from headway.engines.virtual import Call
+from headway.engines.vllm.harness import Engine, VirtualRun
 from headway.latency.model import StepShape
 
 OUTPUT_TOKENS = 4000

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
+from headway.engines import virtual
 from headway.latency.model import StepShape
 from headway.policy.events import Arrived, Finished, StepDone, StepScheduled
 from headway.policy.plan import StepPlan
@@ -349,7 +350,7 @@ class Lab:
 
     def __init__(self, harness: Any) -> None:
         self.Engine = harness.Engine
-        self.Call = harness.Call
+        self.Call = virtual.Call
         self.VirtualRun = harness.VirtualRun
 
     @staticmethod

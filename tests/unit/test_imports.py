@@ -21,7 +21,8 @@ FORBIDDEN = {
 
 LAYERS = [
     ["cli"],
-    ["bench"],
+    ["web"],
+    ["bench", "study"],
     ["vllm"],
     ["engines", "workloads", "metrics"],
     ["config"],

@@ -13,7 +13,7 @@ import os
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
+from headway.engines.virtual import Call, Outcome
 from headway.engines.vllm.scheduler import AsyncHeadway, SyncHeadway
 from headway.latency.model import StepShape
 
@@ -77,32 +78,6 @@ class Engine:
     watermark: float | None = None
     headway: Mapping[str, Any] | None = None
     """Headway's settings; ``None`` runs stock vLLM."""
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One request of a virtual run; ``xargs`` as a client would send them."""
-
-    request_id: str
-    arrived_at_s: float
-    num_prompt_tokens: int
-    num_output_tokens: int
-    xargs: Mapping[str, Any] = field(default_factory=dict)
-    max_output_tokens: int | None = None
-    priority: int = 0
-    abort_at_s: float | None = None
-    shared_prefix: str | None = None
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What the client of a virtual request saw."""
-
-    call: Call
-    emitted_at_s: list[float] = field(default_factory=list)
-    finish_reason: str | None = None
-    stop_reason: str | None = None
-    ended_at_s: float | None = None
 
 
 class VirtualClock:
