@@ -17,7 +17,8 @@ import time
 from typing import Any
 
 from headway.engines.virtual import Call
-from headway.engines.vllm.harness import Engine, VirtualRun
+from headway.engines.vllm.bare import Engine
+from headway.engines.vllm.harness import VirtualRun
 from headway.latency.model import StepShape
 
 OUTPUT_TOKENS = 4000

@@ -20,6 +20,7 @@ class Call:
     priority: int = 0
     abort_at_s: float | None = None
     shared_prefix: str | None = None
+    prefix_tokens: int = 0
 
 
 @dataclass(slots=True)

@@ -1,83 +1,33 @@
 """The real vLLM scheduler under a virtual clock: no model, no GPU, exact and repeatable.
 
-Builds the scheduler class as the engine would, feeds it requests at virtual instants, and
-charges every step a time from a *truth* the policy never sees. Stock vLLM run this way is
-vLLM's own code, not a re-implementation.
+Feeds a scheduler requests at virtual instants and charges every step a time from a *truth* the
+policy never sees. Stock vLLM run this way is vLLM's own code, not a re-implementation.
 """
 
 from __future__ import annotations
 
 import heapq
-import json
-import os
 import tempfile
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-
-import torch
-from vllm.config import (
-    CacheConfig,
-    DeviceConfig,
-    ModelConfig,
-    ParallelConfig,
-    SchedulerConfig,
-    VllmConfig,
-)
 from vllm.sampling_params import SamplingParams
 from vllm.utils.hashing import sha256
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
-from vllm.v1.core.sched.async_scheduler import AsyncScheduler
-from vllm.v1.core.sched.scheduler import Scheduler
-from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
-from vllm.v1.structured_output import StructuredOutputManager
 
-from headway.engines.virtual import Call, Outcome
-from headway.engines.vllm.scheduler import AsyncHeadway, SyncHeadway
+from headway.engines.virtual import Call, Outcome, StepRow
+from headway.engines.vllm import compat, wire
+from headway.engines.vllm.bare import Engine, build  # First: it sets vLLM's environment.
 from headway.latency.model import StepShape
 
 StepTruth = Callable[[StepShape], float]
 
-MODEL = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-    "max_position_embeddings": 131072,
-    "vocab_size": 512,
-    "torch_dtype": "float32",
-    "eos_token_id": 2,
-}
-"""Shapes of no consequence: nothing is computed."""
-
 TOKEN, STOP = 7, 2
-
-
-@dataclass(frozen=True, slots=True)
-class Engine:
-    """The engine to build. Sizes in blocks and tokens, as vLLM's own arguments."""
-
-    num_blocks: int = 1000
-    block_size: int = 16
-    max_num_batched_tokens: int = 2048
-    max_num_seqs: int = 256
-    max_model_len: int = 131072
-    scheduling_policy: str = "fcfs"
-    asynchronous: bool = False
-    prefix_caching: bool = False
-    watermark: float | None = None
-    headway: Mapping[str, Any] | None = None
-    """Headway's settings; ``None`` runs stock vLLM."""
 
 
 class VirtualClock:
@@ -95,62 +45,22 @@ class VirtualClock:
         return request.arrival_time
 
 
-def build(engine: Engine, folder: Path) -> Any:
-    """Return a scheduler object of vLLM (or ours) for *engine*; *folder* gets a config.json."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(MODEL), encoding="utf-8")
-    model = ModelConfig(
-        model=str(folder),
-        skip_tokenizer_init=True,
-        max_model_len=engine.max_model_len,
-        dtype="float32",
-    )
-    extra: dict[str, Any] = {}
-    if engine.watermark is not None:
-        extra["watermark"] = engine.watermark
-    config = VllmConfig(
-        model_config=model,
-        cache_config=CacheConfig(
-            block_size=engine.block_size, enable_prefix_caching=engine.prefix_caching
-        ),
-        parallel_config=ParallelConfig(),
-        device_config=DeviceConfig("cpu"),
-        scheduler_config=SchedulerConfig(
-            max_num_batched_tokens=engine.max_num_batched_tokens,
-            max_num_seqs=engine.max_num_seqs,
-            max_model_len=engine.max_model_len,
-            is_encoder_decoder=False,
-            policy=engine.scheduling_policy,
-            async_scheduling=engine.asynchronous,
-            enable_chunked_prefill=True,
-            **extra,
-        ),
-        additional_config={"headway": dict(engine.headway)} if engine.headway is not None else {},
-    )
-    config.cache_config.num_gpu_blocks = engine.num_blocks
-    spec = FullAttentionSpec(
-        block_size=engine.block_size, num_kv_heads=4, head_size=16, dtype=torch.float32
-    )
-    kv = KVCacheConfig(
-        num_blocks=engine.num_blocks,
-        kv_cache_tensors=[],
-        kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)],
-    )
-    stock = AsyncScheduler if engine.asynchronous else Scheduler
-    ours = AsyncHeadway if engine.asynchronous else SyncHeadway
-    return (stock if engine.headway is None else ours)(
-        vllm_config=config,
-        kv_cache_config=kv,
-        structured_output_manager=StructuredOutputManager(config),
-        block_size=engine.block_size,
-        log_stats=False,
-    )
-
-
 class VirtualRun:
-    """One virtual server: feed calls, step, read outcomes."""
+    """One virtual server: feed calls, step, read outcomes.
 
-    def __init__(self, engine: Engine, truth: StepTruth, scheduler: Any | None = None) -> None:
+    Args:
+        truth: Seconds of a step; nothing but the clock ever sees it.
+        scheduler: A ready scheduler object; built from *engine* when absent.
+        keep_steps: Keep a :class:`StepRow` for every step in ``rows``.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        truth: StepTruth,
+        scheduler: Any | None = None,
+        keep_steps: bool = False,
+    ) -> None:
         self.engine = engine
         self.truth = truth
         self.clock = VirtualClock()
@@ -162,17 +72,26 @@ class VirtualRun:
             self.scheduler.headway_clock = self.clock
         self.outcomes: dict[str, Outcome] = {}
         self.steps: list[tuple[float, dict[str, int]]] = []
+        self.rows: list[StepRow] = []
         self.num_preemptions = 0
+        self._keep_steps = keep_steps
         self._pending: deque[tuple[Any, float, frozenset[str]]] = deque()
         self._ready_s = 0.0
+        self._prefilling: dict[str, int] = {}
         init_none_hash(sha256)
         self._hasher = get_request_block_hasher(engine.block_size, sha256)
 
     def add(self, call: Call) -> None:
-        """Hand a request to the scheduler at the current instant."""
-        self.outcomes[call.request_id] = Outcome(call)
-        head = call.shared_prefix or call.request_id
-        filler = sum(head.encode()) % 400 + 3
+        """Hand a request to the scheduler at the current instant, or refuse it at vLLM's cap."""
+        outcome = self.outcomes[call.request_id] = Outcome(call)
+        outcome.phases.append((call.arrived_at_s, "queued"))
+        cap = self.engine.max_num_queued_tokens
+        if cap is not None and sum(self._prefilling.values()) >= cap:
+            outcome.finish_reason = "abort"
+            outcome.stop_reason = wire.refused(0.0, "vLLM's cap on queued tokens is reached.")
+            outcome.ended_at_s = self.clock.time_s
+            return
+        self._prefilling[call.request_id] = call.num_prompt_tokens
         params = SamplingParams(
             max_tokens=call.max_output_tokens or call.num_output_tokens,
             ignore_eos=True,
@@ -181,7 +100,7 @@ class VirtualRun:
         )
         request = Request(
             request_id=call.request_id,
-            prompt_token_ids=[filler] * call.num_prompt_tokens,
+            prompt_token_ids=prompt_tokens(call),
             sampling_params=params,
             pooling_params=None,
             arrival_time=call.arrived_at_s,
@@ -193,13 +112,17 @@ class VirtualRun:
     def abort(self, request_id: str) -> None:
         """Hang up, as a client would."""
         self.scheduler.finish_requests(request_id, RequestStatus.FINISHED_ABORTED)
+        self._prefilling.pop(request_id, None)
         outcome = self.outcomes[request_id]
         if outcome.finish_reason is None:
             outcome.finish_reason = "abort"
             outcome.ended_at_s = self.clock.time_s
 
     def run(self, calls: Iterable[Call], max_steps: int = 10_000_000) -> dict[str, Outcome]:
-        """Serve *calls* to the end and return their outcomes."""
+        """Serve *calls* to the end and return their outcomes.
+
+        What happens at one instant happens in this order: arrivals, hang-ups, the next step.
+        """
         arrivals = deque(sorted(calls, key=lambda c: (c.arrived_at_s, c.request_id)))
         aborts: list[tuple[float, str]] = []
         for _ in range(max_steps):
@@ -234,38 +157,76 @@ class VirtualRun:
                 self.clock.time_s += 1e-4
 
     def _launch(self, output: Any) -> None:
-        tokens = dict(output.num_scheduled_tokens)
+        tokens = output.num_scheduled_tokens
+        for request_id in output.preempted_req_ids or ():
+            self.num_preemptions += 1
+            self.outcomes[request_id].phases.append((self.clock.time_s, "preempted"))
         if not tokens:
             self._pending.append((output, self.clock.time_s, frozenset()))
             return
-        self.steps.append((self.clock.time_s, tokens))
+        self.steps.append((self.clock.time_s, dict(tokens)))
         begins_s = max(self._ready_s, self.clock.time_s)
-        self._ready_s = begins_s + self.truth(self._shape(tokens))
-        requests = self.scheduler.requests
-        emitting = frozenset(i for i in tokens if not requests[i].is_prefill_chunk)
+        for request_id in compat.admitted_ids(output):
+            self.outcomes[request_id].phases.append((begins_s, "prefill"))
+        shape, emitting = self._shape(tokens)
+        self._ready_s = begins_s + self.truth(shape)
         self._pending.append((output, self._ready_s, emitting))
+        if self._keep_steps:
+            self.rows.append(self._row(shape, begins_s))
 
-    def _shape(self, tokens: Mapping[str, int]) -> StepShape:
-        """Return what the step really computes, from vLLM's own counters."""
-        shape = StepShape()
-        decodes = context = 0
+    def _shape(self, tokens: Mapping[str, int]) -> tuple[StepShape, frozenset[str]]:
+        """Return what the step computes, by vLLM's own counters, and who gets a token of it."""
+        requests = self.scheduler.requests
+        prefill_tokens = prefills = decodes = context = 0
+        chunk_context = 0.0
+        emitting = []
         for request_id, count in tokens.items():
-            request = self.scheduler.requests[request_id]
+            request = requests[request_id]
             before = request.num_computed_tokens - count
-            if before >= request.num_prompt_tokens and count == 1:
+            if count == 1 and before >= request.num_prompt_tokens:
                 decodes += 1
                 context += before
-            else:
-                shape = shape.with_chunk(count, before)
-        return StepShape(
-            shape.num_prefill_tokens, shape.num_prefills, decodes, context, shape.chunk_context
+                emitting.append(request_id)
+                continue
+            prefill_tokens += count
+            prefills += 1
+            chunk_context += count * (before + count / 2)
+            if not request.is_prefill_chunk:
+                emitting.append(request_id)
+        shape = StepShape(prefill_tokens, prefills, decodes, context, chunk_context)
+        return shape, frozenset(emitting)
+
+    def _row(self, shape: StepShape, begins_s: float) -> StepRow:
+        """Return the record of a step that has just begun."""
+        scheduler = self.scheduler
+        predicted_s = promised_s = 0.0
+        reserved = 0
+        if self.engine.headway is not None:
+            plan = scheduler.headway_plan
+            predicted_s, promised_s = plan.predicted_s, plan.promised_s
+            reserved = sum(
+                max(r.predicted_output_tokens - r.num_output_tokens, 0)
+                for r in scheduler.headway.live.running()
+            )
+        held = compat.total_blocks(scheduler) - compat.free_blocks(scheduler)
+        num_running = len(scheduler.running)
+        return StepRow(
+            begins_s,
+            self._ready_s,
+            predicted_s,
+            promised_s,
+            shape.num_prefill_tokens,
+            shape.num_decodes,
+            num_running,
+            len(scheduler.requests) - num_running,
+            held * self.engine.block_size,
+            reserved,
         )
 
     def _settle(self) -> None:
         """The oldest step ends: its tokens reach the clients."""
         output, ready_s, emitting = self._pending.popleft()
         self.clock.time_s = max(self.clock.time_s, ready_s)
-        self.num_preemptions += len(output.preempted_req_ids or ())
         ids = list(output.num_scheduled_tokens)
         result = ModelRunnerOutput(
             req_ids=ids,
@@ -287,8 +248,32 @@ class VirtualRun:
 
     def _deliver(self, one: Any) -> None:
         outcome = self.outcomes[one.request_id]
-        outcome.emitted_at_s.extend([self.clock.time_s] * len(one.new_token_ids))
+        if one.new_token_ids:
+            if outcome.phases[-1][1] == "prefill":
+                outcome.phases.append((self.clock.time_s, "decode"))
+                self._prefilling.pop(one.request_id, None)
+            outcome.emitted_at_s.extend([self.clock.time_s] * len(one.new_token_ids))
         if one.finish_reason is not None and outcome.finish_reason is None:
+            self._prefilling.pop(one.request_id, None)
             outcome.finish_reason = str(one.finish_reason)
             outcome.stop_reason = one.stop_reason if isinstance(one.stop_reason, str) else None
             outcome.ended_at_s = self.clock.time_s
+
+
+def prompt_tokens(call: Call) -> list[int]:
+    """Return token ids of the right number: the shared prefix alike, all else its own.
+
+    Without ``prefix_tokens`` two calls with the same ``shared_prefix`` share all they can.
+    """
+    if call.shared_prefix is None:
+        return _filler(call.request_id, call.num_prompt_tokens)
+    shared = min(call.prefix_tokens or call.num_prompt_tokens, call.num_prompt_tokens)
+    own = call.num_prompt_tokens - shared
+    return _filler(call.shared_prefix, shared) + _filler(call.request_id, own)
+
+
+def _filler(name: str, num_tokens: int) -> list[int]:
+    """Return *num_tokens* ids whose first four tell *name* from others."""
+    code = zlib.crc32(name.encode())
+    head = [3 + (code >> shift) % 256 for shift in (0, 8, 16, 24)]
+    return (head + [3] * (num_tokens - 4))[:num_tokens]

@@ -64,6 +64,7 @@ class HeadwayMixin:
         core = self.headway_settings.build(latency=OnlineModel(roofline(self.vllm_config)))
         record = self.headway_settings.record
         self.headway: Core | Recorder = Recorder(core, record) if record else core
+        self.headway_plan = StepPlan(0)
         self._slo_book = self.headway_settings.book()
         self._stock_max_step_tokens = self.max_num_scheduled_tokens
         self._stock_chunk_cap = self.scheduler_config.long_prefill_token_threshold
@@ -157,7 +158,7 @@ class HeadwayMixin:
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         """Plan, steer the stock loop by the plan, and report what it did."""
-        plan = self.headway.plan(self._view(), self.headway_clock.now_s())
+        plan = self.headway_plan = self.headway.plan(self._view(), self.headway_clock.now_s())
         self._end_planned(plan)
         self._preempt_planned(plan)
         hidden = self._arrange_running(plan)

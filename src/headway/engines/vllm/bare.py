@@ -1,0 +1,118 @@
+"""A vLLM scheduler without an engine around it: no model, no GPU, no process.
+
+Builds the scheduler class, stock or ours, as the engine core would.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+
+import torch
+from vllm.config import (
+    CacheConfig,
+    DeviceConfig,
+    ModelConfig,
+    ParallelConfig,
+    SchedulerConfig,
+    VllmConfig,
+)
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+from vllm.v1.structured_output import StructuredOutputManager
+
+from headway.engines.vllm.scheduler import AsyncHeadway, SyncHeadway
+
+MODEL = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 131072,
+    "vocab_size": 512,
+    "torch_dtype": "float32",
+    "eos_token_id": 2,
+}
+"""Shapes of no consequence: nothing is computed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """The engine to build. Sizes in blocks and tokens, as vLLM's own arguments."""
+
+    num_blocks: int = 1000
+    block_size: int = 16
+    max_num_batched_tokens: int = 2048
+    max_num_seqs: int = 256
+    max_model_len: int = 131072
+    scheduling_policy: str = "fcfs"
+    asynchronous: bool = False
+    prefix_caching: bool = False
+    watermark: float | None = None
+    max_num_queued_tokens: int | None = None
+    """Cap on prompt tokens not yet answered; vLLM's API server refuses beyond it."""
+    headway: Mapping[str, Any] | None = None
+    """Headway's settings; ``None`` runs stock vLLM."""
+
+
+def build(engine: Engine, folder: Path) -> Any:
+    """Return a scheduler object of vLLM (or ours) for *engine*; *folder* gets a config.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(MODEL), encoding="utf-8")
+    model = ModelConfig(
+        model=str(folder),
+        skip_tokenizer_init=True,
+        max_model_len=engine.max_model_len,
+        dtype="float32",
+    )
+    extra: dict[str, Any] = {}
+    if engine.watermark is not None:
+        extra["watermark"] = engine.watermark
+    config = VllmConfig(
+        model_config=model,
+        cache_config=CacheConfig(
+            block_size=engine.block_size, enable_prefix_caching=engine.prefix_caching
+        ),
+        parallel_config=ParallelConfig(),
+        device_config=DeviceConfig("cpu"),
+        scheduler_config=SchedulerConfig(
+            max_num_batched_tokens=engine.max_num_batched_tokens,
+            max_num_seqs=engine.max_num_seqs,
+            max_model_len=engine.max_model_len,
+            is_encoder_decoder=False,
+            policy=engine.scheduling_policy,
+            async_scheduling=engine.asynchronous,
+            enable_chunked_prefill=True,
+            **extra,
+        ),
+        additional_config={"headway": dict(engine.headway)} if engine.headway is not None else {},
+    )
+    config.cache_config.num_gpu_blocks = engine.num_blocks
+    spec = FullAttentionSpec(
+        block_size=engine.block_size, num_kv_heads=4, head_size=16, dtype=torch.float32
+    )
+    kv = KVCacheConfig(
+        num_blocks=engine.num_blocks,
+        kv_cache_tensors=[],
+        kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)],
+    )
+    stock = AsyncScheduler if engine.asynchronous else Scheduler
+    ours = AsyncHeadway if engine.asynchronous else SyncHeadway
+    return (stock if engine.headway is None else ours)(
+        vllm_config=config,
+        kv_cache_config=kv,
+        structured_output_manager=StructuredOutputManager(config),
+        block_size=engine.block_size,
+        log_stats=False,
+    )
