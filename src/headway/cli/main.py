@@ -14,6 +14,15 @@ from headway.errors import HeadwayError, UserError
 COMMANDS = {
     "serve": ("headway.cli.serve:serve", "Serve a model, keeping each request's promise."),
     "bench": ("headway.cli.bench:bench", "Load a live server and count the promises it kept."),
+    "simulate": (
+        "headway.cli.simulate:simulate",
+        "Compare policies on a virtual GPU: any load, any trace.",
+    ),
+    "capacity": ("headway.cli.capacity:capacity", "Find the highest rate a policy can promise."),
+    "replay": ("headway.cli.replay:replay", "Serve a recorded run again, differently."),
+    "report": ("headway.cli.report:report", "Draw runs as one page that needs no network."),
+    "trace": ("headway.cli.trace:trace", "Inspect, convert or make up a workload."),
+    "calibrate": ("headway.cli.calibrate:calibrate", "Make a step-time profile."),
     "demo": ("headway.cli.demo:demo", "Serve a real model here, with and without Headway."),
 }
 """Name → (module:command, one line of help)."""

@@ -81,6 +81,11 @@ class VirtualRun:
         init_none_hash(sha256)
         self._hasher = get_request_block_hasher(engine.block_size, sha256)
 
+    @property
+    def capacity_tokens(self) -> int:
+        """Tokens the KV cache holds."""
+        return compat.total_blocks(self.scheduler) * self.engine.block_size
+
     def add(self, call: Call) -> None:
         """Hand a request to the scheduler at the current instant, or refuse it at vLLM's cap."""
         outcome = self.outcomes[call.request_id] = Outcome(call)

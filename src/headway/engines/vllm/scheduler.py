@@ -65,7 +65,7 @@ class HeadwayMixin:
         record = self.headway_settings.record
         self.headway: Core | Recorder = Recorder(core, record) if record else core
         self.headway_plan = StepPlan(0)
-        self._slo_book = self.headway_settings.book()
+        self.headway_book = self.headway_settings.book()
         self._stock_max_step_tokens = self.max_num_scheduled_tokens
         self._stock_chunk_cap = self.scheduler_config.long_prefill_token_threshold
         self._steps_in_flight = 0
@@ -98,7 +98,7 @@ class HeadwayMixin:
         mistake = None
         slo = NO_PROMISE
         try:
-            slo = self._slo_book.resolve(params.extra_args if params is not None else None)
+            slo = self.headway_book.resolve(params.extra_args if params is not None else None)
         except UserError as error:
             mistake = str(error)
         now_s = self.headway_clock.now_s()

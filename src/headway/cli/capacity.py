@@ -1,0 +1,109 @@
+"""``headway capacity``: the highest rate at which enough promises are kept."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import click
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from headway.cli.run_options import (
+    check_load,
+    policies_of,
+    progress,
+    run_options,
+    save,
+    seeds_of,
+    spec_of,
+    whole,
+    writable,
+)
+from headway.cli.simulate import title_of
+from headway.errors import UserError
+from headway.study.capacity import Capacity, highest_rate, over_seeds
+from headway.study.spec import STOCK, STOCK_WAYS, RunSpec
+from headway.study.sweep import Ledger, in_parallel, run_all
+from headway.workloads.schema import number
+
+START_RPS = 4.0
+
+
+@click.command()
+@run_options
+@click.option("--target", "targets", default="0.9,0.99", show_default=True, help="Attainment.")
+@click.option("--start", default=str(START_RPS), show_default=True, help="First rate to try.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Results as JSON.")
+def capacity(targets: str, start: str, json_path: Path | None, **given: Any) -> None:
+    """Find the highest request rate at which a share of all promises is kept.
+
+    Bisects per seed to 2 %; the interval is Student's t over the seeds, 95 %.
+    """
+    base = spec_of(given)
+    policies = policies_of(given["policy"], base.engine, base.overload, dict(base.options))
+    tuned = [policy for policy in policies if policy in STOCK_WAYS[1:]]
+    if tuned:
+        raise UserError(
+            f"{tuned[0]} is a choice among settings for given rates; use simulate for it."
+        )
+    seeds, wanted = seeds_of(given["seeds"]), _targets(targets)
+    start_rps = number("--start", "the rate", start, minimum=0.0, above=True)
+    check_load(base.at(start_rps))
+    writable(json_path)
+    jobs = [
+        (replace(base, policy=p), target, s) for p in policies for target in wanted for s in seeds
+    ]
+    jobs = [(replace(s, options={}) if s.policy == STOCK else s, t, k) for s, t, k in jobs]
+    console = Console()
+    with progress(console, "capacity", len(jobs)) as advance:
+        tasks = [(search, (spec.at(start_rps, seed), target)) for spec, target, seed in jobs]
+        workers = whole("--workers", given["workers"])
+        rates = in_parallel(tasks, workers, lambda i, rate: advance(), base.engine)
+    found: dict[tuple[str, float], list[float]] = {}
+    for (spec, target, _), rate_rps in zip(jobs, rates, strict=True):
+        found.setdefault((spec.policy, target), []).append(rate_rps)
+    results = [(policy, over_seeds(rps, target)) for (policy, target), rps in found.items()]
+    console.print(_table(results, title_of(base)))
+    if json_path is not None:
+        rows = [{"policy": policy, **asdict(result)} for policy, result in results]
+        save(json_path, {"schema": 1, "capacities": rows})
+
+
+def search(spec: RunSpec, target: float) -> float:
+    """Return the capacity of one policy and seed in requests per second, from the spec's rate."""
+    known: dict[float, float] = {}
+
+    def attainment_at(rate_rps: float) -> float:
+        if rate_rps not in known:
+            one = spec.at(rate_rps)
+            run = run_all([one], Ledger(), workers=1)[one.key()]
+            known[rate_rps] = run["attainment"] or 0.0
+        return known[rate_rps]
+
+    return highest_rate(attainment_at, target, spec.load.rate_rps or START_RPS)
+
+
+def _table(results: list[tuple[str, Capacity]], title: str) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name, justify in (("policy", "left"), ("kept", "right"), ("capacity", "right")):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    table.add_column("95 % interval", justify="right")
+    for policy, one in results:
+        if one.low_rps is None or one.high_rps is None:
+            interval = "one seed"
+        else:
+            interval = f"{one.low_rps:.2f} to {one.high_rps:.2f}/s"
+        table.add_row(policy, f"{one.target:.0%}", f"{one.mean_rps:.2f}/s", interval)
+    return table
+
+
+def _targets(text: str) -> list[float]:
+    values = [
+        number("--target", "a share", part, minimum=0.0, above=True) for part in text.split(",")
+    ]
+    if any(value > 1.0 for value in values):
+        raise UserError(f"--target must be shares from 0 to 1, such as 0.9,0.99; not {text!r:.60}.")
+    return values

@@ -1,0 +1,45 @@
+"""``headway report``: one self-contained page from summaries and kept runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from headway.errors import UserError
+from headway.web.inputs import load
+from headway.workloads.schema import number
+
+
+@click.command()
+@click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--out", default="report.html", show_default=True, type=click.Path(path_type=Path),
+    help="The page.",
+)  # fmt: skip
+@click.option("--title", default="Promises kept, run by run", show_default=True, help="Heading.")
+@click.option("--rate", help="Load of the kept runs drawn from the inside [heaviest in common].")
+def report(inputs: tuple[Path, ...], out: Path, title: str, rate: str | None) -> None:
+    """Write a page about runs: promises kept, tails, causes of lateness, timelines.
+
+    INPUTS are summaries (simulate --json), kept runs (*.run.json.gz) and folders of either.
+    """
+    rate_rps = None
+    if rate is not None:
+        rate_rps = number("--rate", "the rate", rate, minimum=0.0, above=True)
+    if not out.absolute().parent.is_dir():
+        raise UserError(f"The folder of {out} does not exist.")
+    if out.is_dir():
+        raise UserError(f"{out} is a folder; --out names the page to write.")
+    material = load(inputs)
+    from headway.web.report import page_of
+
+    page = page_of(material, title=title, rate_rps=rate_rps)
+    try:
+        out.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"Cannot write {out}: {error.strerror}.") from None
+    click.echo(
+        f"Wrote {out}: {len(material.runs)} runs, {len(material.kept)} of them kept,"
+        f" {len(page.encode()) / 1e6:.1f} MB."
+    )

@@ -1,0 +1,171 @@
+"""``headway simulate``: policies by rates by seeds under a virtual clock."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from headway.cli.run_options import (
+    bands_of,
+    check_load,
+    policies_of,
+    progress,
+    rates_of,
+    run_options,
+    save,
+    seeds_of,
+    spec_of,
+    whole,
+    writable,
+)
+from headway.study import stock
+from headway.study.spec import STOCK, STOCK_WAYS, RunSpec
+from headway.study.sweep import Ledger, Run, mean_attainment, run_all
+from headway.units import format_s
+
+
+@click.command()
+@run_options
+@click.option("--rate", help="R,R,… requests per second [a file: as recorded].")
+@click.option("--keep", type=click.Path(path_type=Path), help="Folder for whole runs, to report.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Summaries as JSON.")
+def simulate(rate: str | None, keep: Path | None, json_path: Path | None, **given: Any) -> None:
+    """Serve a load under each policy, at each rate, with each seed, and compare.
+
+    A sweep that was stopped goes on where it was when called again with the same --json or --keep.
+    """
+    base = spec_of(given)
+    policies = policies_of(given["policy"], base.engine, base.overload, dict(base.options))
+    rates, seeds = rates_of(rate), seeds_of(given["seeds"])
+    check_load(base.at(rates[0]))
+    writable(json_path, keep)
+    if keep is not None:
+        keep.mkdir(exist_ok=True)
+    console = Console()
+    ledger = Ledger(json_path.with_suffix(".part") if json_path else None, keep)
+    workers = whole("--workers", given["workers"])
+    runs: list[Run] = []
+    for band in bands_of(base, given["step_time_band"]):
+        runs += _plain(console, band, policies, rates, seeds, ledger, workers)
+        runs += _stock_ways(console, band, policies, rates, seeds, ledger, workers)
+    console.print(table_of(runs, title_of(base)))
+    for line in settings_of(runs):
+        console.print(line, highlight=False, markup=False)
+    if json_path is not None:
+        save(json_path, {"schema": 1, "runs": runs})
+    ledger.close()
+
+
+def _plain(
+    console: Console,
+    base: RunSpec,
+    policies: Sequence[str],
+    rates: Sequence[float | None],
+    seeds: Sequence[int],
+    ledger: Ledger,
+    workers: int | None,
+) -> list[Run]:
+    specs = [
+        replace(base, policy=policy).at(rate_rps, seed)
+        for policy in policies
+        if policy not in STOCK_WAYS[1:]
+        for rate_rps in rates
+        for seed in seeds
+    ]
+    # Stock vLLM knows no policy options; two runs that differ in them only are one run.
+    specs = [replace(s, options={}) if s.policy == STOCK else s for s in specs]
+    with progress(console, "simulate", len(specs)) as advance:
+        return list(run_all(specs, ledger, workers, lambda spec, run: advance()).values())
+
+
+def _stock_ways(
+    console: Console,
+    base: RunSpec,
+    policies: Sequence[str],
+    rates: Sequence[float | None],
+    seeds: Sequence[int],
+    ledger: Ledger,
+    workers: int | None,
+) -> list[Run]:
+    ways = [policy for policy in policies if policy in STOCK_WAYS[1:]]
+    if not ways:
+        return []
+
+    def run_many(specs: Sequence[RunSpec]) -> Mapping[str, Run]:
+        with progress(console, "stock settings", len(specs)) as advance:
+            return run_all(specs, ledger, workers, lambda spec, run: advance())
+
+    tried = stock.sweep(replace(base, options={}), rates, seeds, run_many)
+    return [run for way in ways for run in tried.as_policy(way)]
+
+
+def table_of(runs: Sequence[Run], title: str) -> Table:
+    """Return the comparison a person reads first: one line a policy and rate, over seeds."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("policy")
+    for name in ("rate", "kept", "goodput", "TTFT p95", "gap p99", "preempted", "refused"):
+        table.add_column(name, justify="right")
+    for group in _over_seeds(runs):
+        run = group[0]
+        refused = sum(r["outcomes"]["refused"] for r in group)
+        table.add_row(
+            _label(run),
+            f"{run['rate_rps']:g}/s" if run["rate_rps"] is not None else "as is",
+            _kept(group),
+            f"{sum(r['goodput_rps'] for r in group) / len(group):.2f}/s",
+            format_s(_mean(r["ttft_s"]["p95"] for r in group)),
+            format_s(_mean(r["tbt_s"]["p99"] for r in group)),
+            str(sum(sum(r["preemptions"].values()) for r in group)),
+            str(refused),
+        )
+    return table
+
+
+def settings_of(runs: Sequence[Run]) -> list[str]:
+    """Return a line for each setting of vLLM's that a tuned baseline chose."""
+    lines = [
+        f"{group[0]['policy']} at {group[0]['rate_rps']:g}/s: {group[0]['settings']}"
+        for group in _over_seeds(runs)
+        if group[0]["policy"] in STOCK_WAYS[1:] and group[0]["rate_rps"] is not None
+    ]
+    return list(dict.fromkeys(lines))
+
+
+def _over_seeds(runs: Sequence[Run]) -> list[list[Run]]:
+    """Return the runs that differ in their seed only, together."""
+    groups: dict[tuple[Any, ...], list[Run]] = {}
+    for run in runs:
+        key = (run["policy"], run["rate_rps"], run["step_time_band"])
+        groups.setdefault(key, []).append(run)
+    return list(groups.values())
+
+
+def _label(run: Run) -> str:
+    band = run["step_time_band"]
+    return f"{run['policy']} (steps {band:+.0%})" if band else str(run["policy"])
+
+
+def _kept(group: Sequence[Run]) -> str:
+    """Return the mean share of kept promises and, over several seeds, the least and most."""
+    kept = [run["attainment"] or 0.0 for run in group]
+    spread = f" ({min(kept):.1%} to {max(kept):.1%})" if len(kept) > 1 else ""
+    return f"{mean_attainment(group):.1%}{spread}"
+
+
+def _mean(values: Any) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def title_of(spec: RunSpec) -> str:
+    """Return what was run, for the head of a table."""
+    kv = f", {spec.machine.kv_tokens} KV tokens" if spec.machine.kv_tokens else ""
+    where = "vLLM's scheduler" if spec.engine == "vllm" else "Headway's simulator"
+    return f"{spec.load.source} on {spec.machine.gpu}{kv}, {where}"

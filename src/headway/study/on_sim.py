@@ -1,0 +1,90 @@
+"""A run on Headway's own simulator: any policy of the registry, one server or a fleet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from headway.engines.sim.engine import SimEngine
+from headway.engines.sim.fleet import Fleet
+from headway.engines.sim.routers import LeastKv, LeastWork, RoundRobin, Router
+from headway.engines.sim.run import SimRun
+from headway.engines.virtual import Call
+from headway.errors import UserError
+from headway.latency.profile import Profile
+from headway.latency.truth import Truth
+from headway.policy import registry
+from headway.slo import SloBook
+from headway.study.served import Served, quantiles_us
+from headway.study.spec import Machine, RunSpec
+
+ROUTERS: dict[str, Callable[[], Router]] = {
+    "round-robin": RoundRobin,
+    "least-work": LeastWork,
+    "least-kv": LeastKv,
+}
+
+
+def router_of(name: str) -> Router:
+    """Return a new router by name.
+
+    Raises:
+        UserError: There is none of that name.
+    """
+    if name not in ROUTERS:
+        raise UserError(f"--router {name!r:.60} is not known; it can be {', '.join(ROUTERS)}.")
+    return ROUTERS[name]()
+
+
+def serve(
+    spec: RunSpec,
+    profile: Profile,
+    truth_of: Callable[[int], Truth],
+    calls: Sequence[Call],
+    book: SloBook,
+    keep_steps: bool,
+) -> Served:
+    """Run *calls* through the simulator; steps are kept for a single server only."""
+    machine = spec.machine
+    engine = engine_of(machine, profile)
+
+    def build(index: int) -> SimRun:
+        policy = registry.build(spec.policy, overload=spec.overload, options=spec.options)
+        keep = keep_steps and machine.num_replicas == 1
+        return SimRun(engine, truth_of(index), policy, book=book, keep_steps=keep, time_plans=True)
+
+    capacity_tokens = engine.num_blocks * engine.block_size
+    router = router_of(machine.router)
+    if machine.num_replicas == 1:
+        run = build(0)
+        outcomes = run.run(calls)
+        kinds = run.num_preemptions
+        rows, plan_us = run.steps, quantiles_us(run.plan_times_s)
+    else:
+        result = Fleet(build, router, machine.num_replicas).run(calls)
+        outcomes, kinds = result.outcomes, result.num_preemptions
+        rows, plan_us = [], quantiles_us([])
+    return Served(
+        outcomes=outcomes,
+        rows=rows,
+        capacity_tokens=capacity_tokens,
+        num_recomputed=kinds.get("recompute", 0),
+        num_swapped=kinds.get("swap", 0),
+        plan_us=plan_us,
+    )
+
+
+def engine_of(machine: Machine, profile: Profile) -> SimEngine:
+    """Return the server that *machine* describes on this GPU."""
+    capacity_tokens = machine.kv_tokens or profile.kv_capacity_tokens
+    engine = SimEngine(
+        num_blocks=max(capacity_tokens // machine.block_size, 1),
+        block_size=machine.block_size,
+        max_num_batched_tokens=profile.max_num_batched_tokens,
+        max_num_seqs=machine.max_num_seqs or profile.max_num_seqs,
+        asynchronous=machine.asynchronous,
+        prefix_caching=machine.prefix_caching,
+    )
+    if profile.kv_bytes_per_token:
+        engine = replace(engine, kv_bytes_per_token=profile.kv_bytes_per_token)
+    return engine

@@ -1,0 +1,92 @@
+"""A run on vLLM's own scheduler class, stock or steered."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from headway.engines.virtual import Call
+from headway.errors import UserError
+from headway.latency.profile import Profile
+from headway.latency.truth import Truth
+from headway.slo import SloBook
+from headway.study.served import Served, quantiles_us
+from headway.study.spec import RunSpec
+
+
+def serve(
+    spec: RunSpec,
+    profile: Profile,
+    truth_of: Callable[[int], Truth],
+    calls: Sequence[Call],
+    book: SloBook,
+    keep_steps: bool,
+) -> Served:
+    """Run *calls* through vLLM's scheduler under a virtual clock.
+
+    Raises:
+        UserError: vLLM is not installed, or the machine has several replicas.
+    """
+    try:
+        from headway.engines.vllm.bare import Engine
+        from headway.engines.vllm.harness import VirtualRun
+    except ImportError:
+        raise UserError(
+            "--engine vllm needs vLLM (make setup installs it); --engine sim does not."
+        ) from None
+    machine, knobs = spec.machine, spec.knobs
+    if machine.num_replicas != 1:
+        raise UserError("--engine vllm runs one server; --replicas needs --engine sim.")
+    capacity_tokens = machine.kv_tokens or profile.kv_capacity_tokens
+    headway = {"policy": spec.policy, "overload": spec.overload, "options": dict(spec.options)}
+    engine = Engine(
+        # vLLM keeps one block of the cache for itself.
+        num_blocks=max(capacity_tokens // machine.block_size, 1) + 1,
+        block_size=machine.block_size,
+        max_num_batched_tokens=knobs.max_num_batched_tokens or profile.max_num_batched_tokens,
+        max_num_seqs=min(
+            machine.max_num_seqs or profile.max_num_seqs,
+            knobs.max_num_batched_tokens or profile.max_num_batched_tokens,
+        ),
+        scheduling_policy="priority" if knobs.by_class else "fcfs",
+        asynchronous=machine.asynchronous,
+        prefix_caching=machine.prefix_caching,
+        watermark=knobs.watermark or None,
+        max_num_queued_tokens=knobs.max_num_queued_tokens,
+        headway=None if spec.is_stock else headway,
+    )
+    run = VirtualRun(engine, truth_of(0), keep_steps=keep_steps)
+    plan_s: list[float] = []
+    if not spec.is_stock:
+        run.scheduler.headway_book = book
+        run.scheduler.headway = Timed(run.scheduler.headway, plan_s)
+    outcomes = run.run(calls)
+    return Served(
+        outcomes=outcomes,
+        rows=run.rows,
+        capacity_tokens=run.capacity_tokens,
+        num_recomputed=run.num_preemptions,
+        num_swapped=0,
+        plan_us=quantiles_us(plan_s),
+    )
+
+
+class Timed:
+    """A policy core whose plans are timed; otherwise the same object."""
+
+    def __init__(self, inner: Any, plan_s: list[float]) -> None:
+        self._inner = inner
+        self._plan_s = plan_s
+        self.observe = inner.observe
+        self.live = inner.live
+
+    def plan(self, *args: Any) -> Any:
+        """Plan, and note the seconds it took."""
+        began_s = time.perf_counter()
+        plan = self._inner.plan(*args)
+        self._plan_s.append(time.perf_counter() - began_s)
+        return plan
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)

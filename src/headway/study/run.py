@@ -1,0 +1,167 @@
+"""One virtual run, from its spec to its figures."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from headway.engines.virtual import Outcome, StepRow
+from headway.engines.vllm import wire
+from headway.errors import UserError
+from headway.latency import profile as profiles
+from headway.latency.profile import Profile
+from headway.latency.truth import Drift, Truth
+from headway.metrics.record import RequestRecord, RunFacts, summarise
+from headway.slo import Slo
+from headway.study import on_sim, on_vllm
+from headway.study.requests import book_of, calls_of, requests_of
+from headway.study.served import Served
+from headway.study.spec import Machine, RunSpec
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """One finished run: its summary, and all it takes to draw it."""
+
+    spec: RunSpec
+    run: dict[str, Any]
+    records: Sequence[RequestRecord]
+    served: Served
+
+    def document(self) -> dict[str, Any]:
+        """Return the kept run: spec, summary, timeline and requests."""
+        columns = zip(*self.served.rows, strict=True) if self.served.rows else ((),) * 10
+        timeline: dict[str, Any] = dict(
+            zip(StepRow._fields, ([_short(v) for v in c] for c in columns), strict=True)
+        )
+        timeline["capacity_tokens"] = self.served.capacity_tokens
+        return {
+            "schema": SCHEMA,
+            "spec": self.spec.document(),
+            "run": self.run,
+            "timeline": timeline,
+            "requests": [self._request(record) for record in self.records],
+        }
+
+    def _request(self, record: RequestRecord) -> dict[str, Any]:
+        phases = self.served.outcomes[record.id].phases
+        return {
+            "id": record.id,
+            "slo_class": record.slo.class_name,
+            "slo": {name: getattr(record.slo, name) for name in ("ttft_s", "tbt_s", "jct_s")},
+            "arrived_at_s": _short(record.arrived_at_s),
+            "emitted_at_s": [_short(at_s) for at_s in record.emitted_at_s],
+            "outcome": record.outcome,
+            "attained": record.attained,
+            "phases": [[_short(at_s), name] for at_s, name in phases],
+            "num_prompt_tokens": record.num_prompt_tokens,
+            "num_preemptions": sum(name == "preempted" for _, name in phases),
+        }
+
+    def keep(self, folder: Path) -> Path:
+        """Write the kept run into *folder* and return its path."""
+        path = kept_path(folder, self.spec)
+        data = json.dumps(self.document(), separators=(",", ":")).encode()
+        part = path.with_suffix(".part")
+        part.write_bytes(gzip.compress(data, 5, mtime=0))
+        part.replace(path)
+        return path
+
+
+def kept_path(folder: Path, spec: RunSpec) -> Path:
+    """Return where :meth:`RunResult.keep` puts the run of *spec*."""
+    return folder / f"{spec.key()}.run.json.gz"
+
+
+def execute(spec: RunSpec, keep_steps: bool = False) -> RunResult:
+    """Serve one load on one virtual machine and return what came of it.
+
+    Raises:
+        UserError: The spec names something that does not exist.
+    """
+    book = book_of(spec.load)
+    calls, slos = calls_of(requests_of(spec.load), book, by_class=spec.knobs.by_class)
+    profile = profiles.load(spec.machine.gpu)
+
+    def truth(replica: int) -> Truth:
+        return truth_of(profile, spec.machine, spec.load.seed + 7919 * replica)
+
+    engine = on_vllm if spec.engine == "vllm" else on_sim
+    served = engine.serve(spec, profile, truth, calls, book, keep_steps)
+    records = [record_of(served.outcomes[call.request_id], slos) for call in calls]
+    facts = RunFacts(
+        policy=spec.policy,
+        engine=spec.engine,
+        seed=spec.load.seed,
+        rate_rps=spec.load.rate_rps,
+        preemptions={"recompute": served.num_recomputed, "swap": served.num_swapped},
+        plan_time_us=served.plan_us,
+        num_offered=len(calls),
+    )
+    run = summarise(records, facts)
+    run["overload"] = spec.overload
+    run["step_time_band"] = spec.machine.step_time_band
+    run["settings"] = spec.knobs.flags if spec.is_stock else json.dumps(dict(spec.options))
+    return RunResult(spec, run, records, served)
+
+
+def truth_of(profile: Profile, machine: Machine, seed: int) -> Truth:
+    """Return the step times of *machine*; see :class:`~headway.latency.truth.Truth`."""
+    drift = parse_drift(machine.drift) if machine.drift else None
+    scale = 1.0 + machine.step_time_band
+    return Truth(profile, scale=scale, noise=machine.noise, drift=drift, seed=seed)
+
+
+def parse_drift(text: str) -> Drift:
+    """Read ``jump:0.5@2000``: kind, amount, and steps.
+
+    Raises:
+        UserError: Anything else.
+    """
+    kind, _, rest = text.partition(":")
+    amount, _, steps = rest.partition("@")
+    try:
+        return Drift(kind, float(amount), int(steps))  # type: ignore[arg-type]
+    except ValueError:
+        raise UserError(
+            "--drift must look like linear:0.2@5000, wave:0.1@2000 or jump:0.5@3000"
+            f" (relative change @ steps), not {text!r:.60}."
+        ) from None
+
+
+def record_of(outcome: Outcome, slos: Mapping[str, Slo]) -> RequestRecord:
+    """Return a request as its client saw it."""
+    call = outcome.call
+    detail = ""
+    if outcome.finish_reason in ("stop", "length"):
+        kind = "finished"
+    else:
+        answer = wire.parse(outcome.stop_reason)
+        detail = answer.sentence if answer is not None else ""
+        if isinstance(answer, wire.Refused):
+            kind = "refused"
+        elif isinstance(answer, wire.Invalid):
+            kind = "failed"
+        else:
+            kind = "aborted" if call.abort_at_s is not None else "failed"
+    return RequestRecord(
+        id=call.request_id,
+        slo=slos[call.request_id],
+        arrived_at_s=call.arrived_at_s,
+        emitted_at_s=tuple(outcome.emitted_at_s),
+        outcome=kind,  # type: ignore[arg-type]
+        num_prompt_tokens=call.num_prompt_tokens,
+        ended_at_s=outcome.ended_at_s,
+        detail=detail,
+    )
+
+
+def _short(value: float) -> float:
+    """Return seconds to the microsecond; whole numbers stay whole."""
+    return round(value, 6) if isinstance(value, float) else value

@@ -1,0 +1,30 @@
+"""What an engine hands back to a study."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from headway.engines.virtual import Outcome, StepRow
+
+
+@dataclass(slots=True)
+class Served:
+    """Outcomes by request, the steps where they were kept, and what the run cost."""
+
+    outcomes: Mapping[str, Outcome]
+    rows: Sequence[StepRow]
+    capacity_tokens: int
+    num_recomputed: int
+    num_swapped: int
+    plan_us: Mapping[str, float | None]
+
+
+def quantiles_us(plan_s: Sequence[float]) -> dict[str, float | None]:
+    """Return median and 99th percentile in microseconds; ``None`` without a plan."""
+    if not len(plan_s):
+        return {"p50": None, "p99": None}
+    p50, p99 = np.percentile(plan_s, [50, 99]) * 1e6
+    return {"p50": round(float(p50), 1), "p99": round(float(p99), 1)}

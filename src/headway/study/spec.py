@@ -1,0 +1,131 @@
+"""What one virtual run is: who schedules what, on which machine, under which load."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+EngineName = Literal["vllm", "sim"]
+
+STOCK = "stock"
+"""vLLM's own code with the defaults of the GPU."""
+
+STOCK_WAYS = (STOCK, "stock-static", "stock-hindsight")
+"""The three honest baselines (DESIGN §7): as shipped, best overall, best for each load."""
+
+
+@dataclass(frozen=True, slots=True)
+class Knobs:
+    """vLLM's own settings; ``None`` and 0 are what the GPU gets by default.
+
+    Attributes:
+        max_num_batched_tokens: Token budget of a step.
+        by_class: ``--scheduling-policy priority``, the tightest class first.
+        watermark: Share of the cache kept free at admission.
+        max_num_queued_tokens: Cap on prompt tokens waiting for a first token.
+    """
+
+    max_num_batched_tokens: int | None = None
+    by_class: bool = False
+    watermark: float = 0.0
+    max_num_queued_tokens: int | None = None
+
+    @property
+    def flags(self) -> str:
+        """Return the settings as vLLM's command line, ``"(defaults)"`` when there are none."""
+        parts = []
+        if self.max_num_batched_tokens is not None:
+            parts.append(f"--max-num-batched-tokens {self.max_num_batched_tokens}")
+        if self.by_class:
+            parts.append("--scheduling-policy priority")
+        if self.watermark:
+            parts.append(f"--watermark {self.watermark:g}")
+        if self.max_num_queued_tokens is not None:
+            parts.append(f"--max-num-queued-tokens {self.max_num_queued_tokens}")
+        return " ".join(parts) or "(defaults)"
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """The requests of a run.
+
+    Attributes:
+        source: A trace file, or the name of a workload.
+        rate_rps: Mean arrival rate; ``None`` keeps a trace's own times.
+        num_requests: How many; ``None`` takes all of a trace.
+        seed: Of lengths, times and noise. With a file, seed k starts k times *num_requests*
+            into it, so that seeds are different stretches of the same trace.
+        arrivals: A process as ``--arrivals`` names it; ``None`` keeps the source's own.
+        slo_file: TOML file of classes; ``None`` is the workload's own, else the built-in class.
+        digest: Of the contents of the files named, so that a changed file is a new run.
+    """
+
+    source: str
+    rate_rps: float | None = None
+    num_requests: int | None = None
+    seed: int = 0
+    arrivals: str | None = None
+    slo_file: str | None = None
+    digest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """The virtual machine: a profile and how it strays from it.
+
+    Attributes:
+        gpu: Name or file of a step-time profile.
+        kv_tokens: KV cache in tokens; ``None`` is the profile's own.
+        step_time_band: Every step lasts 1 + this times the profile's seconds.
+        noise: Standard deviation of the log of each step's own factor.
+        asynchronous: Schedule one step ahead.
+    """
+
+    gpu: str
+    kv_tokens: int | None = None
+    block_size: int = 16
+    max_num_seqs: int | None = None
+    step_time_band: float = 0.0
+    noise: float = 0.0
+    drift: str | None = None
+    asynchronous: bool = False
+    prefix_caching: bool = False
+    num_replicas: int = 1
+    router: str = "round-robin"
+
+
+@dataclass(frozen=True, slots=True)
+class RunSpec:
+    """One run, complete: the same spec gives the same result, plan times aside."""
+
+    policy: str
+    engine: EngineName
+    load: Load
+    machine: Machine
+    overload: str = "demote"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    knobs: Knobs = field(default_factory=Knobs)
+
+    @property
+    def is_stock(self) -> bool:
+        """Whether vLLM's own scheduler decides."""
+        return self.policy in STOCK_WAYS
+
+    def at(self, rate_rps: float | None, seed: int | None = None) -> RunSpec:
+        """Return the same run at another rate and, when given, another seed."""
+        load = replace(self.load, rate_rps=rate_rps)
+        return replace(self, load=load if seed is None else replace(load, seed=seed))
+
+    def document(self) -> dict[str, Any]:
+        """Return all fields as plain values."""
+        return asdict(self)
+
+    def key(self) -> str:
+        """Return a short name of this run, fit for a file and different for different runs."""
+        text = json.dumps(self.document(), sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:10]
+        rate = f"{self.load.rate_rps:g}" if self.load.rate_rps is not None else "asis"
+        return f"{self.policy}__{self.engine}__r{rate}__s{self.load.seed}__{digest}"
