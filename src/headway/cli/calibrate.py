@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,8 +35,8 @@ from headway.policy.log import parse_event
     "--from-roofline", "config", type=click.Path(path_type=Path), metavar="CONFIG.JSON",
     help="From a model's config.json and what the GPU sustains (the next three).",
 )  # fmt: skip
-@click.option("--flops-per-s", type=click.FloatRange(0, min_open=True), help="Arithmetic.")
-@click.option("--bytes-per-s", type=click.FloatRange(0, min_open=True), help="Memory traffic.")
+@click.option("--flops-per-s", type=click.FloatRange(1e6, 1e20), help="Arithmetic.")
+@click.option("--bytes-per-s", type=click.FloatRange(1e6, 1e20), help="Memory traffic.")
 @click.option("--memory-bytes", type=click.IntRange(1), help="Memory of one GPU.")
 @click.option("--gpu", help="Such as h100_sxm, a100_sxm, l40s [recorded steps: any name].")
 @click.option("--tp", default=1, show_default=True, type=click.IntRange(1, 64), help="GPUs.")
@@ -146,9 +147,9 @@ def _from_roofline(
 ) -> Profile:
     gpu = given.gpu_or_fail("--from-roofline")
     if flops_per_s is None or bytes_per_s is None or memory_bytes is None:
-        raise UserError(
-            "--from-roofline needs --flops-per-s, --bytes-per-s and --memory-bytes of one GPU."
-        )
+        raise UserError("--from-roofline needs --flops-per-s, --bytes-per-s and --memory-bytes.")
+    if math.isnan(flops_per_s + bytes_per_s):  # The only number no range of click's refuses.
+        raise UserError("--flops-per-s and --bytes-per-s must be numbers, not nan.")
     try:
         config = json.loads(config_file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -167,7 +168,8 @@ def _from_roofline(
         f"Roofline of {shapes.num_matmul_params / 1e9:.2f}e9 weights a token, bfloat16;"
         f" headway calibrate --from-roofline config.json --gpu {gpu} --tp {given.num_gpus}"
         f" --flops-per-s {flops_per_s:g} --bytes-per-s {bytes_per_s:g}"
-        f" --memory-bytes {memory_bytes}",
+        f" --memory-bytes {memory_bytes} --model {model}"
+        + (f" --kv-tokens {given.kv_tokens}" if given.kv_tokens else ""),
         (f"Sustained: {flops_per_s / 1e12:.4g} Tflop/s and {bytes_per_s / 1e9:.4g} GB/s a GPU.",
          f"{sizes.EXPOSED:.0%} of the arithmetic below the knee adds to reading the weights.",
          "No engine overhead, no cost of communication between GPUs.", *assumptions),
@@ -206,10 +208,7 @@ def _profile(
 ) -> Profile:
     return Profile(
         name=given.name_of(model, gpu),
-        gpu=gpu,
-        model=given.model or model,
-        parallelism=f"tp{given.num_gpus}",
-        cost=cost,
+        gpu=gpu, model=given.model or model, parallelism=f"tp{given.num_gpus}", cost=cost,
         kv_bytes_per_token=kv[1],
         kv_capacity_tokens=kv[0],
         max_num_batched_tokens=limits[0],
@@ -217,7 +216,7 @@ def _profile(
         source=origin,
         assumptions=(*assumptions, *given.notes),
         error=error,
-    )
+    )  # fmt: skip
 
 
 def observed_steps(lines: Iterable[str], where: str) -> tuple[source.Listener, dict[str, Any]]:
@@ -244,29 +243,26 @@ def observed_steps(lines: Iterable[str], where: str) -> tuple[source.Listener, d
                 broken = number
         except (ValueError, KeyError, TypeError, AttributeError):
             broken = number
-    if broken == 1:
+    if broken == 1:  # Its only line; a later last one may be cut short.
         raise UserError(f"{where} is not a recording.")
     return listener, view
 
 
 def _from_steps(recording: Path, given: Given) -> Profile:
     try:
-        with recording.open(encoding="utf-8") as lines:
+        with recording.open(encoding="utf-8", errors="replace") as lines:
             listener, view = observed_steps(lines, str(recording))
-    except OSError as error:
-        raise UserError(f"Cannot read {recording}: {error.strerror}.") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{recording} is not a recording.") from None
-    cost, error_ = source.fit_steps(listener.shapes, listener.seconds)
+    except OSError as failure:
+        raise UserError(f"Cannot read {recording}: {failure.strerror}.") from None
+    cost, error = source.fit_steps(listener.shapes, listener.seconds)
     gpu, model = given.gpu or "this-machine", given.model or "as-recorded"
-    kv_tokens = given.kv_tokens or view.get("num_total_blocks", 0) * view.get(
-        "block_size_tokens", 0
-    )
+    recorded = view.get("num_total_blocks", 0) * view.get("block_size_tokens", 0)
+    kv_tokens = given.kv_tokens or recorded
     if not kv_tokens:
         raise UserError(f"{recording} does not say how large the KV cache was; give --kv-tokens.")
     limits = (view.get("max_step_tokens", 2048), view.get("max_num_running", 256))
     return _profile(
-        given, model, gpu, cost, error_, (kv_tokens, given.kv_bytes_per_token or 0), limits,
+        given, model, gpu, cost, error, (kv_tokens, given.kv_bytes_per_token or 0), limits,
         f"{len(listener.shapes)} steps of a live server, scheduling included",
         (f"Every {source.HOLD_OUT_EVERY}th step judged the fit.",),
     )  # fmt: skip

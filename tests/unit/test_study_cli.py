@@ -1,0 +1,134 @@
+"""``headway simulate``, ``capacity`` and ``replay`` as a user meets them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from headway.cli.main import main
+
+SMALL = ["--workload", "mixed", "--requests", "40", "--kv-tokens", "20000", "--workers", "1"]
+
+FIELDS = {
+    "policy", "engine", "rate_rps", "seed", "num_requests", "attainment", "ttft_attainment",
+    "tbt_attainment", "goodput_rps", "output_tokens_per_s", "duration_s", "ttft_s", "tbt_s",
+    "preemptions", "plan_time_us", "lost", "per_class",
+}  # fmt: skip
+"""Of one run, as DESIGN §9 names them."""
+
+
+def run(*args: str) -> int:
+    with pytest.raises(SystemExit) as caught:
+        main(args)
+    return int(caught.value.code or 0)
+
+
+def runs_in(path: Path) -> list[dict[str, Any]]:
+    document = json.loads(path.read_text())
+    assert document["schema"] == 1
+    return list(document["runs"])
+
+
+def test_simulate_writes_every_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Policies by rates by seeds, with every promised field, and no notes left behind."""
+    out = tmp_path / "out.json"
+    code = run("simulate", *SMALL, "--policy", "slack,fcfs", "--rate", "3,9", "--seed", "0,1",
+               "--json", str(out))  # fmt: skip
+    assert code == 0
+    runs = runs_in(out)
+    assert {(r["policy"], r["rate_rps"], r["seed"]) for r in runs} == {
+        (p, r, s) for p in ("slack", "fcfs") for r in (3.0, 9.0) for s in (0, 1)
+    }
+    assert all(r.keys() >= FIELDS for r in runs)
+    assert all(set(r["ttft_s"]) >= {"p50", "p95", "p99"} for r in runs)
+    assert all(r["lost"] == 0 for r in runs)
+    assert list(tmp_path.iterdir()) == [out]
+    assert "slack" in capsys.readouterr().out
+
+
+def test_the_band_is_one_option_away(tmp_path: Path) -> None:
+    """Three runs in place of one, told apart."""
+    out = tmp_path / "out.json"
+    assert run("simulate", *SMALL, "--rate", "3", "--step-time-band", "--json", str(out)) == 0
+    assert [r["step_time_band"] for r in runs_in(out)] == [0.0, -0.2, 0.2]
+
+
+def test_refused_requests_are_offered_requests(tmp_path: Path) -> None:
+    """In refuse mode at overload some get 429, and they count as misses."""
+    out = tmp_path / "out.json"
+    code = run("simulate", *SMALL, "--rate", "60", "--overload", "refuse", "--requests", "300",
+               "--json", str(out))  # fmt: skip
+    assert code == 0
+    (one,) = runs_in(out)
+    assert one["outcomes"]["refused"] > 0
+    assert one["num_requests"] == 300
+    assert one["attainment"] <= 1 - one["outcomes"]["refused"] / 300
+
+
+def test_a_kept_run_replays_under_another_policy(tmp_path: Path) -> None:
+    """simulate --keep, then replay with another policy and half the cache."""
+    keep = tmp_path / "runs"
+    assert run("simulate", *SMALL, "--rate", "6", "--keep", str(keep)) == 0
+    (kept,) = keep.iterdir()
+    out = tmp_path / "out.json"
+    code = run("replay", str(kept), "--policy", "slack,fcfs", "--kv-tokens", "10000",
+               "--workers", "1", "--json", str(out))  # fmt: skip
+    assert code == 0
+    assert [r["policy"] for r in runs_in(out)] == ["slack", "fcfs"]
+    assert all(r["num_requests"] == 40 for r in runs_in(out))
+
+
+def test_capacity_says_how_sure_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line a policy and target; attainment at that rate is at least the target."""
+    out = tmp_path / "out.json"
+    code = run("capacity", *SMALL, "--policy", "slack", "--target", "0.9", "--seed", "0,1",
+               "--json", str(out))  # fmt: skip
+    assert code == 0
+    (row,) = json.loads(out.read_text())["capacities"]
+    assert row["low_rps"] <= row["mean_rps"] <= row["high_rps"]
+    assert len(row["per_seed_rps"]) == 2
+    check = tmp_path / "check.json"
+    rate = str(row["per_seed_rps"][0])
+    assert run("simulate", *SMALL, "--rate", rate, "--json", str(check)) == 0
+    assert runs_in(check)[0]["attainment"] >= 0.9
+    assert "95 % interval" in capsys.readouterr().out
+
+
+MISTAKES = [
+    (["simulate"], "either --trace FILE or --workload NAME"),
+    (["simulate", "--workload", "nope", "--rate", "1"], "mixed"),
+    (["simulate", "--trace", "/no/such/file"], "no such file"),
+    (["simulate", "--workload", "mixed"], "give --rate"),
+    (["simulate", *SMALL, "--rate", "0"], "--rate"),
+    (["simulate", *SMALL, "--rate", "3,x"], "--rate"),
+    (["simulate", *SMALL, "--rate", "3", "--policy", "best"], "the policies are"),
+    (["simulate", *SMALL, "--rate", "3", "--policy", "stock"], "--engine vllm"),
+    (["simulate", *SMALL, "--rate", "3", "--gpu", "abacus"], "llama-3.1-8b@h100"),
+    (["simulate", *SMALL, "--rate", "3", "--kv-tokens", "0"], "--kv-tokens"),
+    (["simulate", *SMALL, "--rate", "3", "--seed", "-1"], "--seed"),
+    (["simulate", *SMALL, "--rate", "3", "--options", "[1]"], "JSON object"),
+    (["simulate", *SMALL, "--rate", "3", "--options", '{"zeal": 9}'], "its options"),
+    (["simulate", *SMALL, "--rate", "3", "--drift", "up"], "--drift"),
+    (["simulate", *SMALL, "--rate", "3", "--router", "dice"], "round-robin"),
+    (["simulate", *SMALL, "--rate", "3", "--json", "/no/such/folder/x.json"], "folder"),
+    (["simulate", *SMALL, "--rate", "3", "--slo", "/no/such.toml"], "Cannot read"),
+    (["capacity", *SMALL, "--target", "90"], "--target"),
+    (["capacity", *SMALL, "--engine", "vllm", "--policy", "stock-hindsight"], "use simulate"),
+    (["replay", "/no/such/file"], "Cannot read"),
+    (["replay", __file__], "line 1"),
+]
+
+
+@pytest.mark.parametrize(("args", "hint"), MISTAKES, ids=lambda v: " ".join(v)[-40:])
+def test_a_mistake_gets_one_sentence(
+    args: list[str], hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit code 2, one line, no traceback, and the line says what is allowed."""
+    assert run(*args) == 2
+    said = capsys.readouterr().err.strip()
+    assert hint in said
+    assert said.startswith("headway: ")
+    assert len(said.splitlines()) == 1
