@@ -28,7 +28,8 @@ def test_everyone_is_served_under_pressure(lab: Any, policy: str, asynchronous: 
     outcomes = run.run(lab.mixed(120, 4.0, 1))
     lab.all_served(outcomes)
     lab.is_clean(run)
-    assert run.num_preemptions > 0, "the cache was not short"
+    if policy not in ("orca", "trt_noevict", "pastfuture"):  # They wait rather than preempt.
+        assert run.num_preemptions > 0, "the cache was not short"
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])

@@ -11,6 +11,7 @@ import numpy as np
 from headway.bench.client import Call
 from headway.errors import UserError
 from headway.slo import Slo, SloBook
+from headway.workloads import named
 from headway.workloads.arrivals import Arrivals, with_arrivals
 from headway.workloads.readers import load
 from headway.workloads.realtext import demo_workload, made_up_prompt
@@ -44,7 +45,7 @@ class CallOptions:
 def workload_of(
     name: str, num_requests: int | None, arrivals: Arrivals, rate_rps: float | None, seed: int
 ) -> list[WorkloadRequest]:
-    """Return the workload *name* (``demo`` or a file) with its arrival times.
+    """Return the workload *name* (``demo``, a named one or a file) with its arrival times.
 
     Raises:
         UserError: The file or the combination of options is wrong.
@@ -54,6 +55,10 @@ def workload_of(
         if arrivals.kind == "trace":
             raise UserError("The demo workload has no recorded times; use --arrivals poisson.")
         requests = demo_workload(num_requests or 100, seed)
+    elif name in named.names():
+        if rate_rps is None:
+            raise UserError(f"The workload {name!r} has no recorded times; give --rate.")
+        return named.make(name, num_requests or 100, rate_rps, seed, arrivals)
     else:
         requests = load(name)[:num_requests]
     return with_arrivals(requests, arrivals, rate_rps, rng)

@@ -16,7 +16,8 @@ from headway.bench.show import display, failure_sentence, goodput_sentence, lag_
 from headway.errors import UserError
 from headway.metrics.record import write_records
 from headway.slo import SloBook
-from headway.workloads.arrivals import Arrivals
+from headway.workloads import named
+from headway.workloads.arrivals import FORMS, Arrivals
 from headway.workloads.realtext import SLO_FILE
 from headway.workloads.schema import number
 
@@ -25,12 +26,14 @@ DEFAULT_RATE_RPS = 1.5
 
 @click.command()
 @click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="Base of the API.")
-@click.option("--workload", default="demo", show_default=True, help="demo, or a trace file.")
+@click.option(
+    "--workload", default="demo", show_default=True, help="demo, a named workload, or a trace file."
+)
 @click.option(
     "--rate", help=f"Requests per second [demo: {DEFAULT_RATE_RPS}; a file: as recorded]."
 )
 @click.option("--requests", help="How many [demo: 100; a file: all of it].")
-@click.option("--arrivals", help="poisson, gamma:CV or trace [demo: poisson; a file: trace].")
+@click.option("--arrivals", help=f"{FORMS} [a file: trace; else poisson].")
 @click.option(
     "--seed", default=0, show_default=True, type=click.IntRange(0), help="Of texts and times."
 )
@@ -76,10 +79,11 @@ def bench(
     rate_rps = _positive("--rate", rate)
     if is_demo and rate_rps is None:
         rate_rps = DEFAULT_RATE_RPS
-    process = Arrivals.parse(arrivals or ("poisson" if is_demo else "trace"))
+    is_made_up = is_demo or workload in named.names()
+    process = Arrivals.parse(arrivals or ("poisson" if is_made_up else "trace"))
     plan = Plan(
         workload=workload_of(workload, _whole("--requests", requests), process, rate_rps, seed),
-        book=_book(slo, is_demo),
+        book=_book(slo, workload),
         policy=policy,
         rate_rps=rate_rps,
         seed=seed,
@@ -129,9 +133,12 @@ def _report(console: Console, measured: Measured, plan: Plan, url: str) -> None:
         console.print("[yellow]Stopped early: only requests already sent are counted.")
 
 
-def _book(slo: Path | None, is_demo: bool) -> SloBook:
+def _book(slo: Path | None, workload: str) -> SloBook:
     if slo is not None:
         return SloBook.load(slo)
+    if workload in named.names():
+        return named.book(workload)
+    is_demo = workload == "demo"
     return SloBook.load(SLO_FILE) if is_demo else SloBook.builtin()
 
 

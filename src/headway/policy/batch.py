@@ -85,7 +85,7 @@ class InOrder(Batcher):
             filled.chunks.append(Chunk(request.request_id, tokens, waits, _why(ctx, request)))
             if tokens < wanted:
                 break
-        _cap_partial(ctx, filled)
+        cap_partial(ctx, filled)
         return filled
 
     def _make_room(
@@ -149,7 +149,7 @@ def _why(ctx: PlanContext, request: Request) -> str:
     return "first token due" if request.has_claim else "best effort"
 
 
-def _cap_partial(ctx: PlanContext, filled: Filled) -> None:
+def cap_partial(ctx: PlanContext, filled: Filled) -> None:
     """Make a cut-short prompt in progress fit engines that have one cap for all chunks.
 
     vLLM gives running requests their tokens before new ones. A prompt in progress that must

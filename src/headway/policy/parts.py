@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 from headway.policy.admit import Feasibility, Gate
 from headway.policy.batch import Batcher
 from headway.policy.chunk import Chunker
+from headway.policy.context import PlanContext
 from headway.policy.predict import Predictor
 from headway.policy.preempt import Preemptor
 from headway.policy.prioritize import Prioritizer
+
+
+class Holder(Protocol):
+    """Decides which running decodes sit a step out, keeping their KV."""
+
+    def hold(self, ctx: PlanContext) -> tuple[str, ...]:
+        """Return their ids; ``ctx.shape`` is left with the decodes that do run."""
 
 
 @dataclass(slots=True)
@@ -18,7 +27,8 @@ class Parts:
     """What a preset is made of; each part can be switched on its own.
 
     ``max_wait_s`` bounds how long a request may wait for its next token. A preset that heeds no
-    promises treats every request as if it had none.
+    promises treats every request as if it had none. ``holder`` replaces the scheduler's own rule
+    (streams without a promised gap yield to those with one).
     """
 
     predictor: Predictor
@@ -30,3 +40,4 @@ class Parts:
     preemptor: Preemptor
     max_wait_s: float = math.inf
     heeds_promises: bool = True
+    holder: Holder | None = None

@@ -8,13 +8,37 @@ from typing import Any
 from headway.errors import UserError
 from headway.latency.model import LatencyModel
 from headway.latency.online import OnlineModel
-from headway.policy.presets import fcfs, sarathi, slack
+from headway.policy.presets import (
+    fastgen,
+    fastserve,
+    fcfs,
+    orca,
+    pastfuture,
+    qoserve,
+    rlp,
+    s3,
+    sarathi,
+    slack,
+    sliding,
+    trt_noevict,
+    xllm,
+)
 from headway.policy.scheduler import Parts, Scheduler
 
 PRESETS: dict[str, Callable[..., Parts]] = {
     "fcfs": fcfs.parts,
     "sarathi": sarathi.parts,
     "slack": slack.parts,
+    "orca": orca.parts,
+    "trt_noevict": trt_noevict.parts,
+    "fastgen": fastgen.parts,
+    "s3": s3.parts,
+    "rlp": rlp.parts,
+    "fastserve": fastserve.parts,
+    "pastfuture": pastfuture.parts,
+    "qoserve": qoserve.parts,
+    "xllm": xllm.parts,
+    "sliding": sliding.parts,
 }
 
 DEFAULT = "slack"

@@ -50,7 +50,9 @@ class Scheduler(Tracker):
         ctx.gone.update(r.request_id for r in reject)
         ctx.gone.update(r.request_id for r in cap)
         preempt = self._fund_running(ctx)
-        if not live.prefilling and not live.num_waiting:
+        holder = self.parts.holder
+        nobody_held = holder is None or not live.decoding
+        if nobody_held and not live.prefilling and not live.num_waiting:
             return self._decode_only(ctx, preempt, reject, cap)
         ctx.set_aside, ctx.pressure = self.parts.feasibility.set_aside(ctx, self.parts.chunker)
         if live.others and ctx.is_overdue(live.others[0]):
@@ -61,7 +63,7 @@ class Scheduler(Tracker):
             else overflow(self, ctx)
         )
         ctx.gone.update(r.request_id for r in refuse)
-        hold = self._hold(ctx)
+        hold = self._hold(ctx) if holder is None else holder.hold(ctx)
         filled = self.parts.batcher.fill(
             ctx,
             self.parts.prioritizer.candidates(ctx),

@@ -141,27 +141,18 @@ class Tracker:
 
     def _begun(self, event: StepScheduled) -> None:
         """A step with work in it is in flight."""
-        tokens = event.num_scheduled_tokens
-        shape = StepShape()
-        num_prefills = 0
+        tokens, live = event.num_scheduled_tokens, self.live
+        chunked = [r for r in live.prefilling.values() if tokens.get(r.request_id)]
+        num_decodes = len(tokens) - len(chunked)
+        share = num_decodes / len(live.decoding) if live.decoding else 0.0
+        shape = StepShape(0, 0, num_decodes, int(live.sum_decode_context_tokens * share))
         finished_prompts: list[Request] = []
-        for request in self.live.prefilling.values():
-            chunk = tokens.get(request.request_id, 0)
-            if chunk:
-                shape = shape.with_chunk(chunk, request.num_computed_tokens)
-                num_prefills += 1
-                request.num_computed_tokens += chunk
-                if request.num_computed_tokens >= request.prefill_target_tokens:
-                    finished_prompts.append(request)
-        num_decodes = len(tokens) - num_prefills
-        share = num_decodes / len(self.live.decoding) if self.live.decoding else 0.0
-        shape = StepShape(
-            shape.num_prefill_tokens,
-            shape.num_prefills,
-            num_decodes,
-            int(self.live.sum_decode_context_tokens * share),
-            shape.chunk_context,
-        )
+        for request in chunked:
+            chunk = tokens[request.request_id]
+            shape = shape.with_chunk(chunk, request.num_computed_tokens)
+            request.num_computed_tokens += chunk
+            if request.num_computed_tokens >= request.prefill_target_tokens:
+                finished_prompts.append(request)
         for request in finished_prompts:
             self.live.start_decode(request)
         follows = not self._idle and bool(self._in_flight or self._last_done_s > -math.inf)
@@ -201,28 +192,27 @@ class Tracker:
             self.step_s += 0.05 * (duration_s - self.step_s)
         requests = self.live.requests
         decoding = self.live.decoding
+        gaps_s = self.live.claim_gaps
+        tightest_s = gaps_s.keys()[0] if gaps_s else math.inf
         lost: list[Request] = []
-        num_emitting = 0
+        num_emitting = context_tokens = 0
         for request_id, num_tokens in event.num_new_tokens.items():
-            request = requests.get(request_id)
-            if request is None:
-                continue
-            if request_id in decoding:
+            request = decoding.get(request_id)
+            if request is not None:
                 num_emitting += 1
-                self.live.sum_decode_context_tokens += num_tokens
-            request.num_output_tokens += num_tokens
-            last_s = request.last_token_at_s
-            request.last_token_at_s = at_s
-            if request.standing is Standing.PROMISED:
-                if last_s is None:
-                    lost_now = self._first_token(request, at_s)
-                else:
-                    tbt_s = request.slo.tbt_s
-                    lost_now = tbt_s is not None and at_s - last_s > tbt_s and _late_gap(request)
-                if lost_now:
-                    lost.append(request)
-            elif last_s is None:
-                request.first_token_at_s = at_s
+                context_tokens += num_tokens
+                last_s = request.last_token_at_s
+                if last_s is not None and at_s - last_s <= tightest_s:  # Nearly every token.
+                    request.num_output_tokens += num_tokens
+                    request.last_token_at_s = at_s
+                    continue
+            else:
+                request = requests.get(request_id)
+                if request is None:
+                    continue
+            if self._take_tokens(request, num_tokens, at_s):
+                lost.append(request)
+        self.live.sum_decode_context_tokens += context_tokens
         for request in lost:
             self._lose(request, at_s, "a token came after its due time")
         if num_emitting < len(decoding):
@@ -235,6 +225,20 @@ class Tracker:
             self._lagging = []
         self._last_done_s = at_s
         self._idle = not self.live.requests
+
+    def _take_tokens(self, request: Request, num_tokens: int, at_s: float) -> bool:
+        """Count new tokens of a request; return whether they broke its promise."""
+        request.num_output_tokens += num_tokens
+        last_s = request.last_token_at_s
+        request.last_token_at_s = at_s
+        if request.standing is Standing.PROMISED:
+            if last_s is None:
+                return self._first_token(request, at_s)
+            tbt_s = request.slo.tbt_s
+            return tbt_s is not None and at_s - last_s > tbt_s and _late_gap(request)
+        if last_s is None:
+            request.first_token_at_s = at_s
+        return False
 
     def _first_token(self, request: Request, at_s: float) -> bool:
         """Note a claim's first token; return whether it broke the promise."""

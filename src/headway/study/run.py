@@ -105,9 +105,14 @@ def execute(spec: RunSpec, keep_steps: bool = False) -> RunResult:
         num_offered=len(calls),
     )
     run = summarise(records, facts)
-    run["overload"] = spec.overload
-    run["step_time_band"] = spec.machine.step_time_band
-    run["settings"] = spec.knobs.flags if spec.is_stock else json.dumps(dict(spec.options))
+    run |= {
+        "overload": spec.overload,
+        "step_time_band": spec.machine.step_time_band,
+        "settings": spec.knobs.flags if spec.is_stock else json.dumps(dict(spec.options)),
+        "workload": Path(spec.load.source).name,
+        "gpu": Path(spec.machine.gpu).name,
+        "kv_tokens": served.capacity_tokens,
+    }
     return RunResult(spec, run, records, served)
 
 

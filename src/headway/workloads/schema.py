@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,6 +15,9 @@ from headway.slo import Slo, SloBook
 
 MAX_TOKENS = 100_000_000
 """No request is longer than this; a larger count is a column mix-up."""
+
+MAX_LINE_CHARS = 16 * 1024 * 1024
+"""No line of a workload is longer; a file without line ends must not fill the memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +117,7 @@ def number(where: str, name: str, value: Any, *, minimum: float, above: bool = F
     """Return *value* as a finite float of at least *minimum* (or *above* it)."""
     try:
         result = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         result = math.nan
     if not math.isfinite(result) or result < minimum or (above and result == minimum):
         bound = f"greater than {minimum:g}" if above else f"at least {minimum:g}"
@@ -172,16 +176,35 @@ def json_lines(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise UserError(f"{where}: not valid JSON: {error.msg}.") from None
+        except (ValueError, RecursionError):
+            # An integer of thousands of digits, or lists in lists in lists.
+            raise UserError(
+                f"{where}: not a row of a workload, but {line.strip()!r:.60}."
+            ) from None
         if not isinstance(row, dict):
             raise UserError(f"{where}: expected a JSON object, not {line.strip()!r:.60}.")
         yield where, row
 
 
 def text_lines(path: str | Path) -> Iterator[str]:
-    """Yield the lines of a UTF-8 file, with one-sentence errors."""
+    """Yield the lines of a UTF-8 file (a byte order mark is skipped), with one-sentence errors.
+
+    Raises:
+        UserError: The file cannot be read, is not UTF-8, or has a line over 16 Mi characters;
+            never more than that is held.
+    """
     try:
-        with Path(path).open(encoding="utf-8", newline=None) as lines:
-            yield from lines
+        with Path(path).open(encoding="utf-8-sig", newline=None) as file:
+            for index in itertools.count(1):
+                line = file.readline(MAX_LINE_CHARS + 1)
+                if not line:
+                    return
+                if len(line) > MAX_LINE_CHARS:
+                    raise UserError(
+                        f"{path}, line {index}: longer than {MAX_LINE_CHARS} characters;"
+                        " a workload has one request a line."
+                    )
+                yield line
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror}.") from None
     except UnicodeDecodeError:
@@ -200,8 +223,15 @@ def read_jsonl(path: str | Path) -> list[WorkloadRequest]:
 
 
 def write_jsonl(path: str | Path, requests: Sequence[WorkloadRequest]) -> None:
-    """Write a workload; fields that say nothing are left out."""
-    with Path(path).open("w", encoding="utf-8") as out:
-        for request in requests:
-            row = {k: v for k, v in asdict(request).items() if v is not None}
-            out.write(json.dumps(row, ensure_ascii=False) + "\n")
+    """Write a workload; fields that say nothing are left out.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
+    try:
+        with Path(path).open("w", encoding="utf-8") as out:
+            for request in requests:
+                row = {k: v for k, v in asdict(request).items() if v is not None}
+                out.write(json.dumps(row, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise UserError(f"Cannot write {path}: {error.strerror}.") from None

@@ -1,0 +1,217 @@
+"""``headway trace``: look at a workload, convert one, make one up."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from headway.errors import UserError
+from headway.metrics.chrome import write
+from headway.metrics.define import quantiles
+from headway.metrics.kept import read_json
+from headway.workloads import named
+from headway.workloads.arrivals import FORMS, Arrivals, with_arrivals
+from headway.workloads.readers import TIMED_TRACE_HASH_TOKENS, load, read_timed_trace
+from headway.workloads.schema import WorkloadRequest, count, number, write_jsonl
+
+UNITS_S = {"s": 1.0, "ms": 1e-3}
+MAX_REQUESTS = 10_000_000
+
+_UNIT = click.option(
+    "--time-unit", type=click.Choice(list(UNITS_S)), help="Of Mooncake-like times [guessed]."
+)
+_HASH = click.option("--hash-tokens", help="Tokens a hash of such a file stands for [guessed].")
+
+
+@click.group()
+def trace() -> None:
+    """Inspect, convert or make up a workload."""
+
+
+@trace.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@_UNIT
+@_HASH
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="The same as JSON.")
+def inspect(
+    file: Path, time_unit: str | None, hash_tokens: str | None, json_path: Path | None
+) -> None:
+    """Say what is in FILE: how many requests, how fast, how long, how much they share."""
+    _check_folder(json_path)
+    facts = described(_read(file, time_unit, hash_tokens))
+    console = Console()
+    console.print(_table(file.name, facts))
+    for sentence in _sentences(facts):
+        console.print(sentence, highlight=False, markup=False)
+    if json_path is not None:
+        text = json.dumps({"schema": 1, "source": file.name, **facts}, indent=2)
+        json_path.write_text(text + "\n", encoding="utf-8")
+
+
+@trace.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Headway JSONL.")
+@_UNIT
+@_HASH
+@click.option("--requests", help="Only the first so many.")
+@click.option("--rate", help="Mean requests per second [as recorded].")
+@click.option("--arrivals", default="trace", show_default=True, help=f"{FORMS}.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of the times.")
+def convert(
+    file: Path,
+    out: Path,
+    time_unit: str | None,
+    hash_tokens: str | None,
+    requests: str | None,
+    rate: str | None,
+    arrivals: str,
+    seed: int,
+) -> None:
+    """Read FILE in any known format and write it as Headway JSONL, with other times if asked."""
+    _check_folder(out)
+    if out.exists() and file.exists() and out.samefile(file):
+        raise UserError(f"--out is the same file as {file}; name another one.")
+    process = Arrivals.parse(arrivals)
+    rate_rps = None if rate is None else _rate(rate)
+    most = None if requests is None else _whole("--requests", requests)
+    rows = _read(file, time_unit, hash_tokens)[:most]
+    made = with_arrivals(rows, process, rate_rps, np.random.default_rng([seed, 0xC0A1]))
+    write_jsonl(out, made)
+    click.echo(f"{len(made)} requests written to {out}.")
+
+
+@trace.command()
+@click.argument("name")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Headway JSONL.")
+@click.option("--requests", default="600", show_default=True, help="How many.")
+@click.option("--rate", default="1", show_default=True, help="Mean requests per second.")
+@click.option("--arrivals", default="poisson", show_default=True, help=f"{FORMS}.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of it all.")
+@click.option(
+    "--slo-out", type=click.Path(path_type=Path), help="Also write the SLO file of its classes."
+)
+def synth(
+    name: str,
+    out: Path,
+    requests: str,
+    rate: str,
+    arrivals: str,
+    seed: int,
+    slo_out: Path | None,
+) -> None:
+    """Make up the workload NAME; the same options write the same file."""
+    _check_folder(out)
+    _check_folder(slo_out)
+    process = Arrivals.parse(arrivals)
+    made = named.make(name, _whole("--requests", requests), _rate(rate), seed, process)
+    write_jsonl(out, made)
+    if slo_out is not None:
+        shutil.copyfile(named.SLO_FILE, slo_out)
+    click.echo(f"{len(made)} requests of {name} written to {out}.")
+
+
+def described(requests: Sequence[WorkloadRequest]) -> dict[str, Any]:
+    """Return the statistics of a workload, ready for JSON.
+
+    ``rate_rps`` is gaps over the time they cover, and ``gap_cv`` their standard deviation over
+    their mean; both ``None`` when no time passes. ``prefix_share`` is the part of all prompt
+    tokens that an endless prefix cache would not compute again.
+    """
+    times_s = np.array([request.arrived_at_s for request in requests])
+    gaps_s = np.diff(times_s)
+    duration_s = float(times_s[-1] - times_s[0])
+    prompts = [request.num_prompt_tokens for request in requests]
+    outputs = [request.num_output_tokens for request in requests]
+    return {
+        "num_requests": len(requests),
+        "duration_s": duration_s,
+        "rate_rps": len(gaps_s) / duration_s if duration_s > 0 else None,
+        "gap_cv": float(gaps_s.std() / gaps_s.mean()) if duration_s > 0 else None,
+        "prompt_tokens": {"mean": float(np.mean(prompts)), **quantiles(prompts)},
+        "output_tokens": {"mean": float(np.mean(outputs)), **quantiles(outputs)},
+        "prefix_share": _found_again_tokens(requests) / sum(prompts),
+        "classes": _classes(requests),
+    }
+
+
+def _found_again_tokens(requests: Sequence[WorkloadRequest]) -> int:
+    longest: dict[str, int] = {}
+    found = 0
+    for request in requests:
+        if request.prefix_id is not None:
+            known = longest.get(request.prefix_id, 0)
+            found += min(request.prefix_tokens, known)
+            longest[request.prefix_id] = max(request.prefix_tokens, known)
+    return found
+
+
+def _classes(requests: Sequence[WorkloadRequest]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for request in requests:
+        name = request.slo_class or "default"
+        counts[name] = counts.get(name, 0) + 1
+    return dict(sorted(counts.items()))
+
+
+def _table(title: str, facts: dict[str, Any]) -> Table:
+    table = Table("", "mean", "p50", "p95", "p99", "max", title=title)
+    for name in ("prompt_tokens", "output_tokens"):
+        table.add_row(name.replace("_", " "), *(f"{value:,.0f}" for value in facts[name].values()))
+    return table
+
+
+def _sentences(facts: dict[str, Any]) -> list[str]:
+    rate, cv = facts["rate_rps"], facts["gap_cv"]
+    pace = "all at once" if rate is None else f"{rate:.3g} requests/s, gap CV {cv:.3g}"
+    classes = ", ".join(f"{name} {size}" for name, size in facts["classes"].items())
+    return [
+        f"{facts['num_requests']} requests in {facts['duration_s']:.1f} s: {pace}.",
+        f"{facts['prefix_share']:.1%} of the prompt tokens were seen before.",
+        f"Classes: {classes}.",
+    ]
+
+
+@trace.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="JSON, or .json.gz.")
+def chrome(run: Path, out: Path) -> None:
+    """Export RUN, kept by simulate --keep, for Perfetto or chrome://tracing."""
+    _check_folder(out)
+    num_events = write(read_json(run), out)
+    Console().print(f"{num_events} events in {out}; open it at ui.perfetto.dev.", highlight=False)
+
+
+def _read(file: Path, time_unit: str | None, hash_tokens: str | None) -> list[WorkloadRequest]:
+    if time_unit is None and hash_tokens is None:
+        return load(file)
+    tokens = hash_tokens or TIMED_TRACE_HASH_TOKENS
+    return read_timed_trace(
+        file,
+        UNITS_S[time_unit or "s"],
+        count("--hash-tokens", "the size", tokens, minimum=1),
+    )
+
+
+def _rate(text: str) -> float:
+    return number("--rate", "the rate", text, minimum=0.0, above=True)
+
+
+def _whole(flag: str, text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) <= MAX_REQUESTS:
+        raise UserError(
+            f"{flag} must be a whole number from 1 to {MAX_REQUESTS}, not {text!r:.60}."
+        )
+    return int(text)
+
+
+def _check_folder(path: Path | None) -> None:
+    if path is not None and not path.absolute().parent.is_dir():
+        raise UserError(f"The folder of {path} does not exist.")

@@ -1,0 +1,146 @@
+"""The skip-join multi-level feedback queue of FastServe (arXiv 2305.05920 §4.1)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from headway.latency.model import StepShape
+from headway.policy.context import PlanContext
+from headway.policy.rivals.ranked import Ranking
+from headway.request import Request
+
+
+@dataclass(slots=True)
+class Job:
+    """Where a request stands in the queues.
+
+    ``service_s`` was attained at this level; ``ran_at_s`` is when it was last seen to have
+    computed anything (or arrived, or was promoted).
+    """
+
+    request: Request
+    level: int
+    ran_at_s: float
+    service_s: float = 0.0
+    num_computed_tokens: int = 0
+    num_output_tokens: int = 0
+
+    def has_run(self) -> bool:
+        """Return whether it computed or emitted anything since this was last asked."""
+        request = self.request
+        ran = (
+            request.num_computed_tokens > self.num_computed_tokens
+            or request.num_output_tokens > self.num_output_tokens
+        )
+        self.num_computed_tokens = request.num_computed_tokens
+        self.num_output_tokens = request.num_output_tokens
+        return ran
+
+
+class SkipJoin(Ranking):
+    """Levels of doubling quanta; first come, first served within a level.
+
+    A newcomer skips the levels whose quantum its first iteration (the prompt) would exceed.
+    Whoever used up its level's quantum is demoted; whoever has not run for *starve_s* is
+    promoted to the first level.
+
+    Args:
+        quantum_s: Of the first level; ``None`` takes the time of the shortest step there is,
+            one decode alone, as the paper does.
+        ratio: Of one level's quantum to the level above.
+    """
+
+    def __init__(
+        self,
+        num_levels: int = 6,
+        quantum_s: float | None = None,
+        ratio: float = 2.0,
+        starve_s: float = 10.0,
+    ) -> None:
+        self._levels: list[dict[str, Job]] = [{} for _ in range(num_levels)]
+        self._level_of: dict[str, int] = {}
+        self._quantum_s = quantum_s
+        self._ratio = ratio
+        self._starve_s = starve_s
+        self._next_order = 0
+        self._last_s = -math.inf
+        self._ctx: PlanContext | None = None
+
+    def order(self, ctx: PlanContext) -> list[Request]:
+        """Return the live requests level by level."""
+        if ctx is not self._ctx:
+            self._ctx = ctx
+            self._refresh(ctx)
+        return [job.request for level in self._levels for job in level.values()]
+
+    def limit_s(self, ctx: PlanContext) -> float:
+        """Only requests and tokens are counted."""
+        return math.inf
+
+    def displaces(self, ctx: PlanContext, newcomer: Request, resident: Request) -> bool:
+        """Return whether *newcomer* is of a higher level: equals do not evict each other."""
+        return self.level(newcomer) < self.level(resident)
+
+    def level(self, request: Request) -> int:
+        """Return the level of a live request, 0 the most important."""
+        return self._level_of[request.request_id]
+
+    def _refresh(self, ctx: PlanContext) -> None:
+        """Take in who left, who ran, who starved and who came since the last plan."""
+        elapsed_s = ctx.now_s - self._last_s
+        self._last_s = ctx.now_s
+        quantum_s = self._quantum_s or ctx.latency.predict_s(StepShape(0, 0, 1, 1))
+        for job in [job for level in self._levels for job in level.values()]:
+            request = job.request
+            if ctx.live.requests.get(request.request_id) is not request:
+                self._drop(request.request_id)
+            elif job.has_run():
+                job.ran_at_s = ctx.now_s
+                job.service_s += elapsed_s
+                self._demote(job, quantum_s)
+            elif job.level and ctx.now_s - job.ran_at_s >= self._starve_s:
+                job.ran_at_s, job.service_s = ctx.now_s, 0.0
+                self._put(job, 0)
+        new: list[Request] = []
+        for request in reversed(ctx.live.requests.values()):
+            if request.order < self._next_order:
+                break
+            new.append(request)
+        for request in reversed(new):
+            self._join(ctx, request, quantum_s)
+
+    def _join(self, ctx: PlanContext, request: Request, quantum_s: float) -> None:
+        """Put a newcomer in the first level whose quantum holds its first iteration."""
+        self._next_order = request.order + 1
+        num_tokens = request.prefill_target_tokens
+        first_s = ctx.latency.predict_s(StepShape().with_chunk(num_tokens, 0))
+        level = 0
+        while level < len(self._levels) - 1 and quantum_s * self._ratio**level < first_s:
+            level += 1
+        self._put(Job(request, level, request.arrived_at_s), level)
+
+    def _demote(self, job: Job, quantum_s: float) -> None:
+        """Move a job down while its service exceeds its level's quantum."""
+        level = job.level
+        while level < len(self._levels) - 1:
+            allowed_s = quantum_s * self._ratio**level
+            if job.service_s < allowed_s:
+                break
+            job.service_s -= allowed_s
+            level += 1
+        if level != job.level:
+            self._put(job, level)
+
+    def _put(self, job: Job, level: int) -> None:
+        """Append *job* to a level's queue."""
+        request_id = job.request.request_id
+        self._drop(request_id)
+        job.level = level
+        self._levels[level][request_id] = job
+        self._level_of[request_id] = level
+
+    def _drop(self, request_id: str) -> None:
+        level = self._level_of.pop(request_id, None)
+        if level is not None:
+            del self._levels[level][request_id]

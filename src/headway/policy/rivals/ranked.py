@@ -1,0 +1,234 @@
+"""A step composed in one order of importance over *all* live requests, decodes included.
+
+FastServe and xLLM do not let every running stream decode: the step is given to the most
+important, be it a token or a prompt, until it is full; the rest keep their KV and sit out.
+One walk decides everything; the parts of the plan only report what it chose.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from headway.latency.model import StepShape
+from headway.policy.admit import Gate
+from headway.policy.batch import Batcher, Filled, cap_partial
+from headway.policy.chunk import LEAST_CHUNK_TOKENS, Chunker, largest_chunk
+from headway.policy.context import PlanContext
+from headway.policy.parts import Holder
+from headway.policy.plan import Chunk, Preempt
+from headway.policy.preempt import Preemptor
+from headway.policy.prioritize import Prioritizer
+from headway.request import Request, State
+
+
+class Ranking(Protocol):
+    """What tells one such rival from another."""
+
+    def order(self, ctx: PlanContext) -> list[Request]:
+        """Return every live request, the most important first."""
+
+    def limit_s(self, ctx: PlanContext) -> float:
+        """Return the seconds the step may take; ``inf`` when only tokens are counted."""
+
+    def displaces(self, ctx: PlanContext, newcomer: Request, resident: Request) -> bool:
+        """Return whether *newcomer* may take the KV of *resident*, who ranks below it."""
+
+
+@dataclass(slots=True)
+class Choice:
+    """One walk's outcome and the room it has left. Sizes in tokens, blocks and requests."""
+
+    num_tokens_left: int
+    num_batch_left: int
+    num_slots_left: int
+    num_spare_blocks: int
+    limit_s: float
+    shape: StepShape = field(default_factory=StepShape)
+    decodes: StepShape = field(default_factory=StepShape)
+    chunks: list[Chunk] = field(default_factory=list)
+    taken: list[Request] = field(default_factory=list)
+    held: list[str] = field(default_factory=list)
+    victims: dict[str, tuple[Request, str]] = field(default_factory=dict)
+    is_full: bool = False
+    is_blocked: bool = False
+
+
+class RankedStep(Holder, Prioritizer, Batcher, Preemptor):
+    """Composes steps by a :class:`Ranking`.
+
+    Args:
+        max_batch: Requests computed in one step; ``None`` leaves it to the engine.
+        least_partial_tokens: A prompt is not cut to fewer tokens than this.
+    """
+
+    def __init__(
+        self, ranking: Ranking, max_batch: int | None = None, least_partial_tokens: int = 1
+    ) -> None:
+        self._ranking = ranking
+        self._max_batch = max_batch
+        self._least_partial_tokens = least_partial_tokens
+        self._ctx: PlanContext | None = None
+        self._choice = Choice(0, 0, 0, 0, math.inf)
+
+    # -- the parts ------------------------------------------------------------------------
+
+    def hold(self, ctx: PlanContext) -> tuple[str, ...]:
+        """Return the decodes the walk found no room for."""
+        choice = self._choose(ctx)
+        ctx.shape = choice.decodes
+        return tuple(choice.held)
+
+    def candidates(self, ctx: PlanContext) -> Iterator[Request]:
+        """Yield the prompts the walk took."""
+        yield from self._choose(ctx).taken
+
+    def fill(
+        self,
+        ctx: PlanContext,
+        candidates: Iterable[Request],
+        chunker: Chunker,
+        gate: Gate,
+        preemptor: Preemptor,
+    ) -> Filled:
+        """Return what the walk chose."""
+        choice = self._choose(ctx)
+        filled = Filled(choice.shape, list(choice.chunks))
+        for victim, why in choice.victims.values():
+            ctx.gone.add(victim.request_id)
+            filled.preempt.append(Preempt(victim.request_id, "recompute", why))
+        cap_partial(ctx, filled)
+        ctx.num_spare_blocks = choice.num_spare_blocks
+        return filled
+
+    def for_running(self, ctx: PlanContext) -> Iterator[Request]:
+        """Yield running requests, the least important first."""
+        for request in reversed(self._ranking.order(ctx)):
+            if request.state is State.RUNNING:
+                yield request
+
+    def for_claim(self, ctx: PlanContext, claim: Request) -> Iterator[Request]:
+        """Yield nobody: the walk has decided who makes room."""
+        yield from ()
+
+    # -- the walk -------------------------------------------------------------------------
+
+    def _choose(self, ctx: PlanContext) -> Choice:
+        if ctx is not self._ctx:
+            self._ctx, self._choice = ctx, self._walk(ctx)
+        return self._choice
+
+    def _walk(self, ctx: PlanContext) -> Choice:
+        """Give the step to the most important until tokens, time, batch or KV run out."""
+        view = ctx.view
+        num_running = sum(r.request_id not in ctx.gone for r in ctx.live.running())
+        choice = Choice(
+            num_tokens_left=view.max_step_tokens,
+            num_batch_left=self._max_batch or view.max_num_running,
+            num_slots_left=view.max_num_running - num_running,
+            num_spare_blocks=ctx.num_spare_blocks,
+            limit_s=self._ranking.limit_s(ctx),
+        )
+        order = [r for r in self._ranking.order(ctx) if r.request_id not in ctx.gone]
+        for rank, request in enumerate(order):
+            if request.request_id in choice.victims:
+                continue
+            if choice.num_tokens_left <= 0 or choice.num_batch_left <= 0:
+                choice.is_full = True
+            if request.request_id in ctx.live.decoding:
+                self._take_decode(ctx, choice, request)
+            elif not choice.is_full:
+                self._take_prompt(ctx, choice, request, order[rank + 1 :])
+        return choice
+
+    def _take_decode(self, ctx: PlanContext, choice: Choice, request: Request) -> None:
+        shape = _with_decode(choice.shape, request)
+        is_first = not choice.shape.num_decodes and not choice.shape.num_prefills
+        if not choice.is_full and not is_first and choice.limit_s < math.inf:
+            choice.is_full = ctx.latency.predict_s(shape) > choice.limit_s
+        if choice.is_full:
+            choice.held.append(request.request_id)
+            return
+        choice.shape = shape
+        choice.decodes = _with_decode(choice.decodes, request)
+        choice.num_tokens_left -= 1
+        choice.num_batch_left -= 1
+
+    def _take_prompt(
+        self, ctx: PlanContext, choice: Choice, request: Request, below: list[Request]
+    ) -> None:
+        waits = request.state is not State.RUNNING
+        if waits and choice.is_blocked:
+            return
+        wanted = request.prefill_target_tokens - request.num_computed_tokens
+        num_tokens = self._chunk_tokens(ctx, choice, request, wanted)
+        if num_tokens <= 0:
+            choice.is_full = True
+            return
+        if waits and not self._make_room(ctx, choice, request, below):
+            choice.is_blocked = True  # Nobody who waits passes it: KV that comes free is its.
+            return
+        why = "its rank" if waits else "prompt in progress"
+        choice.chunks.append(Chunk(request.request_id, num_tokens, waits, why))
+        choice.taken.append(request)
+        choice.shape = choice.shape.with_chunk(num_tokens, request.num_computed_tokens)
+        choice.num_tokens_left -= num_tokens
+        choice.num_batch_left -= 1
+        choice.is_full = choice.is_full or num_tokens < wanted
+
+    def _chunk_tokens(self, ctx: PlanContext, choice: Choice, request: Request, wanted: int) -> int:
+        """Return the tokens of this prompt the step has room for; some if it would be empty."""
+        most = min(wanted, choice.num_tokens_left)
+        prefix, predict_s = request.num_computed_tokens, ctx.latency.predict_s
+        fits = most
+        if choice.limit_s < math.inf:
+            fits = largest_chunk(choice.limit_s, choice.shape, prefix, most, predict_s)
+        if fits == wanted or fits >= self._least_partial_tokens:
+            return fits
+        is_empty = not choice.shape.num_decodes and not choice.shape.num_prefills
+        return min(most, LEAST_CHUNK_TOKENS) if is_empty else 0
+
+    def _make_room(
+        self, ctx: PlanContext, choice: Choice, request: Request, below: list[Request]
+    ) -> bool:
+        """Find a slot and KV for a waiting request, from those below it if need be."""
+        needed = ctx.blocks(request.num_tokens)
+        slots, spare = choice.num_slots_left, choice.num_spare_blocks
+        victims: list[Request] = []
+        for resident in reversed(below):
+            if slots > 0 and spare >= needed:
+                break
+            if (
+                resident.state is State.RUNNING
+                and resident.request_id not in choice.victims
+                and self._ranking.displaces(ctx, request, resident)
+            ):
+                victims.append(resident)
+                slots, spare = slots + 1, spare + ctx.freed_blocks(resident)
+        if slots <= 0 or spare < needed:
+            return False
+        for victim in victims:
+            why = f"{request.request_id} ranks above it and needs its KV"
+            choice.victims[victim.request_id] = (victim, why)
+        choice.num_slots_left, choice.num_spare_blocks = slots - 1, spare - needed
+        return True
+
+
+def _with_decode(shape: StepShape, request: Request) -> StepShape:
+    return StepShape(
+        shape.num_prefill_tokens,
+        shape.num_prefills,
+        shape.num_decodes + 1,
+        shape.sum_context_tokens + request.num_tokens,
+        shape.chunk_context,
+    )
+
+
+class EveryoneDecodes(Holder):
+    """No decode ever sits out."""
+
+    def hold(self, ctx: PlanContext) -> tuple[str, ...]:
+        """Return nobody."""
+        return ()

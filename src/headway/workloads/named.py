@@ -1,0 +1,133 @@
+"""The workloads one can name with ``--workload``: one kind of request, or a mix of several."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from headway.errors import UserError
+from headway.slo import SloBook
+from headway.workloads import mix, synthetic
+from headway.workloads.arrivals import Arrivals, with_arrivals
+from headway.workloads.schema import WorkloadRequest
+
+SLO_FILE = Path(__file__).with_name("named_slo.toml")
+"""The promises of every class the named workloads use."""
+
+POISSON = Arrivals("poisson")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One kind's place in a workload: share of the requests, class, scale of its prompts."""
+
+    kind: str
+    slo_class: str
+    share: float = 1.0
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """A named workload and one sentence about it."""
+
+    summary: str
+    parts: tuple[Part, ...]
+
+
+WORKLOADS = {
+    "sharegpt": Workload("Chat with its history.", (Part("sharegpt", "chat"),)),
+    "sharegpt-turn": Workload("Chat, one short turn.", (Part("sharegpt-turn", "chat"),)),
+    "alpaca": Workload("Very short instructions.", (Part("alpaca", "chat"),)),
+    "bookcorpus": Workload("Prompts of 4k to 100k tokens.", (Part("bookcorpus", "document"),)),
+    "azure-code": Workload("Code completion at Azure.", (Part("azure-code", "code"),)),
+    "azure-chat": Workload("Conversations at Azure.", (Part("azure-chat", "chat"),)),
+    "reasoning": Workload("Long thoughts before the answer.", (Part("reasoning", "reasoning"),)),
+    "long-outputs": Workload(
+        "Outputs longer than prompts: KV pressure grows while requests run.",
+        (Part("writing", "writing"),),
+    ),
+    "retrieval": Workload("Long prompts, short outputs.", (Part("retrieval", "retrieval"),)),
+    "longdoc": Workload("Prompts of 10k to 30k tokens.", (Part("longdoc", "document"),)),
+    "mixed": Workload(
+        "Chat, code and summaries with their own promises, 60, 25 and 15 of 100.",
+        (
+            Part("azure-chat", "chat", 0.60),
+            Part("azure-code", "code", 0.25),
+            Part("summary", "summary", 0.15),
+        ),
+    ),
+    # AccelGen's setup: 35 % BookCorpus is reported, that the rest is halved is assumed.
+    "accelgen": Workload(
+        "AccelGen's mix: Alpaca, ShareGPT and 35 % BookCorpus of up to 100k tokens.",
+        (
+            Part("alpaca", "chat", 0.325),
+            Part("sharegpt-turn", "chat", 0.325),
+            Part("bookcorpus", "document", 0.35),
+        ),
+    ),
+    # 12 GB hold about 15k tokens of a 13B model: 100k tokens x 0.12 and 2,048 out fit.
+    "accelgen-13b": Workload(
+        "The same with BookCorpus prompts x 0.12, to fit 15k tokens of KV.",
+        (
+            Part("alpaca", "chat", 0.325),
+            Part("sharegpt-turn", "chat", 0.325),
+            Part("bookcorpus", "document", 0.35, 0.12),
+        ),
+    ),
+}
+
+
+def names() -> list[str]:
+    """Return the names that :func:`make` knows."""
+    return list(WORKLOADS)
+
+
+def book(name: str) -> SloBook:
+    """Return the SLO classes of the workload *name*; requests carry one of them.
+
+    Raises:
+        UserError: There is no such workload.
+    """
+    _workload(name)
+    return SloBook.load(SLO_FILE)
+
+
+def make(
+    name: str, num_requests: int, rate_rps: float, seed: int, arrivals: Arrivals = POISSON
+) -> list[WorkloadRequest]:
+    """Return a named workload with its arrival times; the same arguments give the same requests.
+
+    Lengths depend on *seed* but not on *rate_rps*, so a sweep over rates asks the same requests.
+    The shares of a mix are exact, rounded to whole requests; their order is random.
+
+    Raises:
+        UserError: No such workload, no request, or arrival times that would have to be recorded.
+    """
+    parts = _workload(name).parts
+    if num_requests < 1:
+        raise UserError(f"A workload needs at least one request, not {num_requests}.")
+    if arrivals.kind == "trace":
+        raise UserError(
+            f"The workload {name!r} has no recorded times; use --arrivals poisson, gamma:CV,"
+            " onoff:ON_S:OFF_S or diurnal:PERIOD_S:DEPTH."
+        )
+    counts = mix.counts_of([part.share for part in parts], num_requests)
+    made = {
+        part.kind: (
+            part.share,
+            synthetic.make(part.kind, count, seed, part.slo_class, part.scale),
+        )
+        for part, count in zip(parts, counts, strict=True)
+    }
+    rng = np.random.default_rng([seed, 0x41BD])
+    requests = mix.by_shares(made, num_requests, rng)
+    return with_arrivals(requests, arrivals, rate_rps, rng)
+
+
+def _workload(name: str) -> Workload:
+    if name not in WORKLOADS:
+        raise UserError(f"There is no workload {name!r:.60}; known are {', '.join(names())}.")
+    return WORKLOADS[name]

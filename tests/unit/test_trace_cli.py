@@ -1,0 +1,152 @@
+"""``headway trace`` says what is in a workload, converts one and makes one up."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from headway.cli.trace import described, trace
+from headway.errors import UserError
+from headway.slo import SloBook
+from headway.workloads import named
+from headway.workloads.arrivals import Arrivals
+from headway.workloads.readers import load
+from headway.workloads.schema import WorkloadRequest
+
+AZURE = (
+    "TIMESTAMP,ContextTokens,GeneratedTokens\n"
+    "2023-11-16 18:00:00,100,10\n2023-11-16 18:00:01,200,20\n2023-11-16 18:00:04,300,30\n"
+)
+
+
+def run(*args: object) -> Result:
+    return CliRunner().invoke(trace, [str(arg) for arg in args], catch_exceptions=True)
+
+
+def azure(tmp_path: Path) -> Path:
+    path = tmp_path / "azure.csv"
+    path.write_text(AZURE, encoding="utf-8")
+    return path
+
+
+def test_inspect_describes_a_file(tmp_path: Path) -> None:
+    """The table and the JSON have the same figures, known by hand."""
+    out = tmp_path / "facts.json"
+    result = run("inspect", azure(tmp_path), "--json", out)
+    assert result.exit_code == 0, result.output
+    assert "3 requests in 4.0 s: 0.5 requests/s, gap CV 0.5." in result.output
+    facts = json.loads(out.read_text())
+    assert facts["schema"] == 1
+    assert (facts["num_requests"], facts["duration_s"], facts["rate_rps"]) == (3, 4.0, 0.5)
+    assert facts["gap_cv"] == pytest.approx(0.5)
+    assert facts["prompt_tokens"]["mean"] == 200
+    assert facts["prompt_tokens"]["p50"] == 200
+    assert facts["output_tokens"]["max"] == 30
+    assert facts["classes"] == {"default": 3}
+
+
+def test_prefix_share_counts_what_was_seen_before() -> None:
+    """The second finds 30 of what the first left, the third all 50 of the longer one."""
+    rows = [(100, "p", 50), (100, "p", 30), (60, "p", 50), (140, None, 0), (100, "q", 90)]
+    made = [
+        WorkloadRequest(f"r{i}", float(i), size, 1, prefix_id=prefix, prefix_tokens=shared)
+        for i, (size, prefix, shared) in enumerate(rows)
+    ]
+    assert described(made)["prefix_share"] == pytest.approx((30 + 50) / 500)
+
+
+def test_requests_at_one_instant_have_no_rate() -> None:
+    """An offline batch is said to be one."""
+    facts = described([WorkloadRequest(f"r{i}", 0.0, 5, 5) for i in range(3)])
+    assert (facts["rate_rps"], facts["gap_cv"]) == (None, None)
+
+
+def test_convert_writes_what_the_reader_read(tmp_path: Path) -> None:
+    """Without options the requests are the same."""
+    out = tmp_path / "out.jsonl"
+    result = run("convert", azure(tmp_path), "--out", out)
+    assert result.exit_code == 0, result.output
+    assert load(out) == load(azure(tmp_path))
+
+
+def test_convert_gives_other_times(tmp_path: Path) -> None:
+    """``--rate`` stretches, ``--requests`` cuts, ``--arrivals`` draws anew, by seed."""
+    out = tmp_path / "out.jsonl"
+    assert run("convert", azure(tmp_path), "--out", out, "--rate", 2).exit_code == 0
+    assert [r.arrived_at_s for r in load(out)] == pytest.approx([0.0, 0.25, 1.0])
+    assert run("convert", azure(tmp_path), "--out", out, "--requests", 2).exit_code == 0
+    assert len(load(out)) == 2
+    drawn = []
+    for seed in (1, 1, 2):
+        args = ("--arrivals", "poisson", "--rate", 1, "--seed", seed)
+        assert run("convert", azure(tmp_path), "--out", out, *args).exit_code == 0
+        drawn.append(out.read_bytes())
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_convert_takes_the_unit_of_times_from_the_user(tmp_path: Path) -> None:
+    """A timed_trace in seconds with 16-token hashes, which would else be read as milliseconds."""
+    path = tmp_path / "t.jsonl"
+    row: dict[str, Any] = {
+        "timestamp": 0,
+        "input_length": 20,
+        "output_length": 1,
+        "hash_ids": [1, 2],
+    }
+    path.write_text(json.dumps(row) + "\n" + json.dumps({**row, "timestamp": 3}) + "\n")
+    out = tmp_path / "out.jsonl"
+    assert run("convert", path, "--out", out).exit_code == 0
+    assert load(out)[1].arrived_at_s == 0.003
+    options = ("--time-unit", "s", "--hash-tokens", 8)
+    assert run("convert", path, "--out", out, *options).exit_code == 0
+    assert (load(out)[1].arrived_at_s, load(out)[1].prefix_tokens) == (3.0, 16)
+
+
+def test_synth_writes_the_named_workload(tmp_path: Path) -> None:
+    """The file holds what the library makes, and the SLO file knows its classes."""
+    out, slo = tmp_path / "mixed.jsonl", tmp_path / "slo.toml"
+    result = run(
+        "synth", "mixed", "--requests", 40, "--rate", 3, "--seed", 9, "--out", out, "--slo-out", slo
+    )
+    assert result.exit_code == 0, result.output
+    assert load(out) == named.make("mixed", 40, 3.0, 9)
+    assert {r.slo_class for r in load(out)} <= set(SloBook.load(slo).classes)
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (("inspect", "nowhere.jsonl"), "Cannot read nowhere.jsonl"),
+        (("synth", "nope", "--out", "{out}"), "known are sharegpt"),
+        (("synth", "mixed", "--out", "{out}", "--rate", "0"), "greater than 0"),
+        (("synth", "mixed", "--out", "{out}", "--requests", "ten"), "--requests must be"),
+        (("synth", "mixed", "--out", "{out}", "--arrivals", "tides"), "--arrivals must be"),
+        (("synth", "mixed", "--out", "/no/such/folder/x"), "does not exist"),
+        (("convert", "{azure}", "--out", "{out}", "--arrivals", "poisson"), "needs --rate"),
+        (("convert", "{azure}", "--out", "{out}", "--time-unit", "s"), "not valid JSON"),
+        (("convert", "{azure}", "--out", "{out}", "--hash-tokens", "0"), "at least 1"),
+        (("convert", "{azure}", "--out", "{azure}"), "the same file"),
+    ],
+)
+def test_mistakes_get_one_sentence(tmp_path: Path, args: tuple[str, ...], sentence: str) -> None:
+    """No traceback, and nothing is written."""
+    out = tmp_path / "out.jsonl"
+    filled = [arg.format(out=out, azure=azure(tmp_path)) for arg in args]
+    result = run(*filled)
+    assert isinstance(result.exception, UserError), result.output
+    assert sentence in str(result.exception)
+    assert not out.exists()
+    assert (tmp_path / "azure.csv").read_text() == AZURE
+
+
+def test_recorded_gap_cv_is_the_generator_s() -> None:
+    """Inspecting a gamma workload finds the CV it was made with."""
+    made = named.make("alpaca", 20_000, 5.0, 0, Arrivals("gamma", cv=2.0))
+    facts = described(made)
+    assert facts["gap_cv"] == pytest.approx(2.0, rel=0.06)
+    assert facts["rate_rps"] == pytest.approx(5.0, rel=0.06)
+    assert facts["classes"] == {"chat": 20_000}
