@@ -1,0 +1,1 @@
+"""Our own discrete-event engine: the iteration is the event."""

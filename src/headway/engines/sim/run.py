@@ -1,0 +1,392 @@
+"""One simulated server: a clock, a policy core, and the machine that carries its plans out.
+
+At one instant things happen in this order: the step that ends delivers its tokens, requests
+that arrive are taken in (by name), clients hang up, and then the next step is planned. So a
+plan knows everything that happened up to its own instant, as a real engine's does.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from array import array
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import cast
+
+from headway.engines.sim.engine import SimEngine
+from headway.engines.sim.job import Job
+from headway.engines.sim.machine import Launch, Machine
+from headway.engines.sim.steady import Steady, is_plain
+from headway.engines.sim.times import GapHistogram, GapSummary, Times
+from headway.engines.virtual import Call, Outcome, StepRow
+from headway.engines.vllm import wire
+from headway.errors import UserError
+from headway.latency.model import StepShape
+from headway.policy.events import Arrived, Finished, StepDone, StepScheduled
+from headway.policy.log import Recorder
+from headway.policy.plan import StepPlan
+from headway.policy.scheduler import Scheduler
+from headway.policy.view import EngineView
+from headway.slo import NO_PROMISE, SloBook
+
+StepTruth = Callable[[StepShape], float]
+
+IDLE_S = 1e-4
+"""How soon a policy that left a free engine idle is asked again."""
+
+
+@dataclass(slots=True)
+class Pending:
+    """A step whose output has not come back; ``launch`` is ``None`` for a steady one."""
+
+    launch: Launch | None
+    ends_s: float
+    num_tokens: int
+
+
+class SimRun:
+    """A server under a virtual clock: feed calls, advance, read outcomes.
+
+    Args:
+        truth: Seconds of a step of a given shape; the policy never sees it.
+        policy: The policy core, new; it learns from events alone.
+        book: SLO classes that ``Call.xargs`` may name.
+        keep_steps: Fill ``steps`` with a row for each step.
+        keep_schedule: Fill ``schedule`` with the instant and tokens of each step, for tests.
+        keep_tokens: Keep each token's instant in the outcomes. Without it outcomes stay empty
+            of them, and ``summaries`` and ``histograms`` (gaps by class) are filled instead.
+        time_plans: Fill ``plan_times_s`` with wall-clock seconds of each plan.
+    """
+
+    def __init__(
+        self,
+        engine: SimEngine,
+        truth: StepTruth,
+        policy: Scheduler | Recorder,
+        *,
+        book: SloBook | None = None,
+        keep_steps: bool = False,
+        keep_schedule: bool = False,
+        keep_tokens: bool = True,
+        time_plans: bool = False,
+    ) -> None:
+        self.engine = engine
+        self.truth = truth
+        self.policy = policy
+        self.machine = Machine(engine)
+        self.now_s = 0.0
+        self.num_steps = 0
+        self.outcomes: dict[str, Outcome] = {}
+        self.summaries: dict[str, GapSummary] = {}
+        self.histograms: dict[str, GapHistogram] = {}
+        self.steps: list[StepRow] = []
+        self.schedule: list[tuple[float, dict[str, int]]] = []
+        self.plan_times_s = array("d")
+        self._book = book or SloBook.empty()
+        self._keep_steps = keep_steps
+        self._keep_schedule = keep_schedule
+        self._keep_tokens = keep_tokens
+        self._time_plans = time_plans
+        self._inbox: deque[Call] = deque()
+        self._inbox_tokens = 0
+        self.unfinished_prompt_tokens = 0
+        """Prompt tokens of all requests that have not ended."""
+        self._aborts: list[tuple[float, str]] = []
+        self._answers: list[tuple[str, str | None, str]] = []
+        self._pending: deque[Pending] = deque()
+        self._depth = 2 if engine.asynchronous else 1
+        self._must_settle = False
+        self._did_schedule = False
+        self._num_in_flight = 0
+        self._ready_s = 0.0
+        self._end_untold = False
+        self._steady: Steady | None = None
+        self._may_glide = not (engine.asynchronous or engine.prefix_caching)
+
+    # -- what a user and a router see -------------------------------------------------------
+
+    @property
+    def num_preemptions(self) -> dict[str, int]:
+        """Preemptions so far by kind: ``recompute`` and ``swap``."""
+        return self.machine.num_preemptions
+
+    @property
+    def num_unfinished(self) -> int:
+        """Requests here that have not ended, those just sent included."""
+        return len(self._inbox) + len(self.machine.jobs)
+
+    @property
+    def kv_load_blocks(self) -> int:
+        """Blocks held, and those that prompts need whose requests do not run yet."""
+        size = self.engine.block_size
+        waiting = sum(j.num_tokens for j in self.machine.waiting.values()) + self._inbox_tokens
+        return self.machine.pool.num_total - self.machine.pool.num_free + -(-waiting // size)
+
+    def submit(self, call: Call) -> None:
+        """Send a call; calls must come in the order of their arrival.
+
+        Raises:
+            UserError: Its name is taken, or it has no tokens.
+        """
+        if call.request_id in self.outcomes:
+            raise UserError(f"Two calls are named {call.request_id!r}; names must be unique.")
+        if call.num_prompt_tokens < 1 or call.num_output_tokens < 1:
+            raise UserError(f"Call {call.request_id!r} needs at least one token in and one out.")
+        outcome = Outcome(call, phases=[(call.arrived_at_s, "queued")])
+        if self._keep_tokens:
+            # An array of doubles in place of the list: the same values in a quarter of the room.
+            outcome.emitted_at_s = cast("list[float]", array("d"))
+        self.outcomes[call.request_id] = outcome
+        self._inbox.append(call)
+        self._inbox_tokens += call.num_prompt_tokens
+        self.unfinished_prompt_tokens += call.num_prompt_tokens
+
+    def run(self, calls: Iterable[Call]) -> dict[str, Outcome]:
+        """Serve *calls* to the end and return their outcomes."""
+        for call in sorted(calls, key=lambda c: (c.arrived_at_s, c.request_id)):
+            self.submit(call)
+        self.advance(float("inf"))
+        return self.outcomes
+
+    def advance(self, until_s: float) -> None:
+        """Let time pass up to *until_s*: steps may end then, none begins at or after it."""
+        while True:
+            if self._must_settle:
+                if self._pending[0].ends_s > until_s:
+                    return
+                self._settle()
+                continue
+            if self.now_s >= until_s:
+                return
+            self._take_in()
+            if self.machine.jobs or self._end_untold or self._pending:
+                self._begin()
+            elif self._inbox and self._inbox[0].arrived_at_s <= until_s:
+                self.now_s = max(self.now_s, self._inbox[0].arrived_at_s)
+            else:
+                return
+
+    @property
+    def next_event_s(self) -> float:
+        """When :meth:`advance` would next do something; ``inf`` when idle."""
+        if self._must_settle:
+            return self._pending[0].ends_s
+        if self.machine.jobs or self._end_untold or self._pending:
+            return self.now_s
+        return self._inbox[0].arrived_at_s if self._inbox else float("inf")
+
+    # -- requests come and go ---------------------------------------------------------------
+
+    def _take_in(self) -> None:
+        inbox, aborts = self._inbox, self._aborts
+        while inbox and inbox[0].arrived_at_s <= self.now_s:
+            call = inbox.popleft()
+            self._inbox_tokens -= call.num_prompt_tokens
+            self._arrive(call)
+            if call.abort_at_s is not None:
+                heapq.heappush(aborts, (call.abort_at_s, call.request_id))
+        while aborts and aborts[0][0] <= self.now_s:
+            job = self.machine.jobs.get(heapq.heappop(aborts)[1])
+            if job is not None:
+                self._catch_up()
+                self._remove(job, "aborted")
+                self._close(job.outcome, "abort", None)
+
+    def _arrive(self, call: Call) -> None:
+        outcome = self.outcomes[call.request_id]
+        mistake = None
+        slo = NO_PROMISE
+        try:
+            slo = self._book.resolve(call.xargs)
+        except UserError as error:
+            mistake = wire.invalid(str(error))
+        times: Times[float] | GapSummary
+        if self._keep_tokens:
+            times = cast("array[float]", outcome.emitted_at_s)
+        else:
+            histogram = self.histograms.setdefault(slo.class_name, GapHistogram())
+            times = self.summaries[call.request_id] = GapSummary(slo.tbt_s, histogram)
+        job = Job(call, outcome, times)
+        self.machine.add(job)
+        arrived_at_s = min(call.arrived_at_s, self.now_s)
+        self.policy.observe(
+            Arrived(
+                self.now_s,
+                job.request_id,
+                arrived_at_s,
+                job.num_prompt,
+                max(job.max_output, 1),
+                slo,
+            )
+        )
+        if mistake is not None:
+            self._end_by_plan(job.request_id, "abort", mistake)
+
+    def _remove(self, job: Job, reason: str) -> None:
+        self.machine.remove(job)
+        self._end_untold = True
+        self.policy.observe(Finished(self.now_s, job.request_id, reason))
+
+    def _close(self, outcome: Outcome, finish_reason: str, stop_reason: str | None) -> None:
+        if outcome.finish_reason is None:
+            self.unfinished_prompt_tokens -= outcome.call.num_prompt_tokens
+            outcome.finish_reason = finish_reason
+            outcome.stop_reason = stop_reason
+            outcome.ended_at_s = self.now_s
+
+    def _end_by_plan(self, request_id: str, finish_reason: str, answer: str | None) -> None:
+        """End a request on the core's word; its client hears with the next output."""
+        job = self.machine.jobs.get(request_id)
+        if job is not None:
+            self._remove(job, "aborted" if finish_reason == "abort" else finish_reason)
+            self._answers.append((finish_reason, answer, request_id))
+
+    # -- one step ---------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        """Plan and launch a step while the pipeline has room, then let the oldest end."""
+        scheduled = False
+        if (self.machine.jobs or self._end_untold) and len(self._pending) < self._depth:
+            scheduled = self._schedule()
+            if scheduled and len(self._pending) < self._depth:
+                return
+        self._did_schedule = scheduled
+        self._must_settle = True
+
+    def _schedule(self) -> bool:
+        machine, pool = self.machine, self.machine.pool
+        view = EngineView(
+            pool.num_total,
+            pool.num_free,
+            self.engine.block_size,
+            self.engine.max_num_seqs,
+            self.engine.max_num_batched_tokens,
+            self._num_in_flight,
+        )
+        plan = self._plan(view)
+        if self._may_glide and is_plain(plan):
+            if self._steady is None:
+                self._steady = Steady.of(machine.running, self.engine.block_size)
+            steady = self._steady
+            most = self.engine.max_num_batched_tokens
+            if steady is not None and steady.goes_on(plan, pool.num_free, most):
+                self._glide(steady, plan)
+                return True
+        self._catch_up()
+        self._end_planned(plan)
+        for preempt in plan.preempt:
+            job = machine.jobs.get(preempt.request_id)
+            if job is not None and job.running:
+                machine.preempt(job, preempt.how, self.now_s)
+        launch = machine.begin(plan, self.policy.live.prefilling, self.now_s)
+        self._end_untold = False
+        self._launch(launch, plan)
+        return bool(launch.tokens)
+
+    def _plan(self, view: EngineView) -> StepPlan:
+        if not self._time_plans:
+            return self.policy.plan(view, self.now_s)
+        begun_s = time.perf_counter()
+        plan = self.policy.plan(view, self.now_s)
+        self.plan_times_s.append(time.perf_counter() - begun_s)
+        return plan
+
+    def _end_planned(self, plan: StepPlan) -> None:
+        for reject in plan.reject:
+            self._end_by_plan(reject.request_id, "abort", wire.invalid(reject.reason))
+        for refuse in plan.refuse:
+            answer = wire.refused(refuse.retry_after_s, refuse.reason)
+            self._end_by_plan(refuse.request_id, "abort", answer)
+        for cap in plan.cap:
+            self._end_by_plan(cap.request_id, "length", None)
+
+    def _launch(self, launch: Launch, plan: StepPlan) -> None:
+        if launch.tokens or launch.preempted:
+            self.policy.observe(
+                StepScheduled(self.now_s, launch.tokens, launch.admitted, launch.preempted)
+            )
+        if launch.tokens:
+            self._run_step(launch, launch.shape, launch.tokens, plan)
+        else:
+            self._pending.append(Pending(launch, self.now_s, 0))
+
+    def _glide(self, steady: Steady, plan: StepPlan) -> None:
+        """Launch a step in which everybody just takes one more token."""
+        self._end_untold = False
+        self.machine.pool.num_free -= steady.num_new_blocks()
+        self.policy.observe(StepScheduled(self.now_s, steady.tokens))
+        self._run_step(None, steady.begin(), steady.tokens, plan)
+
+    def _run_step(
+        self, launch: Launch | None, shape: StepShape, tokens: Mapping[str, int], plan: StepPlan
+    ) -> None:
+        begins_s = max(self._ready_s, self.now_s, self.machine.host.idle_at_s)
+        for request_id in launch.admitted if launch is not None else ():
+            self.machine.jobs[request_id].enter(begins_s, "prefill")
+        self._ready_s = begins_s + self.truth(shape)
+        self._pending.append(Pending(launch, self._ready_s, len(tokens)))
+        self._num_in_flight += 1
+        self.num_steps += 1
+        if self._keep_schedule:
+            self.schedule.append((self.now_s, dict(tokens)))
+        if self._keep_steps:
+            self.steps.append(self._row(begins_s, shape, plan))
+
+    def _row(self, begins_s: float, shape: StepShape, plan: StepPlan) -> StepRow:
+        pool = self.machine.pool
+        held = (pool.num_total - pool.num_free) * pool.block_size
+        needed = sum(
+            r.num_prompt_tokens + r.predicted_output_tokens for r in self.policy.live.running()
+        )
+        return StepRow(
+            begins_s,
+            self._ready_s,
+            plan.predicted_s,
+            plan.promised_s,
+            shape.num_prefill_tokens,
+            shape.num_decodes,
+            len(self.machine.running),
+            len(self.machine.waiting),
+            held,
+            max(needed - held, 0),
+        )
+
+    def _settle(self) -> None:
+        """The oldest step ends: its tokens reach the clients."""
+        self._must_settle = False
+        pending = self._pending.popleft()
+        self.now_s = max(self.now_s, pending.ends_s)
+        if pending.launch is None:
+            assert self._steady is not None
+            self._num_in_flight -= 1
+            self._steady.ends_s.append(self.now_s)
+            self.policy.observe(StepDone(self.now_s, self._steady.tokens))
+        elif pending.num_tokens:
+            self._num_in_flight -= 1
+            self._deliver(pending.launch)
+        for finish_reason, answer, request_id in self._answers:
+            self._close(self.outcomes[request_id], finish_reason, answer)
+        self._answers.clear()
+        if not self._did_schedule and not self._pending and self.machine.jobs:
+            self.now_s += IDLE_S
+
+    def _deliver(self, launch: Launch) -> None:
+        emitted, complete = self.machine.end(launch, self.now_s)
+        for job in complete:
+            self.machine.remove(job)
+            self._end_untold = True
+            by_itself = job.num_output >= job.call.num_output_tokens
+            self._close(job.outcome, "stop" if by_itself else "length", None)
+        self.policy.observe(StepDone(self.now_s, emitted))
+        for job in complete:
+            by_itself = job.num_output >= job.call.num_output_tokens
+            reason = "stopped" if by_itself else "length"
+            self.policy.observe(Finished(self.now_s, job.request_id, reason))
+
+    def _catch_up(self) -> None:
+        """Leave the steady state; the jobs' own counters are right again."""
+        if self._steady is not None:
+            self._steady.catch_up()
+            self._steady = None
