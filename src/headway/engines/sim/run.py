@@ -7,29 +7,25 @@ plan knows everything that happened up to its own instant, as a real engine's do
 
 from __future__ import annotations
 
-import heapq
 import time
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import cast
 
+from headway.engines.sim.clients import Clients
 from headway.engines.sim.engine import SimEngine
-from headway.engines.sim.job import Job
-from headway.engines.sim.machine import Launch, Machine
+from headway.engines.sim.machine import Launch
 from headway.engines.sim.steady import Steady, is_plain
-from headway.engines.sim.times import GapHistogram, GapSummary, Times
 from headway.engines.virtual import Call, Outcome, StepRow
 from headway.engines.vllm import wire
-from headway.errors import UserError
 from headway.latency.model import StepShape
-from headway.policy.events import Arrived, Finished, StepDone, StepScheduled
+from headway.policy.events import Finished, StepDone, StepScheduled
 from headway.policy.log import Recorder
 from headway.policy.plan import StepPlan
 from headway.policy.scheduler import Scheduler
 from headway.policy.view import EngineView
-from headway.slo import NO_PROMISE, SloBook
+from headway.slo import SloBook
 
 StepTruth = Callable[[StepShape], float]
 
@@ -46,7 +42,7 @@ class Pending:
     num_tokens: int
 
 
-class SimRun:
+class SimRun(Clients):
     """A server under a virtual clock: feed calls, advance, read outcomes.
 
     Args:
@@ -72,76 +68,24 @@ class SimRun:
         keep_tokens: bool = True,
         time_plans: bool = False,
     ) -> None:
-        self.engine = engine
+        super().__init__(engine, policy, book, keep_tokens)
         self.truth = truth
-        self.policy = policy
-        self.machine = Machine(engine)
-        self.now_s = 0.0
         self.num_steps = 0
-        self.outcomes: dict[str, Outcome] = {}
-        self.summaries: dict[str, GapSummary] = {}
-        self.histograms: dict[str, GapHistogram] = {}
         self.steps: list[StepRow] = []
         self.schedule: list[tuple[float, dict[str, int]]] = []
         self.plan_times_s = array("d")
-        self._book = book or SloBook.empty()
         self._keep_steps = keep_steps
         self._keep_schedule = keep_schedule
-        self._keep_tokens = keep_tokens
         self._time_plans = time_plans
-        self._inbox: deque[Call] = deque()
-        self._inbox_tokens = 0
-        self.unfinished_prompt_tokens = 0
-        """Prompt tokens of all requests that have not ended."""
-        self._aborts: list[tuple[float, str]] = []
-        self._answers: list[tuple[str, str | None, str]] = []
         self._pending: deque[Pending] = deque()
         self._depth = 2 if engine.asynchronous else 1
         self._must_settle = False
         self._did_schedule = False
         self._num_in_flight = 0
         self._ready_s = 0.0
-        self._end_untold = False
-        self._steady: Steady | None = None
         self._may_glide = not (engine.asynchronous or engine.prefix_caching)
 
-    # -- what a user and a router see -------------------------------------------------------
-
-    @property
-    def num_preemptions(self) -> dict[str, int]:
-        """Preemptions so far by kind: ``recompute`` and ``swap``."""
-        return self.machine.num_preemptions
-
-    @property
-    def num_unfinished(self) -> int:
-        """Requests here that have not ended, those just sent included."""
-        return len(self._inbox) + len(self.machine.jobs)
-
-    @property
-    def kv_load_blocks(self) -> int:
-        """Blocks held, and those that prompts need whose requests do not run yet."""
-        size = self.engine.block_size
-        waiting = sum(j.num_tokens for j in self.machine.waiting.values()) + self._inbox_tokens
-        return self.machine.pool.num_total - self.machine.pool.num_free + -(-waiting // size)
-
-    def submit(self, call: Call) -> None:
-        """Send a call; calls must come in the order of their arrival.
-
-        Raises:
-            UserError: Its name is taken, or it has no tokens.
-        """
-        if call.request_id in self.outcomes:
-            raise UserError(f"Two calls are named {call.request_id!r}; names must be unique.")
-        if call.num_prompt_tokens < 1 or call.num_output_tokens < 1:
-            raise UserError(f"Call {call.request_id!r} needs at least one token in and one out.")
-        outcome = Outcome(call, phases=[(call.arrived_at_s, "queued")])
-        if self._keep_tokens:
-            # An array of doubles in place of the list: the same values in a quarter of the room.
-            outcome.emitted_at_s = cast("list[float]", array("d"))
-        self.outcomes[call.request_id] = outcome
-        self._inbox.append(call)
-        self._inbox_tokens += call.num_prompt_tokens
-        self.unfinished_prompt_tokens += call.num_prompt_tokens
+    # -- time passes -----------------------------------------------------------------------
 
     def run(self, calls: Iterable[Call]) -> dict[str, Outcome]:
         """Serve *calls* to the end and return their outcomes."""
@@ -176,72 +120,6 @@ class SimRun:
         if self.machine.jobs or self._end_untold or self._pending:
             return self.now_s
         return self._inbox[0].arrived_at_s if self._inbox else float("inf")
-
-    # -- requests come and go ---------------------------------------------------------------
-
-    def _take_in(self) -> None:
-        inbox, aborts = self._inbox, self._aborts
-        while inbox and inbox[0].arrived_at_s <= self.now_s:
-            call = inbox.popleft()
-            self._inbox_tokens -= call.num_prompt_tokens
-            self._arrive(call)
-            if call.abort_at_s is not None:
-                heapq.heappush(aborts, (call.abort_at_s, call.request_id))
-        while aborts and aborts[0][0] <= self.now_s:
-            job = self.machine.jobs.get(heapq.heappop(aborts)[1])
-            if job is not None:
-                self._catch_up()
-                self._remove(job, "aborted")
-                self._close(job.outcome, "abort", None)
-
-    def _arrive(self, call: Call) -> None:
-        outcome = self.outcomes[call.request_id]
-        mistake = None
-        slo = NO_PROMISE
-        try:
-            slo = self._book.resolve(call.xargs)
-        except UserError as error:
-            mistake = wire.invalid(str(error))
-        times: Times[float] | GapSummary
-        if self._keep_tokens:
-            times = cast("array[float]", outcome.emitted_at_s)
-        else:
-            histogram = self.histograms.setdefault(slo.class_name, GapHistogram())
-            times = self.summaries[call.request_id] = GapSummary(slo.tbt_s, histogram)
-        job = Job(call, outcome, times)
-        self.machine.add(job)
-        arrived_at_s = min(call.arrived_at_s, self.now_s)
-        self.policy.observe(
-            Arrived(
-                self.now_s,
-                job.request_id,
-                arrived_at_s,
-                job.num_prompt,
-                max(job.max_output, 1),
-                slo,
-            )
-        )
-        if mistake is not None:
-            self._end_by_plan(job.request_id, "abort", mistake)
-
-    def _remove(self, job: Job, reason: str) -> None:
-        self.machine.remove(job)
-        self._end_untold = True
-        self.policy.observe(Finished(self.now_s, job.request_id, reason))
-
-    def _close(self, outcome: Outcome, finish_reason: str, stop_reason: str | None) -> None:
-        if outcome.finish_reason is None:
-            self.unfinished_prompt_tokens -= outcome.call.num_prompt_tokens
-            outcome.finish_reason = finish_reason
-            outcome.stop_reason = stop_reason
-            outcome.ended_at_s = self.now_s
-
-    def _end_by_plan(self, request_id: str, finish_reason: str, answer: str | None) -> None:
-        """End a request on the core's word; its client hears with the next output."""
-        job = self.machine.jobs.get(request_id)
-        if job is not None:
-            self._remove(job, "aborted" if finish_reason == "abort" else finish_reason)
-            self._answers.append((finish_reason, answer, request_id))
 
     # -- one step ---------------------------------------------------------------------------
 
@@ -384,9 +262,3 @@ class SimRun:
             by_itself = job.num_output >= job.call.num_output_tokens
             reason = "stopped" if by_itself else "length"
             self.policy.observe(Finished(self.now_s, job.request_id, reason))
-
-    def _catch_up(self) -> None:
-        """Leave the steady state; the jobs' own counters are right again."""
-        if self._steady is not None:
-            self._steady.catch_up()
-            self._steady = None
