@@ -191,7 +191,7 @@ def write_tables(documents: Sequence[dict[str, Any]], folder: Path) -> None:
     """Write results.json and results.md, and print the latter."""
     table = table_of(documents)
     command = shlex.join(["python", "experiments/live/run.py", *sys.argv[1:]])
-    text = markdown(table, documents, SWEEP_SEEDS)
+    text = markdown(table, documents, SEEDS)
     (folder / "results.md").write_text(text, encoding="utf-8")
     document = {
         "schema": 1,
@@ -208,7 +208,7 @@ def write_tables(documents: Sequence[dict[str, Any]], folder: Path) -> None:
 
 def save_stock_best(documents: Sequence[dict[str, Any]]) -> None:
     """Write the setting with the best mean over all swept loads, for the demo to use."""
-    key = best_overall(documents, SWEEP_SEEDS)
+    key = best_overall(documents, SEEDS)
     chosen = next((d for d in documents if contender_key(d) == key), None)
     if chosen is None:
         raise click.UsageError("There are no sweep results yet to take the best setting from.")
