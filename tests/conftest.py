@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -340,6 +341,13 @@ class FakeEngine:
 def fake_engine() -> type[FakeEngine]:
     """The little engine's class."""
     return FakeEngine
+
+
+@pytest.fixture(autouse=True)
+def no_channel_left_open() -> Iterator[None]:
+    """What one test serves is not watched by the next."""
+    yield
+    os.environ.pop("HEADWAY_CHANNEL", None)
 
 
 # -- vLLM's own scheduler under a virtual clock ------------------------------------------------

@@ -1,19 +1,31 @@
 """What a request was promised, and where promises come from.
 
-A promise arrives with the request (``slo_ttft_ms`` and its siblings), or through a class
-named in an SLO file. A field of the request overrides the same field of its class.
+A promise arrives with the request (``slo_ttft_ms`` and its siblings), or through a class of
+an SLO file: the one the request names, else its API key's, its model's, or the default. A
+field of the request overrides the same field of its class.
 """
 
 from __future__ import annotations
 
-import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from headway.errors import UserError
+from headway.slo_rules import (
+    ANY,
+    MAX_WEIGHT,
+    SPANS,
+    Grant,
+    Limits,
+    digest_of,
+    keys_of,
+    models_of,
+    number,
+    shown,
+)
 from headway.units import ms_to_s
 
 MAX_PROMISE_S = 7 * 24 * 3600.0
@@ -21,6 +33,13 @@ MAX_PROMISE_S = 7 * 24 * 3600.0
 
 REQUEST_FIELDS = ("slo_ttft_ms", "slo_tbt_ms", "slo_jct_ms", "slo_class", "slo_weight")
 """Names a request may carry in ``vllm_xargs``; any other ``slo_*`` name is a mistake."""
+
+STAMP = "slo_promised"
+"""Where the HTTP edge puts a promise it has worked out, for the scheduler to take as it is:
+the two read the SLO file at different times, and only the edge knows the API key. No client
+can set it over HTTP: the edge calls it a mistake, and vLLM takes no object there."""
+
+FILE_TABLES = ("default", "classes", "keys", "models", "limits")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,36 +65,31 @@ class Slo:
         """Whether anything at all was promised."""
         return self.ttft_s is not None or self.tbt_s is not None or self.jct_s is not None
 
+    def stamp(self) -> dict[str, Any]:
+        """Return the promise as the value of :data:`STAMP`, plain enough for any wire."""
+        return asdict(self)
+
 
 NO_PROMISE = Slo()
-
-
-def _checked(name: str, value: Any, *, unit: str, maximum: float) -> float:
-    """Return *value* as a positive finite float, or raise a sentence naming the mistake."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise UserError(f"{name} must be a number of {unit} greater than 0, not {value!r}.")
-    try:
-        number = float(value)
-    except (ValueError, OverflowError):
-        raise UserError(
-            f"{name} must be a number of {unit} greater than 0, not {value!r:.60}."
-        ) from None
-    if not math.isfinite(number) or not 0 < number <= maximum:
-        raise UserError(
-            f"{name} must be greater than 0 and at most {maximum:g} {unit}, not {value!r:.60}."
-        )
-    return number
 
 
 @dataclass(frozen=True, slots=True)
 class SloBook:
     """The classes an operator named, and the one that applies when a request names none.
 
-    ``default`` is ``None`` when nothing is promised to requests that ask for nothing.
+    Attributes:
+        classes: By name.
+        default: ``None`` when nothing is promised to requests that ask for nothing.
+        limits: What clients may ask for themselves.
+        keys: By the SHA-256 of an API key.
+        models: By a model's name.
     """
 
     classes: Mapping[str, Slo]
     default: str | None = None
+    limits: Limits = field(default_factory=Limits)
+    keys: Mapping[str, Grant] = field(default_factory=dict)
+    models: Mapping[str, Grant] = field(default_factory=dict)
 
     @classmethod
     def builtin(cls) -> SloBook:
@@ -105,10 +119,10 @@ class SloBook:
     @classmethod
     def parse(cls, document: Mapping[str, Any], source: str = "SLO file") -> SloBook:
         """Build a book from a parsed document; see :meth:`load` for errors."""
-        unknown = sorted(set(document) - {"default", "classes"})
+        unknown = sorted(set(document) - set(FILE_TABLES))
         if unknown:
             raise UserError(
-                f"{source}: unknown key {unknown[0]!r}; allowed are 'default' and 'classes'."
+                f"{source}: unknown key {unknown[0]!r}; allowed are {', '.join(FILE_TABLES)}."
             )
         tables = document.get("classes", {})
         if not isinstance(tables, Mapping) or not tables:
@@ -119,45 +133,108 @@ class SloBook:
             raise UserError(
                 f"{source}: default = {default!r} is not one of the classes {sorted(classes)}."
             )
-        return cls(classes, default)
+        return cls(
+            classes,
+            default,
+            Limits.parse(document.get("limits", {}), classes, source, MAX_PROMISE_S),
+            keys_of(document.get("keys", {}), classes, source),
+            models_of(document.get("models", {}), classes, source),
+        )
 
-    def resolve(self, fields: Mapping[str, Any] | None) -> Slo:
-        """Return the promise of a request that carried *fields* (``vllm_xargs``).
+    def resolve(self, extra_args: Mapping[str, Any] | None) -> Slo:
+        """Return the promise of a request as an engine sees it (``vllm_xargs``).
 
         Raises:
             UserError: An ``slo_*`` name or value is not allowed.
         """
-        given = {k: v for k, v in (fields or {}).items() if k.startswith("slo_")}
+        stamp = (extra_args or {}).get(STAMP)
+        return self.promise(extra_args) if stamp is None else _stamped(stamp)
+
+    def promise(
+        self,
+        asked: Mapping[str, Any] | None,
+        *,
+        api_key: bytes | None = None,
+        model: str | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> Slo:
+        """Return the promise of a request that asks for *asked*.
+
+        Args:
+            asked: :data:`REQUEST_FIELDS` and their values; names that do not begin with
+                ``slo_`` do not count.
+            api_key: What the client identified itself by.
+            labels: How the client wrote a field, where that was not its name here.
+
+        Raises:
+            UserError: An ``slo_*`` name or value is not allowed.
+        """
+        given = {k: v for k, v in (asked or {}).items() if k.startswith("slo_")}
         for name in given:
             if name not in REQUEST_FIELDS:
                 raise UserError(
-                    f"{name!r:.60} is not an SLO field; allowed are {', '.join(REQUEST_FIELDS)}."
+                    f"{shown(name)} is not an SLO field; allowed are {', '.join(REQUEST_FIELDS)}."
                 )
-        slo = self._base(given.pop("slo_class", None))
+        labels = labels or {}
+        slo = self._base(given.pop("slo_class", None), api_key, model, labels)
         if not given:
             return slo
         if not slo.is_promise and slo.class_name == "none":
             slo = replace(slo, class_name="custom")
-        changes: dict[str, float] = {}
+        changes = {}
         for name, value in given.items():
-            if name == "slo_weight":
-                changes["weight"] = _checked(name, value, unit="units", maximum=1e6)
-            else:
-                field = name.removeprefix("slo_").replace("_ms", "_s")
-                changes[field] = ms_to_s(
-                    _checked(name, value, unit="milliseconds", maximum=MAX_PROMISE_S * 1000)
-                )
+            key, checked = self._checked(name, labels.get(name, name), value)
+            changes[key] = checked
         return replace(slo, **changes)  # type: ignore[arg-type]
 
-    def _base(self, class_name: Any) -> Slo:
-        if class_name is None:
-            return self.classes[self.default] if self.default is not None else NO_PROMISE
-        if not isinstance(class_name, str) or class_name not in self.classes:
-            allowed = ", ".join(sorted(self.classes)) or "none, since no SLO file was given"
+    def _checked(self, name: str, label: str, value: Any) -> tuple[str, float]:
+        """Return the field of :class:`Slo` that *name* stands for, and its value."""
+        if name == "slo_weight":
+            key, unit, per_unit = "weight", "units", 1.0
+            result = number(label, value, unit=unit, maximum=MAX_WEIGHT)
+        else:
+            key = name.removeprefix("slo_").removesuffix("_ms") + "_s"
+            unit, per_unit = "milliseconds", 1000.0
+            result = ms_to_s(number(label, value, unit=unit, maximum=MAX_PROMISE_S * per_unit))
+        self.limits.ranges.get(key, ANY).check(label, result, unit=unit, per_unit=per_unit)
+        return key, result
+
+    def _base(
+        self, named: Any, api_key: bytes | None, model: str | None, labels: Mapping[str, str]
+    ) -> Slo:
+        """Return the class a request is in, before its own fields."""
+        grant = self.keys.get(digest_of(api_key)) if api_key and self.keys else None
+        by_model = self.models.get(model) if model is not None else None
+        base = next((g.class_name for g in (grant, by_model) if g and g.class_name), self.default)
+        if named is None:
+            return self.classes[base] if base is not None else NO_PROMISE
+        restricted = grant.classes if grant is not None and grant.classes is not None else None
+        if restricted is None:
+            restricted = self.limits.classes
+        allowed = set(self.classes if restricted is None else restricted)
+        allowed.update(() if base is None else (base,))
+        if not isinstance(named, str) or named not in allowed:
+            names = ", ".join(sorted(allowed)) or "none"
+            why = "" if self.classes else ", since no SLO file was given"
             raise UserError(
-                f"slo_class {class_name!r:.60} is not known; the classes are: {allowed}."
+                f"{labels.get('slo_class', 'slo_class')} {shown(named)} is not known or not"
+                f" allowed; the classes are: {names}{why}."
             )
-        return self.classes[class_name]
+        return self.classes[named]
+
+
+def _stamped(stamp: Any) -> Slo:
+    """Return the promise that :meth:`Slo.stamp` wrote; in doubt it is checked, not believed."""
+    known = {f.name for f in fields(Slo)}
+    if not isinstance(stamp, Mapping) or not set(stamp) <= known:
+        raise UserError(f"{STAMP} is set by the server itself; leave it out.")
+    values = {
+        key: number(f"{STAMP} {key}", stamp[key], unit="seconds", maximum=MAX_PROMISE_S)
+        for key in SPANS
+        if stamp.get(key) is not None
+    }
+    weight = number(f"{STAMP} weight", stamp.get("weight", 1.0), unit="units", maximum=MAX_WEIGHT)
+    return Slo(**values, weight=weight, class_name=str(stamp.get("class_name", "none")))
 
 
 def _class_of(name: str, table: Any, source: str) -> Slo:
@@ -171,11 +248,11 @@ def _class_of(name: str, table: Any, source: str) -> Slo:
             f"{where}: unknown key {unknown[0]!r}; allowed are ttft_s, tbt_s, jct_s, weight."
         )
     fields = {
-        key: _checked(
+        key: number(
             f"{where} {key}",
             value,
             unit="units" if key == "weight" else "seconds",
-            maximum=1e6 if key == "weight" else MAX_PROMISE_S,
+            maximum=MAX_WEIGHT if key == "weight" else MAX_PROMISE_S,
         )
         for key, value in table.items()
     }

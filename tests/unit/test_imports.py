@@ -13,7 +13,7 @@ import pytest
 import headway
 
 ROOT = Path(headway.__file__).parent
-PURE = ["policy", "latency", "request.py", "slo.py", "units.py", "errors.py"]
+PURE = ["policy", "latency", "request.py", "slo.py", "slo_rules.py", "units.py", "errors.py"]
 FORBIDDEN = {
     "asyncio", "datetime", "logging", "os", "random", "requests", "aiohttp", "select", "signal",
     "socket", "subprocess", "threading", "time", "torch", "transformers", "vllm",
@@ -23,13 +23,16 @@ LAYERS = [
     ["cli"],
     ["web"],
     ["bench", "study"],
+    ["oracle"],
     ["vllm"],
     ["engines", "workloads", "metrics"],
     ["config"],
     ["policy"],
     ["latency"],
     ["request"],
+    ["slo_file"],
     ["slo"],
+    ["slo_rules"],
     ["units", "errors"],
 ]
 """DESIGN §2, the top imports from below only."""

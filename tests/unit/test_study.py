@@ -224,6 +224,15 @@ def test_calls_carry_the_class_and_the_promise() -> None:
     assert len({call.priority for call in calls}) == 3
 
 
+def test_no_call_tells_its_length() -> None:
+    """The limit is the same for all, and above every output."""
+    requests = requests_of(Load("long-outputs", 2.0, 80))
+    calls, _ = calls_of(requests, book_of(Load("long-outputs")))
+    (bound,) = {call.max_output_tokens for call in calls}
+    assert bound is not None
+    assert bound > max(r.num_output_tokens for r in requests)
+
+
 def test_the_tightest_class_goes_first() -> None:
     """Ranks follow the time to the first token, or the whole job's."""
     slos = [

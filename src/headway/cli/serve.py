@@ -23,12 +23,21 @@ import click
     type=click.Path(path_type=Path),
     help="TOML file of SLO classes.",
 )
+@click.option(
+    "--swap-gib",
+    type=float,
+    metavar="GIB",
+    help="Host memory of each worker for the KV of preempted requests.",
+)
+@click.option("--page", is_flag=True, help="Show /headway, and Headway's metrics on /metrics.")
 @click.argument("vllm_args", nargs=-1, type=click.UNPROCESSED, metavar="[VLLM ARGUMENTS]...")
 def serve(
     model: str,
     policy: str | None,
     overload: str | None,
     slo_file: Path | None,
+    swap_gib: float | None,
+    page: bool,
     vllm_args: tuple[str, ...],
 ) -> None:
     """Serve MODEL with vLLM and keep each request's promise.
@@ -40,4 +49,5 @@ def serve(
 
     if model.startswith("-"):
         raise click.UsageError("Name the model first: headway serve MODEL [options].")
-    server.serve(server.ServeOptions(model, policy, overload, slo_file, vllm_args))
+    options = server.ServeOptions(model, policy, overload, slo_file, vllm_args, swap_gib, page)
+    server.serve(options)

@@ -40,6 +40,13 @@ def jct_s(arrived_at_s: float, emitted_at_s: Sequence[float]) -> float | None:
     return emitted_at_s[-1] - arrived_at_s if emitted_at_s else None
 
 
+def normalised_latency_s(arrived_at_s: float, emitted_at_s: Sequence[float]) -> float | None:
+    """Return seconds from arrival to the last token, a token of the output (ORCA's measure)."""
+    if not emitted_at_s:
+        return None
+    return (emitted_at_s[-1] - arrived_at_s) / len(emitted_at_s)
+
+
 def ttft_attained(arrived_at_s: float, emitted_at_s: Sequence[float], promised_s: float) -> bool:
     """Whether the first token came within *promised_s* seconds of arrival."""
     span_s = ttft_s(arrived_at_s, emitted_at_s)

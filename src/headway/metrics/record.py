@@ -159,6 +159,12 @@ def figures(
     kept = [record for record in records if record.attained]
     ttfts = [define.ttft_s(r.arrived_at_s, r.emitted_at_s) for r in records]
     jcts = [define.jct_s(r.arrived_at_s, r.emitted_at_s) for r in records if r.finished]
+    latencies = [
+        latency_s
+        for r in records
+        if r.finished
+        and (latency_s := define.normalised_latency_s(r.arrived_at_s, r.emitted_at_s)) is not None
+    ]
     gaps = [gap_s for record in records for gap_s in define.gaps_s(record.emitted_at_s)]
     return {
         "num_requests": num_offered,
@@ -179,6 +185,7 @@ def figures(
         "ttft_s": define.quantiles([span_s for span_s in ttfts if span_s is not None]),
         "tbt_s": define.quantiles(gaps),
         "jct_s": define.quantiles([span_s for span_s in jcts if span_s is not None]),
+        "normalised_latency_s": sum(latencies) / len(latencies) if latencies else None,
         "outcomes": {name: sum(r.outcome == name for r in records) for name in OUTCOMES},
     }
 

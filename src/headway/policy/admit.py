@@ -119,6 +119,10 @@ class Gate(Protocol):
     def fits(self, ctx: PlanContext, request: Request) -> bool:
         """Return whether the future has room; free blocks are the scheduler's own check."""
 
+    def admitted(self, ctx: PlanContext, request: Request) -> None:
+        """Hear that *request* fits and starts in this plan; most gates need not know."""
+        return  # An empty body would make it abstract to mypy.
+
 
 class AllOf(Gate):
     """Several gates in a row."""
@@ -129,6 +133,11 @@ class AllOf(Gate):
     def fits(self, ctx: PlanContext, request: Request) -> bool:
         """Return whether every gate is open."""
         return all(gate.fits(ctx, request) for gate in self._gates)
+
+    def admitted(self, ctx: PlanContext, request: Request) -> None:
+        """Tell every gate."""
+        for gate in self._gates:
+            gate.admitted(ctx, request)
 
 
 class StepGate(Gate):
@@ -184,16 +193,27 @@ class CurveGate(Gate):
 
     A request whose promise is alive is measured against the others with a claim only:
     best-effort residents are preempted when they stand in its way.
+
+    Args:
+        reserve_share: Share of the cache kept free of predictions.
+        counts_admitted: Whether requests admitted earlier in the same plan are in the curve
+            already. Without it a burst is admitted against the same peak.
     """
 
-    def __init__(self, reserve_share: float = 0.02) -> None:
+    def __init__(self, reserve_share: float = 0.02, counts_admitted: bool = False) -> None:
         self._reserve_share = reserve_share
+        self._counts_admitted = counts_admitted
+
+    def admitted(self, ctx: PlanContext, request: Request) -> None:
+        """Pencil *request* in for the rest of the plan."""
+        if self._counts_admitted:
+            ctx.ledger.pencil(request, ctx.step)
 
     def fits(self, ctx: PlanContext, request: Request) -> bool:
         """Return whether the peak with *request* stays below capacity minus the reserve."""
         view = ctx.view
         capacity = view.num_total_blocks * view.block_size_tokens * (1.0 - self._reserve_share)
-        if ctx.live.num_running == 0:
+        if len(ctx.ledger.everyone) == 0:  # Nobody runs, nobody is pencilled in.
             return True
         peak = ctx.ledger.peak_with_tokens(
             request, ctx.step, view.block_size_tokens, claims_only=ctx.comes_first(request)

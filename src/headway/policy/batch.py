@@ -80,6 +80,9 @@ class InOrder(Batcher):
                 # Nobody who waits passes an overdue one: the next KV that comes free is its own.
                 blocked += self._may_pass + 1 if overdue else 1
                 continue
+            if waits:
+                gate.admitted(ctx, request)
+            ctx.busy.add(request.request_id)
             num_running += waits
             filled.shape = filled.shape.with_chunk(tokens, prefix)
             filled.chunks.append(Chunk(request.request_id, tokens, waits, _why(ctx, request)))
@@ -104,18 +107,18 @@ class InOrder(Batcher):
             victims = self._victims(ctx, request, needed, preemptor, filled)
             if not victims:
                 return False
-            for victim in victims:
-                ctx.num_spare_blocks += ctx.freed_blocks(victim)
-                ctx.gone.add(victim.request_id)
-                filled.preempt.append(
-                    Preempt(
-                        victim.request_id,
-                        "recompute",
-                        f"its KV lets {request.request_id} keep its promise",
-                    )
-                )
+            self._give_up(ctx, request, victims, filled)
         ctx.num_spare_blocks -= needed
         return True
+
+    def _give_up(
+        self, ctx: PlanContext, request: Request, victims: list[Request], filled: Filled
+    ) -> None:
+        """Take the victims' KV for *request*."""
+        for victim in victims:
+            ctx.num_spare_blocks += ctx.freed_blocks(victim)
+            why = f"its KV lets {request.request_id} keep its promise"
+            filled.preempt.append(ctx.preempt(victim, why))
 
     def _victims(
         self,
@@ -128,7 +131,8 @@ class InOrder(Batcher):
         """Return requests whose KV together suffices, or none when that is impossible."""
         if not ctx.comes_first(request):
             return []
-        taken = {c.request_id for c in filled.chunks} | ctx.gone | {request.request_id}
+        taken = ctx.busy | ctx.gone | {request.request_id}
+        ctx.num_short_blocks = needed - ctx.num_spare_blocks
         victims: list[Request] = []
         spare = ctx.num_spare_blocks
         for victim in preemptor.for_claim(ctx, request):

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from headway.latency.model import LatencyModel, StepShape
 from headway.policy.kv.ledger import KvLedger
 from headway.policy.live import LiveRequests
+from headway.policy.plan import Preempt
+from headway.policy.swap_choice import AlwaysRecompute, SwapChoice
 from headway.policy.view import EngineView
 from headway.request import Request
 from headway.units import blocks_for
@@ -27,6 +29,7 @@ class PlanContext:
             end of the step before it (predicted, while that one is still in flight).
         step: Steps scheduled so far.
         step_s: Recent mean duration of a step.
+        max_step_s: The longest recent step.
         tightest_ttft_s: Tightest TTFT promised recently; ``inf`` when none.
         lagging_due_s: Due time of the most urgent decode that is out of step; ``inf``.
         set_aside: Claims that do not fit beside the others now.
@@ -36,7 +39,12 @@ class PlanContext:
         shape: The decodes of this step, before any prompt token.
         max_wait_s: Longest a request may wait for its next token; ``inf`` when unbounded.
         gone: Requests that end or lose their KV in this plan: nobody's victim, no chunk.
+        busy: Requests that this plan gives prompt tokens: nobody's victim.
         num_spare_blocks: Free blocks nobody running needs for this step or its prompt.
+        num_reserve_blocks: Free blocks beyond those, for critical requests only.
+        num_short_blocks: Blocks missing while victims are looked for.
+        swap: Decides whether a victim's KV is copied out or thrown away.
+        num_copied_blocks: Blocks this plan swaps out.
     """
 
     view: EngineView
@@ -56,6 +64,12 @@ class PlanContext:
     max_wait_s: float = math.inf
     gone: set[str] = field(default_factory=set)
     num_spare_blocks: int = 0
+    max_step_s: float = 0.0
+    busy: set[str] = field(default_factory=set)
+    num_reserve_blocks: int = 0
+    num_short_blocks: int = 0
+    swap: SwapChoice = field(default_factory=AlwaysRecompute)
+    num_copied_blocks: int = 0
 
     def blocks(self, num_tokens: int) -> int:
         """Return the blocks *num_tokens* occupy."""
@@ -71,6 +85,14 @@ class PlanContext:
         if victim.num_computed_tokens < victim.prefill_target_tokens:
             return self.blocks(victim.num_computed_tokens)
         return self.blocks(victim.num_tokens - 1)
+
+    def preempt(self, victim: Request, reason: str) -> Preempt:
+        """Take a victim's KV in this plan, the cheaper way; its blocks are not yet counted."""
+        self.gone.add(victim.request_id)
+        how = self.swap.how(self, victim)
+        if how == "swap":
+            self.num_copied_blocks += victim.kv_tokens // self.view.block_size_tokens
+        return Preempt(victim.request_id, how, reason)
 
     def is_overdue(self, request: Request) -> bool:
         """Return whether a request waited so long that it goes before every promise."""

@@ -21,7 +21,8 @@ MAX_RETRY_AFTER_S = 600.0
 def refusals(core: Tracker, ctx: PlanContext, chunker: Chunker) -> tuple[Refuse, ...]:
     """Refuse waiting requests whose promise does not fit, before any token of theirs."""
     speed, _ = prefill_speed(ctx, chunker)
-    backlog_s = sum(r.remaining_prefill_tokens for r in core.live.claims) / speed
+    staying = (r for r in core.live.claims if r.request_id not in ctx.set_aside)
+    backlog_s = sum(r.remaining_prefill_tokens for r in staying) / speed
     retry_s = min(max(backlog_s, core.step_s), MAX_RETRY_AFTER_S)
     aside = (r for r in core.live.claims if r.request_id in ctx.set_aside)
     lost = (r for r in core.live.others if r.standing is Standing.LOST)

@@ -49,7 +49,11 @@ class Scheduler(Tracker):
         ctx = self._context(view, now_s)
         ctx.gone.update(r.request_id for r in reject)
         ctx.gone.update(r.request_id for r in cap)
-        preempt = self._fund_running(ctx)
+        funder = self.parts.funder
+        if funder is None:
+            preempt = self._fund_running(ctx)
+        else:
+            preempt = funder.fund(ctx, self.parts.predictor, self.parts.preemptor)
         holder = self.parts.holder
         nobody_held = holder is None or not live.decoding
         if nobody_held and not live.prefilling and not live.num_waiting:
@@ -71,6 +75,7 @@ class Scheduler(Tracker):
             self.parts.gate,
             self.parts.preemptor,
         )
+        self.ledger.rub_out()
         preempt = (*preempt, *filled.preempt)
         shape = filled.shape
         out = ctx.gone.union(hold)
@@ -109,6 +114,7 @@ class Scheduler(Tracker):
             ref_s=ref_s,
             step=self._step,
             step_s=self.step_s,
+            max_step_s=self._longest.largest(self.step_s),
             tightest_ttft_s=self._tightest_ttft_s,
             lagging_due_s=lagging_due_s,
             live=live,
@@ -117,6 +123,7 @@ class Scheduler(Tracker):
             shape=shape,
             claim_tokens=self._claim_tokens,
             max_wait_s=self.parts.max_wait_s,
+            swap=self.parts.swap,
         )
 
     def _decode_only(
@@ -198,15 +205,13 @@ class Scheduler(Tracker):
         needed = len(growing)
         victims: list[Preempt] = []
         if needed > free:
+            ctx.num_short_blocks = needed - free
             for victim in self.parts.preemptor.for_running(ctx):
                 if needed <= free or live.num_running - len(victims) <= 1:
                     break
                 if victim.request_id in ctx.gone:
                     continue
-                ctx.gone.add(victim.request_id)
-                victims.append(
-                    Preempt(victim.request_id, "recompute", "running requests need its KV")
-                )
+                victims.append(ctx.preempt(victim, "running requests need its KV"))
                 free += ctx.freed_blocks(victim)
                 needed -= victim.request_id in growing
                 if victim.request_id in live.prefilling:

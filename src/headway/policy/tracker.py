@@ -12,6 +12,7 @@ from headway.policy.events import Arrived, Event, Finished, StepDone, StepSchedu
 from headway.policy.kv.ledger import KvLedger
 from headway.policy.live import LiveRequests
 from headway.policy.parts import Parts
+from headway.policy.recent import LongestRecent
 from headway.request import Request, Standing, State
 
 CERTAIN = 0.7
@@ -38,10 +39,11 @@ class Tracker:
         self.parts = parts
         self.latency = latency
         self.live = LiveRequests()
-        self.ledger = KvLedger()
+        self.ledger = KvLedger(parts.lending)
         self._in_flight: deque[InFlight] = deque()
         self._step = 0
         self.step_s = 0.05
+        self._longest = LongestRecent()
         self._last_done_s = -math.inf
         self._idle = True
         self._lagging: list[Request] = []
@@ -165,6 +167,8 @@ class Tracker:
         self.live.unqueue(request)
         request.prefill_target_tokens = request.num_tokens
         request.num_computed_tokens = num_cached_tokens
+        if num_cached_tokens and not request.num_preemptions:
+            self.ledger.found_tokens[request.request_id] = num_cached_tokens
         waited_s = at_s - request.queued_at_s
         is_late = waited_s >= OVERDUE_SHARE * self.parts.max_wait_s
         request.is_leftover = not request.has_claim and not is_late
@@ -190,6 +194,7 @@ class Tracker:
             duration_s = at_s - (self._last_done_s if step.follows else step.at_s)
             self.latency.observe(step.shape, duration_s)
             self.step_s += 0.05 * (duration_s - self.step_s)
+            self._longest.add(duration_s)
         requests = self.live.requests
         decoding = self.live.decoding
         gaps_s = self.live.claim_gaps
@@ -257,6 +262,7 @@ class Tracker:
             self.live.unqueue(request)
         request.move(State.FINISHED, event.at_s, event.reason)
         del self.live.requests[event.request_id]
+        self.ledger.forget(event.request_id)
         if event.reason in ("stopped", "length"):
             self.parts.predictor.learn(request)
             self._count_served(request, event.at_s)

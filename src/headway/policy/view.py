@@ -17,6 +17,10 @@ class EngineView:
         max_step_tokens: Tokens the engine can compute in one step.
         num_steps_in_flight: Steps scheduled whose output has not come back
             (0 for a synchronous engine, 1 or more under async scheduling).
+        swap_free_blocks: KV blocks the host has room for now; 0 where nothing can be swapped.
+        copy_bytes_per_s: Measured bandwidth of the link to the host, one way at a time.
+        kv_bytes_per_token: Bytes of KV of one token over all layers, as the link sees them.
+        num_queued_copy_blocks: Blocks whose copies, either way, have not been made yet.
     """
 
     num_total_blocks: int
@@ -25,3 +29,7 @@ class EngineView:
     max_num_running: int
     max_step_tokens: int
     num_steps_in_flight: int = 0
+    swap_free_blocks: int = 0
+    copy_bytes_per_s: float = 0.0
+    kv_bytes_per_token: int = 0
+    num_queued_copy_blocks: int = 0

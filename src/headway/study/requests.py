@@ -19,6 +19,9 @@ from headway.workloads.arrivals import Arrivals, with_arrivals
 from headway.workloads.readers import load as read_trace
 from headway.workloads.schema import WorkloadRequest, slo_of
 
+LEAST_BOUND_TOKENS = 2048
+"""Clients' limit on the output where a workload names none, unless an output is longer."""
+
 NAMED_DEFAULT_REQUESTS = 600
 """Requests of a named workload when the user does not say."""
 
@@ -89,6 +92,7 @@ def calls_of(
         by_class: Give vLLM's priority field the rank of the class, the tightest first.
     """
     slos = {r.id: slo_of(r, book) for r in requests}
+    bound = bound_of(requests)
     rank = class_ranks(slos.values()) if by_class else {}
     calls = [
         Call(
@@ -97,7 +101,7 @@ def calls_of(
             num_prompt_tokens=r.num_prompt_tokens,
             num_output_tokens=r.num_output_tokens,
             xargs=xargs_of(slos[r.id], book),
-            max_output_tokens=r.max_output_tokens,
+            max_output_tokens=r.max_output_tokens or bound,
             priority=rank.get(slos[r.id].class_name, 0),
             shared_prefix=r.prefix_id,
             prefix_tokens=r.prefix_tokens,
@@ -105,6 +109,18 @@ def calls_of(
         for r in requests
     ]
     return calls, slos
+
+
+def bound_of(requests: Sequence[WorkloadRequest]) -> int:
+    """Return one limit on the output for all of a workload: a power of two above the longest.
+
+    It must not tell a request's own length: a policy would see the future through it.
+    """
+    longest = max(request.num_output_tokens for request in requests)
+    bound = LEAST_BOUND_TOKENS
+    while bound <= longest:
+        bound *= 2
+    return bound
 
 
 def xargs_of(slo: Slo, book: SloBook) -> dict[str, Any]:

@@ -135,15 +135,7 @@ class SimRun(Clients):
 
     def _schedule(self) -> bool:
         machine, pool = self.machine, self.machine.pool
-        view = EngineView(
-            pool.num_total,
-            pool.num_free,
-            self.engine.block_size,
-            self.engine.max_num_seqs,
-            self.engine.max_num_batched_tokens,
-            self._num_in_flight,
-        )
-        plan = self._plan(view)
+        plan = self._plan(self._view())
         if self._may_glide and is_plain(plan):
             if self._steady is None:
                 self._steady = Steady.of(machine.running, self.engine.block_size)
@@ -162,6 +154,24 @@ class SimRun(Clients):
         self._end_untold = False
         self._launch(launch, plan)
         return bool(launch.tokens)
+
+    def _view(self) -> EngineView:
+        engine, pool, host = self.engine, self.machine.pool, self.machine.host
+        seats = (engine.max_num_seqs, engine.max_num_batched_tokens, self._num_in_flight)
+        if not engine.host_blocks:
+            return EngineView(pool.num_total, pool.num_free, engine.block_size, *seats)
+        block_s = engine.block_size * engine.kv_bytes_per_token / engine.copy_bytes_per_s
+        queued_s = max(host.idle_at_s - self.now_s, 0.0)
+        return EngineView(
+            pool.num_total,
+            pool.num_free,
+            engine.block_size,
+            *seats,
+            swap_free_blocks=host.num_free,
+            copy_bytes_per_s=engine.copy_bytes_per_s,
+            kv_bytes_per_token=engine.kv_bytes_per_token,
+            num_queued_copy_blocks=round(queued_s / block_s),
+        )
 
     def _plan(self, view: EngineView) -> StepPlan:
         if not self._time_plans:

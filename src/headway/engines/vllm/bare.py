@@ -19,6 +19,7 @@ import torch
 from vllm.config import (
     CacheConfig,
     DeviceConfig,
+    KVTransferConfig,
     ModelConfig,
     ParallelConfig,
     SchedulerConfig,
@@ -27,9 +28,11 @@ from vllm.config import (
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+from vllm.v1.outputs import KVConnectorOutput
 from vllm.v1.structured_output import StructuredOutputManager
 
 from headway.engines.vllm.scheduler import AsyncHeadway, SyncHeadway
+from headway.engines.vllm.swap import CopyTimes, SwapMetadata, transfer_config
 
 MODEL = {
     "architectures": ["LlamaForCausalLM"],
@@ -64,6 +67,17 @@ class Engine:
     """Cap on prompt tokens not yet answered; vLLM's API server refuses beyond it."""
     headway: Mapping[str, Any] | None = None
     """Headway's settings; ``None`` runs stock vLLM."""
+    host_blocks: int = 0
+    """Blocks of host memory for swapped KV; 0 runs without the swap connector."""
+    copy_gib_per_s: float = 25.0
+    """Bandwidth of the link to the host, one copy at a time."""
+    kv_bytes_per_token: int = 131_072
+    """Bytes of KV the link moves for a token; the default is that of an 8B model in 16 bits."""
+
+    @property
+    def block_copy_s(self) -> float:
+        """Seconds a block takes over the link, either way."""
+        return self.block_size * self.kv_bytes_per_token / (self.copy_gib_per_s * 1024**3)
 
 
 def build(engine: Engine, folder: Path) -> Any:
@@ -77,9 +91,17 @@ def build(engine: Engine, folder: Path) -> Any:
         dtype="float32",
     )
     extra: dict[str, Any] = {}
+    more: dict[str, Any] = {}
     if engine.watermark is not None:
         extra["watermark"] = engine.watermark
+    spec = FullAttentionSpec(
+        block_size=engine.block_size, num_kv_heads=4, head_size=16, dtype=torch.float32
+    )
+    if engine.host_blocks:
+        swap = transfer_config(engine.host_blocks * spec.page_size_bytes)
+        more["kv_transfer_config"] = KVTransferConfig(**swap)
     config = VllmConfig(
+        **more,
         model_config=model,
         cache_config=CacheConfig(
             block_size=engine.block_size, enable_prefix_caching=engine.prefix_caching
@@ -99,9 +121,6 @@ def build(engine: Engine, folder: Path) -> Any:
         additional_config={"headway": dict(engine.headway)} if engine.headway is not None else {},
     )
     config.cache_config.num_gpu_blocks = engine.num_blocks
-    spec = FullAttentionSpec(
-        block_size=engine.block_size, num_kv_heads=4, head_size=16, dtype=torch.float32
-    )
     kv = KVCacheConfig(
         num_blocks=engine.num_blocks,
         kv_cache_tensors=[],
@@ -116,3 +135,39 @@ def build(engine: Engine, folder: Path) -> Any:
         block_size=engine.block_size,
         log_stats=False,
     )
+
+
+class HostLink:
+    """The workers' copies under a virtual clock: one link to the host, one copy at a time.
+
+    The rule of ``engines/sim/swap.py``: a step begins once the copies asked for with it are done.
+
+    Attributes:
+        idle_at_s: When the last copy so far ends.
+        num_swapped: Requests copied out.
+        num_blocks_copied: Blocks moved, either way.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._block_s = engine.block_copy_s
+        self.idle_at_s = 0.0
+        self.num_swapped = 0
+        self.num_blocks_copied = 0
+
+    def copy(self, swap: SwapMetadata | None, now_s: float) -> None:
+        """Queue the copies of a step that is scheduled now."""
+        if swap is None:
+            return
+        self.num_swapped += len(swap.out)
+        for copy in (*swap.out, *swap.back):
+            self.num_blocks_copied += len(copy.slots)
+            self.idle_at_s = max(self.idle_at_s, now_s) + len(copy.slots) * self._block_s
+
+    def report(self, swap: SwapMetadata | None) -> KVConnectorOutput | None:
+        """Return what the workers would report of a step that ended."""
+        copies = (*swap.out, *swap.back) if swap is not None else ()
+        if not copies:
+            return None
+        num_blocks = sum(len(copy.slots) for copy in copies)
+        times = CopyTimes(num_blocks, num_blocks * self._block_s)
+        return KVConnectorOutput(kv_connector_worker_meta=times)

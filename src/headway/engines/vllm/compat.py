@@ -71,6 +71,16 @@ def num_groups(scheduler: Any) -> int:
     return max(len(scheduler.kv_cache_config.kv_cache_groups), 1)
 
 
+def block_ids(kv_cache_manager: Any, request: Any) -> list[int]:
+    """Return the KV blocks of a request, in order; of a model with one kind of KV cache."""
+    return list(kv_cache_manager.get_block_ids(request.request_id)[0])
+
+
+def num_settled_tokens(request: Any) -> int:
+    """Return the tokens whose KV is computed; those of a step in flight are not, yet."""
+    return int(request.num_computed_tokens - request.num_in_flight_tokens)
+
+
 def admitted_ids(output: Any) -> list[str]:
     """Return requests that began or resumed in a ``SchedulerOutput``."""
     ids = [new.req_id for new in output.scheduled_new_reqs]

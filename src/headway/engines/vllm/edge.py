@@ -1,9 +1,11 @@
 """The HTTP edge: bad promises get 400, refused requests 429, everything else passes.
 
 An ASGI middleware in front of vLLM's server. It reads a request body as vLLM reads it
-(so authentication comes first and a hang-up is seen as ever), and it listens to what the
-engine says about the request, because vLLM's answers do not always carry it: a streamed
-chat that ends without a token sends no ``stop_reason``, and the Responses API never does.
+(so authentication comes first and a hang-up is seen as ever) and works out what was promised.
+The promise travels with the sampling parameters of the engine's call; body and headers reach
+vLLM as they are. The edge also listens to what the engine says about the request, because
+vLLM's answers do not always carry it: a streamed chat that ends without a token sends no
+``stop_reason``, and the Responses API never does.
 
 The start of an answer waits until the engine has said its first word about the request;
 from then on every message passes at once, so a stream is not delayed.
@@ -12,17 +14,20 @@ from then on every message passes at once, so a stream is not delayed.
 from __future__ import annotations
 
 import json
-import math
 import os
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping
 from contextlib import aclosing
 from contextvars import ContextVar
 from http import HTTPStatus
 from typing import Any
 
+from headway.engines.vllm.answers import http_error
+from headway.engines.vllm.promise import promise_of
 from headway.engines.vllm.wire import Invalid, Refused, parse
 from headway.errors import UserError
-from headway.slo import SloBook
+from headway.slo import NO_PROMISE, STAMP, Slo, SloBook
+from headway.slo_file import WatchedBook
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -43,7 +48,7 @@ PATHS = frozenset(
         "/v1/messages",
     }
 )
-"""Endpoints whose JSON body may carry ``vllm_xargs``."""
+"""Endpoints that generate; promises count and are answered for on these."""
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
 """A larger body is not looked into: it goes to vLLM, and the scheduler judges its promise."""
@@ -53,23 +58,31 @@ _current: ContextVar[_Exchange | None] = ContextVar("headway_exchange", default=
 
 
 class SloEdge:
-    """Use as ``--middleware headway.engines.vllm.edge.SloEdge``."""
+    """Use as ``--middleware headway.engines.vllm.edge.SloEdge``.
 
-    def __init__(self, app: App) -> None:
+    Args:
+        now_s: A monotonic clock; says when to look at the SLO file again.
+    """
+
+    def __init__(self, app: App, now_s: Callable[[], float] = time.monotonic) -> None:
         self._app = app
+        self._now_s = now_s
+        self._watched: WatchedBook | None = None
+        self._is_ready = False
         slo_file = os.environ.get(SLO_FILE_VARIABLE)
-        self._book = SloBook.load(slo_file) if slo_file else None
+        if slo_file:
+            self._watch(slo_file)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
+        client = _engine_client(scope)
+        if not self._is_ready and client is not None:  # At the start: a bad file ends it there.
+            self._watch(_slo_file_of(client))
         if not _is_generation(scope):
             await self._app(scope, receive, send)
             return
-        client = _engine_client(scope)
-        _listen_to(client)
-        if self._book is None:
-            self._book = _book_of(client)
-        exchange = _Exchange(self._book, receive, send, anthropic=_path(scope) == "/v1/messages")
+        _attach_to(client)
+        exchange = _Exchange(self._book(), scope, receive, send)
         token = _current.set(exchange)
         try:
             await self._app(scope, exchange.receive, exchange.send)
@@ -77,21 +90,49 @@ class SloEdge:
         finally:
             _current.reset(token)
 
+    def _watch(self, slo_file: str | None) -> None:
+        self._is_ready = True
+        if slo_file:
+            self._watched = WatchedBook(slo_file, self._now_s())
+
+    def _book(self) -> SloBook | None:
+        return self._watched.at(self._now_s()) if self._watched is not None else None
+
 
 class _Exchange:
-    """One request and its answer, on their way through the edge."""
+    """One request and its answer, on their way through the edge.
 
-    def __init__(self, book: SloBook, receive: Receive, send: Send, *, anthropic: bool) -> None:
-        self._book = book
+    Args:
+        book: The operator's promises; ``None`` where there is no SLO file.
+    """
+
+    def __init__(self, book: SloBook | None, scope: Scope, receive: Receive, send: Send) -> None:
+        self._book = book or SloBook.empty()
+        self._has_file = book is not None
+        self._headers = [(name, value) for name, value in scope.get("headers", ())]
         self._receive = receive
         self._send = send
-        self._anthropic = anthropic
+        self._anthropic = _path(scope) == "/v1/messages"
         self._body = bytearray()
+        self._has_read = False
+        self._promise: Slo | None = None
         self._held: list[Message] = []
         self._passing = False
         self._answered = False
         self._engine_spoke = False
         self._problem: Refused | Invalid | None = None
+
+    def tell(self, params: Any) -> None:
+        """Put the promise into *params*, vLLM's ``SamplingParams`` of an engine's call.
+
+        Nothing was promised and no file says what others hold: nothing is written. A body that
+        was not looked into keeps what it asks for itself; the scheduler judges that.
+        """
+        if self._promise is None or (self._promise == NO_PROMISE and not self._has_file):
+            return
+        asked = params.extra_args or {}
+        if self._has_read or not any(name.startswith("slo_") for name in asked):
+            params.extra_args = {**asked, STAMP: self._promise.stamp()}
 
     def hear(self, output: Any) -> None:
         """Note one output of the engine (vLLM's ``RequestOutput``) for this request."""
@@ -112,24 +153,31 @@ class _Exchange:
         if len(self._body) <= MAX_BODY_BYTES:
             self._body += message.get("body", b"")
         if not message.get("more_body", False):
-            self._problem = self._mistake_in_body()
+            self._problem = self._judge()
             self._body.clear()
             if self._problem is not None:
                 return {"type": "http.disconnect"}
         return message
 
-    def _mistake_in_body(self) -> Invalid | None:
-        if len(self._body) > MAX_BODY_BYTES or b"slo_" not in self._body:
-            return None  # nothing promised: do not parse the body twice
+    def _judge(self) -> Invalid | None:
+        """Work out the promise, or return what is wrong with it."""
+        try:
+            self._promise = promise_of(self._book, self._headers, self._read_body())
+        except UserError as error:
+            return Invalid(str(error))
+        return None
+
+    def _read_body(self) -> Any:
+        """Return the parsed body where it can matter: not to parse it twice for nothing."""
+        matters = b'"slo' in self._body or bool(self._book.models)
+        if not matters or len(self._body) > MAX_BODY_BYTES:
+            return None
         try:
             body = json.loads(self._body)
         except (ValueError, RecursionError):
             return None  # vLLM has its own words for a malformed body
-        try:
-            check_promise(body, self._book)
-        except UserError as error:
-            return Invalid(str(error))
-        return None
+        self._has_read = True
+        return body
 
     async def send(self, message: Message) -> None:
         """Pass vLLM's answer on, or replace it when the request was refused."""
@@ -167,56 +215,11 @@ class _Exchange:
         assert self._problem is not None
         self._answered = True
         self._held.clear()
-        status, payload, headers = _error(self._problem, anthropic=self._anthropic)
-        body = json.dumps(payload).encode()
-        dropped = (b"content-type", b"content-length")
-        # What other middleware added (CORS, request ids) stays.
-        kept = [(key, value) for key, value in start["headers"] if key.lower() not in dropped]
-        headers += [
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(body)).encode()),
-        ]
-        await self._send(
-            {"type": "http.response.start", "status": int(status), "headers": kept + headers}
+        status, headers, body = http_error(
+            self._problem, anthropic=self._anthropic, kept=start["headers"]
         )
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
         await self._send({"type": "http.response.body", "body": body})
-
-
-def check_promise(body: Any, book: SloBook) -> None:
-    """Raise a sentence when the parsed JSON *body* asks for a promise that is a mistake.
-
-    Raises:
-        UserError: A bad ``slo_*`` field in ``vllm_xargs``, or one outside of it, which
-            vLLM would drop in silence.
-    """
-    if not isinstance(body, Mapping):
-        return
-    for name in body:
-        if name.startswith("slo_"):
-            raise UserError(f"Put {name!r:.60} into 'vllm_xargs'; outside of it, it has no effect.")
-    fields = body.get("vllm_xargs")
-    if isinstance(fields, Mapping):
-        book.resolve(fields)
-
-
-def _error(
-    problem: Refused | Invalid, *, anthropic: bool
-) -> tuple[HTTPStatus, dict[str, Any], list[tuple[bytes, bytes]]]:
-    """Return status, JSON body and extra headers of the answer to *problem*."""
-    headers: list[tuple[bytes, bytes]] = []
-    if isinstance(problem, Refused):
-        status, kind = HTTPStatus.TOO_MANY_REQUESTS, "rate_limit_exceeded"
-        anthropic_kind = "rate_limit_error"
-        retry_after_s = max(1, math.ceil(problem.retry_after_s))
-        headers.append((b"retry-after", str(retry_after_s).encode()))
-    else:
-        status, kind = HTTPStatus.BAD_REQUEST, "BadRequestError"
-        anthropic_kind = "invalid_request_error"
-    if anthropic:
-        detail: dict[str, Any] = {"type": anthropic_kind, "message": problem.sentence}
-        return status, {"type": "error", "error": detail}, headers
-    detail = {"message": problem.sentence, "type": kind, "param": None, "code": int(status)}
-    return status, {"error": detail}, headers
 
 
 def _engine_client(scope: Scope) -> Any:
@@ -224,24 +227,27 @@ def _engine_client(scope: Scope) -> Any:
     return getattr(scope["app"].state, "engine_client", None) if "app" in scope else None
 
 
-def _book_of(client: Any) -> SloBook:
-    """Return the classes of the file that the scheduler's settings name, if they name one."""
+def _slo_file_of(client: Any) -> str | None:
+    """Return the file that the scheduler's settings name, if they name one."""
     config = getattr(getattr(client, "vllm_config", None), "additional_config", None)
     settings = config.get("headway") if isinstance(config, Mapping) else None
-    slo_file = settings.get("slo_file") if isinstance(settings, Mapping) else None
-    return SloBook.load(slo_file) if slo_file else SloBook.empty()
+    return settings.get("slo_file") if isinstance(settings, Mapping) else None
 
 
-def _listen_to(client: Any) -> None:
-    """Wrap the client's ``generate``, once, so that exchanges hear what the engine says.
+def _attach_to(client: Any) -> None:
+    """Wrap the client's ``generate``, once: promises go in, what the engine says comes out.
 
-    Every endpoint that generates calls it.
+    Every endpoint that generates calls it, with the sampling parameters second.
     """
     if client is None or getattr(client.generate, "heard_by_headway", False):
         return
     generate = client.generate
 
     def heard(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
+        exchange = _current.get()
+        params = args[1] if len(args) > 1 else kwargs.get("sampling_params")
+        if exchange is not None and params is not None:
+            exchange.tell(params)
         return _heard(generate(*args, **kwargs))
 
     heard.heard_by_headway = True  # type: ignore[attr-defined]

@@ -22,7 +22,7 @@ from vllm.v1.request import Request, RequestStatus
 
 from headway.engines.virtual import Call, Outcome, StepRow
 from headway.engines.vllm import compat, wire
-from headway.engines.vllm.bare import Engine, build  # First: it sets vLLM's environment.
+from headway.engines.vllm.bare import Engine, HostLink, build  # First: it sets vLLM's environment.
 from headway.latency.model import StepShape
 
 StepTruth = Callable[[StepShape], float]
@@ -74,6 +74,7 @@ class VirtualRun:
         self.steps: list[tuple[float, dict[str, int]]] = []
         self.rows: list[StepRow] = []
         self.num_preemptions = 0
+        self.link = HostLink(engine)
         self._keep_steps = keep_steps
         self._pending: deque[tuple[Any, float, frozenset[str]]] = deque()
         self._ready_s = 0.0
@@ -166,11 +167,12 @@ class VirtualRun:
         for request_id in output.preempted_req_ids or ():
             self.num_preemptions += 1
             self.outcomes[request_id].phases.append((self.clock.time_s, "preempted"))
+        self.link.copy(output.kv_connector_metadata, self.clock.time_s)
         if not tokens:
             self._pending.append((output, self.clock.time_s, frozenset()))
             return
         self.steps.append((self.clock.time_s, dict(tokens)))
-        begins_s = max(self._ready_s, self.clock.time_s)
+        begins_s = max(self._ready_s, self.clock.time_s, self.link.idle_at_s)
         for request_id in compat.admitted_ids(output):
             self.outcomes[request_id].phases.append((begins_s, "prefill"))
         shape, emitting = self._shape(tokens)
@@ -237,6 +239,7 @@ class VirtualRun:
             req_ids=ids,
             req_id_to_index={request_id: i for i, request_id in enumerate(ids)},
             sampled_token_ids=[self._sample(i) if i in emitting else [] for i in ids],
+            kv_connector_output=self.link.report(output.kv_connector_metadata),
         )
         outputs = self.scheduler.update_from_output(output, result)
         for per_client in outputs.values():

@@ -21,6 +21,8 @@ from headway.config import Settings
 from headway.engines.vllm import compat, wire
 from headway.engines.vllm.queue import GatedQueue
 from headway.engines.vllm.shapes import roofline
+from headway.engines.vllm.swap import swap_connector
+from headway.engines.vllm.watch import watched
 from headway.errors import UserError
 from headway.latency.online import OnlineModel
 from headway.policy.events import Arrived, Finished, StepDone, StepScheduled
@@ -64,6 +66,7 @@ class HeadwayMixin:
         core = self.headway_settings.build(latency=OnlineModel(roofline(self.vllm_config)))
         record = self.headway_settings.record
         self.headway: Core | Recorder = Recorder(core, record) if record else core
+        self.headway = watched(self.headway, self.vllm_config)  # Counts, when asked to.
         self.headway_plan = StepPlan(0)
         self.headway_book = self.headway_settings.book()
         self._stock_max_step_tokens = self.max_num_scheduled_tokens
@@ -72,6 +75,7 @@ class HeadwayMixin:
         self._sessions: set[str] = set()
         self._preempted: list[str] = []
         self._ended: list[Finished] = []
+        self.headway_swap = swap_connector(self)
         self._answers: list[tuple[int, EngineCoreOutput]] = []
         self._updating = False
         queue = GatedQueue()
@@ -183,6 +187,7 @@ class HeadwayMixin:
             max_num_running=self.max_num_running_reqs,
             max_step_tokens=self._stock_max_step_tokens,
             num_steps_in_flight=self._steps_in_flight,
+            **(self.headway_swap.view() if self.headway_swap is not None else {}),
         )
 
     def _end_planned(self, plan: StepPlan) -> None:
@@ -204,6 +209,8 @@ class HeadwayMixin:
             if not self._request_blocks_can_be_freed(request):
                 continue
             self.running.remove(request)
+            if preempt.how == "swap" and self.headway_swap is not None:
+                self.headway_swap.try_keep(request)
             self._preempt_request(request, time.monotonic())
 
     def _arrange_running(self, plan: StepPlan) -> list[Request]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from typing import Any
 
 from headway.config import Settings
 from headway.engines.vllm import embedded
+from headway.engines.vllm.channel import private_channel
 from headway.engines.vllm.edge import SLO_FILE_VARIABLE
 from headway.errors import UserError
 from headway.policy import registry
@@ -26,6 +28,7 @@ STOCK = "stock"
 """The policy name that means: vLLM alone, nothing of Headway in it."""
 
 EDGE = "headway.engines.vllm.edge.SloEdge"
+LIVE_VIEW = "headway.engines.vllm.observe.LiveView"
 ASYNC_SCHEDULER = "headway.vllm.Scheduler"
 SYNC_SCHEDULER = "headway.vllm.SyncScheduler"
 
@@ -56,6 +59,8 @@ class ServeOptions:
         overload: ``"demote"``, ``"refuse"``, or ``None`` for the default.
         slo_file: TOML file of classes, or ``None``.
         vllm_args: All other arguments, for vLLM's parser.
+        swap_gib: Host memory of each worker for the KV of preempted requests, or ``None``.
+        page: Whether to show the page at ``/headway`` and Headway's own metrics.
     """
 
     model: str
@@ -63,6 +68,8 @@ class ServeOptions:
     overload: str | None
     slo_file: Path | None
     vllm_args: Sequence[str]
+    swap_gib: float | None = None
+    page: bool = False
 
     @property
     def is_stock(self) -> bool:
@@ -103,10 +110,14 @@ def check(options: ServeOptions) -> None:
         allowed = ", ".join((*registry.names(), STOCK))
         raise UserError(f"--policy {options.policy!r} is not known; the policies are: {allowed}.")
     if options.is_stock:
-        if options.overload or options.slo_file:
-            print("headway: --policy stock ignores --overload and --slo.", file=sys.stderr)
+        if options.overload or options.slo_file or options.swap_gib:
+            ignored = "headway: --policy stock ignores --overload, --slo and --swap-gib."
+            print(ignored, file=sys.stderr)
     else:
         Settings.parse(options.settings()).book()
+    gib = options.swap_gib
+    if gib is not None and not (math.isfinite(gib) and gib > 0):
+        raise UserError(f"--swap-gib must be a number of GiB greater than 0, not {gib}.")
     if importlib.util.find_spec("vllm") is None:
         raise UserError(
             "vLLM is not installed; install it with: pip install 'headway[vllm]' "
@@ -176,7 +187,27 @@ def _plug_in(args: argparse.Namespace, options: ServeOptions) -> None:
     if settings.slo_file:
         os.environ[SLO_FILE_VARIABLE] = settings.slo_file
     args.middleware = [*args.middleware, EDGE]
+    if options.page:
+        private_channel()
+        args.middleware.append(LIVE_VIEW)
+    if options.swap_gib is not None:
+        _plug_in_swap(args, options.swap_gib)
     args.scheduler_cls = ASYNC_SCHEDULER if _schedules_ahead(args) else SYNC_SCHEDULER
+
+
+def _plug_in_swap(args: argparse.Namespace, swap_gib: float) -> None:
+    """Put the swap connector into vLLM's parsed arguments.
+
+    Raises:
+        UserError: The user named a connector; vLLM runs one.
+    """
+    if args.kv_transfer_config is not None:
+        raise UserError("--swap-gib is a KV connector, and so is --kv-transfer-config; drop one.")
+    from vllm.config import KVTransferConfig
+
+    from headway.engines.vllm.swap import transfer_config
+
+    args.kv_transfer_config = KVTransferConfig(**transfer_config(int(swap_gib * 1024**3)))
 
 
 def merged_config(given: Any, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 Blocks themselves belong to the engine, which alone knows what is shared or cached; the view
 reports how many are free. The ledger keeps the *future*: one usage curve of the requests
-whose promise is alive, one of everybody. A request with a claim is admitted against the
-first, because whoever has no claim can be asked to leave.
+whose promise is alive, one of everybody, and, for policies that lend, who runs in whose
+reservation. A request with a claim is admitted against the first curve, because whoever has no
+claim can be asked to leave.
 """
 
 from __future__ import annotations
@@ -12,45 +13,100 @@ from collections.abc import Mapping
 
 from headway.errors import InvariantError
 from headway.policy.kv.curve import UsageCurve
+from headway.policy.kv.lending import LendingBook
 from headway.request import Request, State
 
 
 class KvLedger:
-    """Books of the running requests. ``step`` counts steps since the start."""
+    """Books of the running requests. ``step`` counts steps since the start.
 
-    def __init__(self) -> None:
+    Args:
+        lending: Kept beside the curves when given.
+    """
+
+    def __init__(self, lending: LendingBook | None = None) -> None:
         self.everyone = UsageCurve()
         self.claims = UsageCurve()
+        self.lending = lending
+        self.found_tokens: dict[str, int] = {}
+        """Tokens a live request found in a prefix cache when it first started."""
+        self._first_tokens: dict[str, int] = {}
+        self._outgrown: set[str] = set()
+        self._pencilled: list[str] = []
 
     def enter(self, request: Request, step: int) -> None:
         """Book a running request (again): what it holds and when it should finish."""
-        remaining = max(request.predicted_output_tokens - request.num_output_tokens, 1)
         held = max(request.prefill_target_tokens, request.kv_tokens)
-        self.everyone.put(request.request_id, held, step, step + remaining)
-        if request.has_claim:
-            self.claims.put(request.request_id, held, step, step + remaining)
-        else:
-            self.claims.discard(request.request_id)
+        self._book(request, held, step)
+        name, total = request.request_id, held + _remaining(request)
+        if total > self._first_tokens.setdefault(name, total):
+            self._outgrown.add(name)
 
     def leave(self, request_id: str) -> None:
         """Strike a request off: it finished or lost its KV."""
         self.everyone.discard(request_id)
         self.claims.discard(request_id)
+        if self.lending is not None:
+            self.lending.leave(request_id)
+        self._first_tokens.pop(request_id, None)
+        self._outgrown.discard(request_id)
+
+    def forget(self, request_id: str) -> None:
+        """A request ended: nothing of it is needed any more."""
+        self.found_tokens.pop(request_id, None)
+
+    def pencil(self, request: Request, step: int) -> None:
+        """Book a request that a plan under way admits, so that the next one is told of it."""
+        self._book(request, request.num_tokens, step)
+        self._pencilled.append(request.request_id)
+
+    def rub_out(self) -> None:
+        """Strike what was pencilled: the plan is made, the engine will say what became of it."""
+        while self._pencilled:  # The last first: it may be a guest of one before it.
+            self.leave(self._pencilled.pop())
 
     def peak_with_tokens(
         self, request: Request, step: int, block_size_tokens: int, *, claims_only: bool
     ) -> float:
         """Return the highest future usage, in tokens, if *request* were admitted now."""
         curve = self.claims if claims_only else self.everyone
-        remaining = max(request.predicted_output_tokens - request.num_output_tokens, 1)
-        return curve.peak_with(request.num_tokens, step, step + remaining, block_size_tokens / 2)
+        finish = step + _remaining(request)
+        return curve.peak_with(request.num_tokens, step, finish, block_size_tokens / 2)
+
+    def has_reservation_for(self, request: Request, step: int) -> bool:
+        """Return whether the lending book has room for *request*; see its rules."""
+        if self.lending is None:
+            return True
+        return self.lending.has_room(request.num_tokens, step, step + _remaining(request))
+
+    def overrun_tokens(self, step: int) -> int:
+        """Return what running requests hold at *step* beyond what they were booked for first."""
+        total = 0
+        for name in self._outgrown:
+            held = self.everyone.entry(name)[0] + step
+            total += max(held - self._first_tokens[name], 0)
+        return total
+
+    def _book(self, request: Request, held_tokens: int, step: int) -> None:
+        name, finish = request.request_id, step + _remaining(request)
+        self.everyone.put(name, held_tokens, step, finish)
+        if request.has_claim:
+            self.claims.put(name, held_tokens, step, finish)
+        else:
+            self.claims.discard(name)
+        if self.lending is None:
+            return
+        if name in self.lending:
+            self.lending.move(name, held_tokens, step, finish)
+        else:
+            self.lending.enter(name, held_tokens, step, finish)
 
     def validate(self, running: Mapping[str, Request]) -> None:
         """Recompute the books from the running requests.
 
         Raises:
             InvariantError: A running request is not booked, a booked one does not run, or
-                a request is booked in the wrong curve.
+                a request is booked in the wrong curve, or the books disagree.
         """
         for request_id, request in running.items():
             if request.state is not State.RUNNING:
@@ -64,3 +120,20 @@ class KvLedger:
         num_claims = sum(r.has_claim for r in running.values())
         if len(self.claims) != num_claims:
             raise InvariantError(f"{len(self.claims)} claims are booked but {num_claims} run")
+        if self._first_tokens.keys() != running.keys() or not self._outgrown <= running.keys():
+            raise InvariantError("a first estimate is kept of a request that does not run")
+        if self.lending is not None:
+            self._validate_lending(self.lending)
+
+    def _validate_lending(self, book: LendingBook) -> None:
+        book.validate()
+        if len(book) != len(self.everyone):
+            raise InvariantError(f"{len(book)} requests are in the lending book")
+        for key in self._first_tokens:
+            resident = book[key]
+            if (resident.offset, resident.finish) != self.everyone.entry(key):
+                raise InvariantError(f"{key} is booked differently in curve and lending book")
+
+
+def _remaining(request: Request) -> int:
+    return max(request.predicted_output_tokens - request.num_output_tokens, 1)

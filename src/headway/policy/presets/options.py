@@ -29,3 +29,15 @@ def positive_tokens(name: str, value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
         raise UserError(f"Option {name} must be a whole number of tokens above 0, not {value!r}.")
     return value
+
+
+def share(name: str, value: Any) -> float:
+    """Return *value* as a share between 0 and 1, both left out.
+
+    Raises:
+        UserError: It is anything else.
+    """
+    good = isinstance(value, int | float) and not isinstance(value, bool)
+    if not good or not 0 < value < 1:
+        raise UserError(f"Option {name} must be a number between 0 and 1, not {value!r}.")
+    return float(value)

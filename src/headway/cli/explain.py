@@ -1,0 +1,111 @@
+"""``headway explain``: why a request was late, second by second."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from headway.cli.live import ask, key_option, url_option
+from headway.errors import UserError
+from headway.metrics.lateness import CAUSES
+from headway.units import format_s
+
+BAR_CELLS = 24
+
+
+@click.command()
+@click.argument("request_id", required=False)
+@click.option("--worst", type=click.IntRange(1, 512), help="The N latest requests instead of one.")
+@url_option
+@key_option
+@click.option(
+    "--json", "json_path", type=click.Path(path_type=Path), help="Write what is known as JSON."
+)
+def explain(
+    request_id: str | None,
+    worst: int | None,
+    url: str,
+    api_key: str | None,
+    json_path: Path | None,
+) -> None:
+    """Tell where the seconds of a broken promise went.
+
+    REQUEST_ID is the id of the answer (chatcmpl-...), or its beginning. The server remembers the
+    last 512 broken promises.
+    """
+    if (request_id is None) == (worst is None):
+        raise UserError("Name one request, or ask for the latest ones with --worst 10.")
+    if request_id is not None:
+        told = ask(url, "/headway/broken", api_key, id=request_id)["broken"]
+        if not told:
+            raise UserError(
+                f"The server remembers no broken promise of {request_id!r:.80}: it was kept, it"
+                " is not over yet, or 512 others were broken since."
+            )
+    else:
+        told = ask(url, "/headway/broken", api_key, worst=worst or 0)["broken"]
+    if json_path is not None:
+        _write(json_path, told)
+    console = Console()
+    if not told:
+        console.print("No promise was broken so far.")
+    for one in told:
+        show(console, one)
+
+
+def show(console: Console, told: Mapping[str, Any]) -> None:
+    """Print one request: what was promised, what it got, its seconds by cause, its story."""
+    console.print(Text(str(told["id"]), style="bold"), Text(f"class {told['class']}"))
+    console.print(f"  promised  {_promised(told['promise'])}", highlight=False)
+    console.print(f"  got       {_got(told)}", highlight=False)
+    if told["late_s"] > 0:
+        console.print(f"  late by   {format_s(told['late_s'])}:", highlight=False)
+        console.print(_causes(told))
+    for at_s, what in told.get("story", ()):
+        console.print(Text(f"    +{at_s:9.3f} s  {what}"))
+    console.print()
+
+
+def _causes(told: Mapping[str, Any]) -> Table:
+    table = Table(box=None, show_header=False, padding=(0, 1), pad_edge=True)
+    table.add_column(width=2)
+    table.add_column(justify="right")
+    table.add_column()
+    table.add_column(style="cyan", width=BAR_CELLS)
+    table.add_column(style="dim")
+    for cause, seconds in sorted(told["by_cause_s"].items(), key=lambda item: -item[1]):
+        cells = round(BAR_CELLS * seconds / told["late_s"])
+        table.add_row("", format_s(seconds), cause, "█" * cells, CAUSES.get(cause, ""))
+    return table
+
+
+def _promised(promise: Mapping[str, float]) -> str:
+    words = {"ttft_s": "first token within", "tbt_s": "gaps of at most", "jct_s": "done within"}
+    return ", ".join(f"{text} {format_s(promise[k])}" for k, text in words.items() if k in promise)
+
+
+def _got(told: Mapping[str, Any]) -> str:
+    parts = [str(told["outcome"])]
+    if told["ttft_s"] is not None:
+        parts.append(f"first token after {format_s(told['ttft_s'])}")
+    if told["num_gaps"]:
+        parts.append(f"{told['num_late_gaps']} of {told['num_gaps']} gaps late")
+    if told["jct_s"] is not None:
+        parts.append(f"last token after {format_s(told['jct_s'])}")
+    if told["num_preemptions"]:
+        parts.append(f"preempted {told['num_preemptions']} times")
+    return ", ".join(parts)
+
+
+def _write(path: Path, told: list[Any]) -> None:
+    try:
+        path.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"Cannot write {path}: {error.strerror}.") from None

@@ -1,0 +1,72 @@
+"""How ``headway top`` and ``headway explain`` ask a running server."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.parse
+import urllib.request
+from typing import Any
+
+import click
+
+from headway.errors import HeadwayError, UserError
+
+TIMEOUT_S = 10.0
+LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
+
+url_option = click.option(
+    "--url", default="http://127.0.0.1:8000", show_default=True, help="The server."
+)
+key_option = click.option(
+    "--api-key", envvar="VLLM_API_KEY", help="The server's API key [environment: VLLM_API_KEY]."
+)
+
+
+class NoAnswer(HeadwayError):
+    """The server did not answer, or not with what a Headway server says."""
+
+
+def ask(url: str, path: str, api_key: str | None = None, **query: str | int) -> dict[str, Any]:
+    """Return what the server says at *path*.
+
+    Raises:
+        UserError: The address is none, the key is wrong, or the server has no such page.
+        NoAnswer: Nobody answers there.
+    """
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UserError(f"--url must look like http://127.0.0.1:8000, not {url!r:.80}.")
+    address = f"{url.rstrip('/')}{path}"
+    if query:
+        address += "?" + urllib.parse.urlencode(query)
+    request = urllib.request.Request(address)  # noqa: S310 - the scheme was checked above
+    if api_key:
+        request.add_header("Authorization", f"Bearer {api_key}")
+    # A proxy of the environment does not know this machine's own ports.
+    proxies: dict[str, str] | None = {} if parts.hostname in LOCAL_HOSTS else None
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler(proxies))
+    try:
+        with opener.open(request, timeout=TIMEOUT_S) as answer:
+            document = json.load(answer)
+    except urllib.error.HTTPError as error:
+        raise _mistake(error.code, url) from None
+    except (urllib.error.URLError, OSError) as error:
+        why = getattr(error, "reason", None) or error
+        raise NoAnswer(f"No server answers at {url}: {why}.") from None
+    except ValueError:
+        document = None
+    if not isinstance(document, dict):
+        raise NoAnswer(f"What answers at {url} is no Headway server.")
+    return document
+
+
+def _mistake(status: int, url: str) -> UserError:
+    if status in (401, 403):
+        return UserError(f"{url} wants its API key: give it as --api-key or in VLLM_API_KEY.")
+    if status == 404:
+        return UserError(
+            f"{url} shows nothing of Headway: start it with headway serve, or see"
+            " docs/how-to/read-the-page.md."
+        )
+    return UserError(f"{url} answers with status {status}.")

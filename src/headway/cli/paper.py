@@ -1,0 +1,152 @@
+"""``headway paper``: the published systems' experiments, run again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from headway.cli.run_options import progress, save, seeds_of, whole
+from headway.study.experiments import ACCELGEN, CACHEOPT, Experiment
+from headway.study.paper import FIGURES, Gain, Grid, capacity_of, gains, mean_of, run_grid
+from headway.study.spec import RunSpec
+from headway.study.sweep import Ledger, Run, run_all
+
+_SHARED = [
+    click.option("--out", default="paper-out", show_default=True,
+                 type=click.Path(path_type=Path), help="Folder for results and notes."),
+    click.option("--requests", default="400", show_default=True, help="How many a run."),
+    click.option("--seed", "seeds", default="0,1,2,3,4", show_default=True, help="S,S,…"),
+    click.option("--workers", help="Processes at once [one a core]."),
+    click.option("--part", type=click.Choice(["all", "main", "ablation", "sensitivity"]),
+                 default="all", show_default=True, help="Which tables."),
+]  # fmt: skip
+
+
+def _shared(command: Any) -> Any:
+    for option in reversed(_SHARED):
+        command = option(command)
+    return command
+
+
+@click.group()
+def paper() -> None:
+    """Run a paper's experiment: baselines, ablation, sensitivity, and the gains it claims."""
+
+
+@paper.command()
+@_shared
+def cacheopt(**given: Any) -> None:
+    """CacheOPT (arXiv 2503.13773): competition for KV cache, OPT-13B on an A100."""
+    run_experiment(CACHEOPT, **given)
+
+
+@paper.command()
+@_shared
+def accelgen(**given: Any) -> None:
+    """AccelGen (arXiv 2503.13737): short and long prompts together, OPT-13B on an A100."""
+    run_experiment(ACCELGEN, **given)
+
+
+def run_experiment(
+    experiment: Experiment, out: Path, requests: str, seeds: str, workers: str | None, part: str
+) -> None:
+    """Run the tables of *experiment* and write ``NAME.json`` and ``NAME-runs.json`` into *out*."""
+    out.mkdir(parents=True, exist_ok=True)
+    console = Console()
+    ledger = Ledger(out / f"{experiment.name}.part")
+    count = whole("--requests", requests) or 400
+    numbers, processes = seeds_of(seeds), whole("--workers", workers)
+    every: dict[str, Run] = {}
+
+    def run_many(specs: Sequence[RunSpec]) -> Mapping[str, Run]:
+        with progress(console, experiment.name, len(specs)) as advance:
+            runs = run_all(specs, ledger, processes, lambda spec, run: advance())
+        every.update(runs)
+        return runs
+
+    document: dict[str, Any] = {"schema": 1, "experiment": experiment.name, "seeds": numbers}
+    for name, contenders in experiment.parts().items():
+        if part not in ("all", name):
+            continue
+        grid = run_grid(
+            contenders, experiment.traffic, experiment.machine, numbers, count, run_many
+        )
+        console.print(_table(grid, f"{experiment.name}: {name}"))
+        document[name] = _rows(grid)
+        if name == "main":
+            found = gains(grid, experiment.ours, experiment.baselines)
+            console.print(_gains_table(found, experiment))
+            document["gains"] = [asdict(gain) for gain in found]
+            document["capacity_at_90"] = _capacities(grid)
+    save(out / f"{experiment.name}.json", document)
+    save(out / f"{experiment.name}-runs.json", {"schema": 1, "runs": list(every.values())})
+    console.print(
+        f"Wrote {out}/{experiment.name}.json; headway report {out}/{experiment.name}-runs.json"
+        " draws it.",
+        highlight=False,
+    )
+
+
+def _rows(grid: Grid) -> list[dict[str, Any]]:
+    return [
+        {
+            "policy": label,
+            "workload": workload,
+            "rate_rps": rate,
+            "attainment_per_seed": [run["attainment"] for run in runs],
+            "preemptions": sum(sum(run["preemptions"].values()) for run in runs) / len(runs),
+            **{figure.label: mean_of(runs, figure) for figure in FIGURES},
+        }
+        for (label, workload, rate), runs in grid.items()
+    ]
+
+
+def _capacities(grid: Grid) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = {}
+    for label, workload, _ in grid:
+        found.setdefault(workload, {})[label] = capacity_of(grid, label, workload)
+    return found
+
+
+def _table(grid: Grid, title: str) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("workload", "policy"):
+        table.add_column(name)
+    for name in ("rate", "kept", "spread", "TTFT p95", "gap p95", "preempted"):
+        table.add_column(name, justify="right")
+    for (label, workload, rate), runs in sorted(grid.items(), key=lambda i: (i[0][1], i[0][2])):
+        kept = [run["attainment"] or 0.0 for run in runs]
+        table.add_row(
+            workload,
+            label,
+            f"{rate:g}/s",
+            f"{sum(kept) / len(kept):.1%}",
+            f"{min(kept):.0%}–{max(kept):.0%}",
+            f"{mean_of(runs, FIGURES[0]) or 0:.2f} s",
+            f"{1000 * (mean_of(runs, FIGURES[1]) or 0):.0f} ms",
+            f"{sum(sum(r['preemptions'].values()) for r in runs) / len(runs):.0f}",
+        )
+    return table
+
+
+def _gains_table(found: Sequence[Gain], experiment: Experiment) -> Table:
+    title = f"Largest gain of {experiment.ours} over the best baseline at the same load"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("figure", "gain", "published", "where", "against"):
+        table.add_column(name)
+    for gain in found:
+        table.add_row(
+            gain.figure,
+            f"{gain.gain:+.0f} points" if gain.is_points else f"{gain.gain:.2f} ×",
+            experiment.published.get(gain.figure, ""),
+            f"{gain.workload} at {gain.rate_rps:g}/s",
+            gain.baseline,
+        )
+    return table

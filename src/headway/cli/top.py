@@ -1,0 +1,126 @@
+"""``headway top``: what a server does now, in a terminal."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from headway.cli.live import NoAnswer, ask, key_option, url_option
+from headway.errors import UserError
+from headway.units import format_s
+
+Json = Mapping[str, Any]
+
+BAR_CELLS = 40
+ROWS_OF_BROKEN = 8
+
+
+@click.command()
+@url_option
+@key_option
+@click.option(
+    "--every", "every_s", default=1.0, show_default=True, type=click.FloatRange(0.1, 3600),
+    help="Seconds between two looks.",
+)  # fmt: skip
+@click.option("--once", is_flag=True, help="Look once and end.")
+@click.option(
+    "--json", "json_path", type=click.Path(path_type=Path), help="Write one look as JSON and end."
+)
+def top(url: str, api_key: str | None, every_s: float, once: bool, json_path: Path | None) -> None:
+    """Show promises kept per class, the KV cache, and who is late. Ends with Ctrl-C."""
+    console = Console()
+    state = ask(url, "/headway/state", api_key)
+    if json_path is not None:
+        try:
+            json_path.write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"Cannot write {json_path}: {error.strerror}.") from None
+        return
+    if once:
+        console.print(screen(state))
+        return
+    with Live(screen(state), console=console, screen=console.is_terminal) as live:
+        while True:
+            time.sleep(every_s)
+            try:
+                live.update(screen(ask(url, "/headway/state", api_key)))
+            except NoAnswer as error:
+                live.update(Group(Text(str(error), style="bold red"), screen(state)))
+
+
+def screen(state: Json) -> Group:
+    """Return everything ``top`` shows."""
+    if not state["ready"]:
+        return Group("The server has not scheduled anything yet.")
+    now, model = state["now"], state["model"]
+    head = (
+        f"policy {state['policy']}, overload {state['overload']}; {now['running']} running,"
+        f" {now['waiting']} waiting; longest step {format_s(now['longest_step_s'])};"
+        f" a plan takes {_span(model['plan_s']['p50'])} (p99 {_span(model['plan_s']['p99'])});"
+        f" heard of {state['age_s']:.0f} s ago"
+    )
+    return Group(Text(head), _kv(now["kv"]), _classes(state), _broken(state))
+
+
+def _span(value_s: float | None) -> str:
+    if value_s is not None and value_s < 1e-3:
+        return f"{value_s * 1e6:.0f} µs"
+    return format_s(value_s)
+
+
+def _kv(kv: Json) -> Text:
+    total = max(kv["held"] + kv["reserved"] + kv["free"], 1)
+    held, reserved = (round(BAR_CELLS * kv[key] / total) for key in ("held", "reserved"))
+    text = Text("KV cache ")
+    text.append("█" * held, style="cyan")
+    text.append("▒" * min(reserved, BAR_CELLS - held), style="cyan")
+    text.append("░" * max(BAR_CELLS - held - reserved, 0), style="dim")
+    text.append(
+        f" {kv['held'] / total:.0%} held, {kv['reserved'] / total:.0%} reserved,"
+        f" {kv['free']:,} of {total:,} tokens free"
+    )
+    return text
+
+
+def _classes(state: Json) -> Table:
+    minutes = state["window_s"] / 60
+    table = Table(title=f"Last {minutes:g} minutes", title_justify="left", box=None)
+    for name in ("class", "kept", "", "here", "TTFT p50", "p99", "gap p50", "p99", "refused"):
+        table.add_column(name, justify="left" if name == "class" else "right")
+    for row in state["classes"]:
+        share = row["attainment"]
+        style = "" if share is None else "green" if share >= 0.99 else "red" if share < 0.9 else ""
+        table.add_row(
+            Text(str(row["name"])),
+            Text("–" if share is None else f"{share:.1%}", style=style),
+            f"{row['attained']}/{row['promised']}" if row["promised"] else f"{row['ended']} ended",
+            str(row["live"]),
+            *(format_s(row[key][q]) for key in ("ttft_s", "gap_s") for q in ("p50", "p99")),
+            str(row["outcomes"]["refused"]),
+        )
+    return table
+
+
+def _broken(state: Json) -> Table:
+    table = Table(title="Newest broken promises", title_justify="left", box=None)
+    for name in ("request", "class", "outcome", "late by", "mostly"):
+        table.add_column(name, justify="right" if name == "late by" else "left")
+    for told in state["broken"][:ROWS_OF_BROKEN]:
+        causes = told["by_cause_s"]
+        table.add_row(
+            Text(str(told["id"])),
+            Text(str(told["class"])),
+            str(told["outcome"]),
+            format_s(told["late_s"]) if told["late_s"] > 0 else "–",
+            max(causes, key=causes.__getitem__) if causes else "–",
+        )
+    return table

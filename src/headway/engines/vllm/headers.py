@@ -1,0 +1,92 @@
+"""The promise in a request's HTTP headers, in our words and in those of other stacks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from headway.errors import UserError
+from headway.slo_rules import number, shown
+
+OWN = {
+    "x-slo-class": "slo_class",
+    "x-slo-ttft-ms": "slo_ttft_ms",
+    "x-slo-tbt-ms": "slo_tbt_ms",
+    "x-slo-jct-ms": "slo_jct_ms",
+    "x-slo-weight": "slo_weight",
+}
+"""Our headers and the request fields they stand for."""
+
+OTHERS = {
+    # llm-d's router; the second pair are its earlier names, which load generators still send.
+    # A time per output token is taken as a gap between tokens, which promises a little more.
+    "x-llm-d-slo-ttft-ms": "slo_ttft_ms",
+    "x-llm-d-slo-tpot-ms": "slo_tbt_ms",
+    "x-slo-tpot-ms": "slo_tbt_ms",
+    # SGLang's model gateway.
+    "x-sgl-ttft-slo-ms": "slo_ttft_ms",
+}
+"""Headers of other stacks with the same meaning and unit."""
+
+TOKENS_PER_S = "x-sgl-tps-slo"
+"""SGLang's tokens a second; a gap of their inverse."""
+
+MIN_TOKENS_PER_S, MAX_TOKENS_PER_S = 1e-5, 1e6
+
+_FIELDS = {name.encode(): (name, field) for name, field in {**OWN, **OTHERS}.items()}
+_OWN_PREFIX = b"x-slo-"
+
+Headers = Iterable[tuple[bytes, bytes]]
+"""As ASGI has them: names in lower case."""
+
+
+def asked_in(headers: Headers) -> tuple[dict[str, str | float], dict[str, str]]:
+    """Return the request fields that *headers* ask for, and each one's header.
+
+    Where several headers stand for one field, ours count first, then in the order of
+    :data:`OTHERS`, then :data:`TOKENS_PER_S`.
+
+    Raises:
+        UserError: A header beginning with ``X-Slo-`` is none of ours, one is there twice with
+            different values, or tokens a second are no number. Other values are not judged.
+    """
+    found: dict[str, str] = {}
+    for raw_name, raw_value in headers:
+        if raw_name in _FIELDS or raw_name == TOKENS_PER_S.encode():
+            name, value = raw_name.decode(), raw_value.decode("latin-1").strip()
+            if found.setdefault(name, value) != value:
+                raise UserError(f"{name} is there twice with different values; send it once.")
+        elif raw_name.startswith(_OWN_PREFIX):
+            raise UserError(
+                f"{shown(raw_name.decode('latin-1'))} is not an SLO header; allowed are"
+                f" {', '.join((*OWN, *OTHERS, TOKENS_PER_S))}."
+            )
+    asked: dict[str, str | float] = {}
+    labels: dict[str, str] = {}
+    for name, field in _FIELDS.values():
+        if name in found and field not in asked:
+            asked[field], labels[field] = found[name], name
+    if TOKENS_PER_S in found and "slo_tbt_ms" not in asked:
+        asked["slo_tbt_ms"] = _gap_ms(found[TOKENS_PER_S])
+        labels["slo_tbt_ms"] = f"the gap that {TOKENS_PER_S} asks for"
+    return asked, labels
+
+
+def api_key_of(headers: Headers) -> bytes | None:
+    """Return what the client identifies itself by: a bearer token, else ``x-api-key``.
+
+    Whether it is a key the server accepts is vLLM's to judge, before we read anything.
+    """
+    api_key = None
+    for name, value in headers:
+        if name == b"authorization":
+            scheme, _, token = value.partition(b" ")
+            if scheme.lower() == b"bearer" and token:
+                return token
+        elif name == b"x-api-key" and value:
+            api_key = value
+    return api_key
+
+
+def _gap_ms(value: str) -> float:
+    per_s = number(TOKENS_PER_S, value, unit="tokens a second", maximum=MAX_TOKENS_PER_S)
+    return 1000.0 / max(per_s, MIN_TOKENS_PER_S)

@@ -1,0 +1,101 @@
+"""The scheduler's side of everything visible: a core that is watched, otherwise the same object."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+from headway.engines.vllm.channel import CHANNEL_VARIABLE, Sender
+from headway.metrics.observed import Observed
+from headway.policy.events import Arrived, Event, Finished, StepDone, StepScheduled
+from headway.policy.live import LiveRequests
+from headway.policy.plan import StepPlan
+from headway.policy.view import EngineView
+
+EVERY_S = 0.5
+"""Seconds between two snapshots while the engine works; one more when it falls idle."""
+
+
+class Watched:
+    """A policy core (or its recorder) whose events and plans are counted and told.
+
+    Args:
+        inner: The core.
+        sender: Where snapshots and the stories of broken promises go.
+        engine: The name of this scheduler among several (data parallel rank).
+    """
+
+    def __init__(self, inner: Any, sender: Sender, engine: str = "0") -> None:
+        self._inner = inner
+        self._sender = sender
+        self._engine = engine
+        self._next_s = 0.0
+        self.observed = Observed(inner.name, inner.overload)
+
+    @property
+    def live(self) -> LiveRequests:
+        """The inner core's live requests."""
+        live: LiveRequests = self._inner.live
+        return live
+
+    def plan(self, view: EngineView, now_s: float) -> StepPlan:
+        """Return the core's plan, timed."""
+        begun_s = time.perf_counter()
+        plan: StepPlan = self._inner.plan(view, now_s)
+        self.observed.planned(plan, view, time.perf_counter() - begun_s)
+        return plan
+
+    def observe(self, event: Event) -> None:
+        """Let the core hear of *event*, count it, and tell the readers when it is time."""
+        if isinstance(event, Finished):
+            self._finished(event)
+            return
+        self._inner.observe(event)
+        if isinstance(event, StepDone):
+            self.observed.done(event)
+            if event.at_s >= self._next_s:
+                self._tell(event.at_s)
+        elif isinstance(event, StepScheduled):
+            self.observed.scheduled(event)
+        elif isinstance(event, Arrived):
+            request = self._inner.live.requests[event.request_id]
+            self.observed.arrived(event, request.predicted_output_tokens)
+
+    def _finished(self, event: Finished) -> None:
+        request = self._inner.live.requests.get(event.request_id)
+        self._inner.observe(event)
+        if request is None:
+            return
+        broken = self.observed.finished(event, request)
+        if broken is not None and self._sender.has_readers:
+            broken.update(engine=self._engine, unix_s=time.time())
+            self._sender.send(broken)
+        if not self._inner.live.requests:
+            self._tell(event.at_s)  # No step may follow for a long time.
+
+    def _tell(self, at_s: float) -> None:
+        self._next_s = at_s + EVERY_S
+        if not self._sender.find_readers():
+            return
+        snapshot = self.observed.snapshot(self._inner.live, at_s)
+        snapshot["engine"] = self._engine
+        snapshot["unix_s"] = time.time()
+        snapshot["counts"]["dropped"] = dict(self._sender.dropped)
+        self._sender.send(snapshot)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+def watched(core: Any, vllm_config: Any) -> Any:
+    """Return *core*, watched when the environment names a channel.
+
+    Raises:
+        UserError: The channel's folder cannot be used.
+    """
+    folder = os.environ.get(CHANNEL_VARIABLE)
+    if not folder:
+        return core
+    engine = getattr(vllm_config.parallel_config, "data_parallel_index", 0)
+    return Watched(core, Sender(folder), str(engine))

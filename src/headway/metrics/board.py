@@ -1,0 +1,213 @@
+"""What a reader knows of a server: the latest counts, the last minutes, the broken promises.
+
+Takes the messages of :mod:`headway.metrics.observed` in, from one scheduler or several, and
+answers what the page, ``headway top``, ``headway explain`` and ``/metrics`` ask. Pure: whoever
+drives it says what time it is.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+from headway.metrics.lateness import CAUSES
+from headway.metrics.tally import (
+    GAP_BOUNDS_S,
+    PLAN_BOUNDS_S,
+    RATIO_BOUNDS,
+    TTFT_BOUNDS_S,
+    combine,
+    quantile,
+)
+
+HISTORY_S = 600.0
+"""Seconds of past the board keeps, for the timeline."""
+
+WINDOW_S = 300.0
+"""What "now" means for shares and quantiles: the last five minutes."""
+
+BROKEN_KEPT = 512
+"""Broken promises remembered; the page shows the newest of them."""
+
+BROKEN_SHOWN = 30
+
+SAME_POINT_S = 0.25
+"""Snapshots closer than this, from several schedulers, make one point of the timeline."""
+
+PAST_EVERY_S = 5.0
+"""Seconds between two whole counts that are kept to compare with."""
+
+Json = dict[str, Any]
+
+
+class Board:
+    """Everything readers were told, bounded in size."""
+
+    def __init__(self) -> None:
+        self.latest: dict[str, Json] = {}
+        self.broken: deque[Json] = deque(maxlen=BROKEN_KEPT)
+        self.num_broken = 0
+        self._past: deque[tuple[float, Json]] = deque()
+        self._points: deque[Json] = deque()
+        self._num_points = 0
+        self._base: Json = {}
+        self._newest: Json = {}
+
+    # -- messages in ------------------------------------------------------------------------
+
+    def take(self, message: Mapping[str, Any]) -> bool:
+        """Take one message in; return whether it was understood."""
+        kind, engine, unix_s = (message.get(k) for k in ("kind", "engine", "unix_s"))
+        if not isinstance(engine, str) or not isinstance(unix_s, int | float):
+            return False
+        if kind == "counts" and isinstance(message.get("counts"), Mapping):
+            self.latest[engine] = dict(message)
+            self._remember(float(unix_s))
+            return True
+        if kind == "broken" and isinstance(message.get("by_cause_s"), Mapping):
+            self.broken.append(dict(message))
+            self.num_broken += 1
+            return True
+        return False
+
+    def _remember(self, unix_s: float) -> None:
+        """Add what is known now to the past, and drop what is too old."""
+        counts = self.counts()
+        if self._points and unix_s - self._points[-1]["unix_s"] < SAME_POINT_S:
+            self._points.pop()
+        else:
+            self._num_points += 1
+            self._base, self._newest = self._newest or counts, counts
+        point = {"number": self._num_points, "unix_s": unix_s, **self.now()}
+        self._points.append({**point, **_since(counts, self._base)})
+        self._newest = counts
+        while self._points[0]["unix_s"] < unix_s - HISTORY_S:
+            self._points.popleft()
+        if not self._past or unix_s - self._past[-1][0] >= PAST_EVERY_S:
+            self._past.append((unix_s, counts))
+        while len(self._past) > 1 and self._past[1][0] < unix_s - WINDOW_S:
+            self._past.popleft()  # One older than the window stays, to count from.
+
+    # -- answers out ------------------------------------------------------------------------
+
+    def counts(self) -> Json:
+        """Return the counts of all schedulers together; empty before the first message."""
+        total: Json = {}
+        for message in self.latest.values():
+            total = combine(total, message["counts"])
+        return total
+
+    def now(self) -> Json:
+        """Return the present of all schedulers together."""
+        total: Json = {}
+        for message in self.latest.values():
+            total = combine(total, message["now"])
+        spans_s = [m["now"]["longest_step_s"] for m in self.latest.values()]
+        return {**total, "longest_step_s": max(spans_s)} if spans_s else {}
+
+    def window(self, now_unix_s: float, span_s: float = WINDOW_S) -> Json:
+        """Return what was counted in the last *span_s* seconds."""
+        counts = self.counts()
+        index = bisect.bisect_right([at_s for at_s, _ in self._past], now_unix_s - span_s) - 1
+        # Without a point that old, all that was counted falls into the window.
+        return combine(counts, self._past[index][1], -1) if index >= 0 else counts
+
+    def state(self, now_unix_s: float, after: int = 0) -> Json:
+        """Return what the page and ``headway top`` show; points of time later than *after*."""
+        if not self.latest:
+            return {"schema": 1, "ready": False, "classes": [], "points": [], "broken": []}
+        window, counts = self.window(now_unix_s), self.counts()
+        newest = max(self.latest.values(), key=lambda m: m["unix_s"])
+        names = sorted(counts["classes"])
+        return {
+            "schema": 1,
+            "ready": True,
+            "policy": newest.get("policy"),
+            "overload": newest.get("overload"),
+            "num_engines": len(self.latest),
+            "unix_s": now_unix_s,
+            "age_s": max(now_unix_s - newest["unix_s"], 0.0),
+            "window_s": WINDOW_S,
+            "now": self.now(),
+            "classes": [_class_row(n, window["classes"][n], counts["classes"][n]) for n in names],
+            "model": _model_row(window),
+            "preemptions": window["preemptions"],
+            "dropped": sum(counts.get("dropped", {}).values()),
+            "newest_point": self._num_points,
+            "points": [p for p in self._points if p["number"] > after],
+            "num_broken": self.num_broken,
+            "broken": [
+                {k: v for k, v in told.items() if k != "story"}
+                for told in list(self.broken)[: -BROKEN_SHOWN - 1 : -1]
+            ],
+        }
+
+    def explain(self, request_id: str) -> list[Json]:
+        """Return the broken promises whose id is, or begins with, *request_id*, newest first.
+
+        vLLM adds a suffix to the id that a client sees.
+        """
+        return [t for t in reversed(self.broken) if str(t["id"]).startswith(request_id)]
+
+    def worst(self, count: int) -> list[Json]:
+        """Return the *count* latest of the remembered requests, the latest first."""
+        return sorted(self.broken, key=lambda t: (-t["late_s"], str(t["id"])))[:count]
+
+
+def _since(counts: Json, before: Json) -> Json:
+    """Return what happened between two counts, for the timeline."""
+    gone = combine(counts, before, -1)
+    steps = [gone["steps"][kind] for kind in ("decode", "mixed")]
+    num_steps = sum(sum(s["counts"]) for s in steps)
+    classes = gone["classes"].values()
+    return {
+        "num_steps": num_steps,
+        "mean_step_s": sum(s["sum"] for s in steps) / num_steps if num_steps else None,
+        "output_tokens": gone["tokens"]["output"],
+        "preempted": sum(gone["preemptions"].values()),
+        "attained": sum(c["attained"] for c in classes),
+        "broken": sum(c["promised"] - c["attained"] for c in classes),
+    }
+
+
+def _class_row(name: str, lately: Json, ever: Json) -> Json:
+    return {
+        "name": name,
+        "promise": ever["promise"],
+        "promised": lately["promised"],
+        "attained": lately["attained"],
+        "attainment": lately["attained"] / lately["promised"] if lately["promised"] else None,
+        "promised_ever": ever["promised"],
+        "attained_ever": ever["attained"],
+        "ended": sum(lately["outcomes"].values()),
+        "outcomes": lately["outcomes"],
+        "live": ever["offered"] - sum(ever["outcomes"].values()),
+        "ttft_s": _quantiles(TTFT_BOUNDS_S, lately["ttft"]),
+        "gap_s": _quantiles(GAP_BOUNDS_S, lately["gap"]),
+        "late": lately["late"],
+        "late_s": {c: max(lately["late_s"].get(c, 0.0), 0.0) for c in CAUSES},
+    }
+
+
+def _model_row(lately: Json) -> Json:
+    """Return how well the core foresaw the steps, and what its plans cost."""
+    ratios = combine(lately["ratios"]["decode"], lately["ratios"]["mixed"])
+    bounded, beyond = (sum(lately[key].values()) for key in ("bounded", "beyond"))
+    lengths = lately["lengths"]
+    num_lengths = sum(lengths.values())
+    return {
+        "ratio": _quantiles(RATIO_BOUNDS, ratios),
+        "beyond_share": beyond / bounded if bounded else None,
+        "covered_share": lengths["covered"] / num_lengths if num_lengths else None,
+        "plan_s": _quantiles(PLAN_BOUNDS_S, lately["plan"]),
+    }
+
+
+def _quantiles(bounds: tuple[float, ...], histogram: Json) -> Json:
+    counts = [max(c, 0) for c in histogram["counts"]]
+    found = {name: quantile(bounds, counts, q) for name, q in (("p50", 0.5), ("p99", 0.99))}
+    return {name: value if value is None or math.isfinite(value) else None
+            for name, value in found.items()}  # fmt: skip

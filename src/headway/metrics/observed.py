@@ -1,0 +1,238 @@
+"""What a running scheduler tells about itself: events and plans in, snapshots out.
+
+Pure: no clock, no socket. Lives in the scheduler's process, so its cost a step must not grow
+with the number of running requests in Python code; see :mod:`headway.metrics.story`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import Any
+
+from headway.metrics.story import SlackLedger, Tale, Verdict
+from headway.metrics.tally import (
+    PLAN_BOUNDS_S,
+    RATIO_BOUNDS,
+    STEP_BOUNDS_S,
+    Histogram,
+    Tallies,
+    promise_of,
+)
+from headway.policy.events import Arrived, Finished, StepDone, StepScheduled
+from headway.policy.live import LiveRequests
+from headway.policy.plan import StepPlan
+from headway.policy.view import EngineView
+from headway.request import Request
+
+SCHEMA = 1
+
+NATURAL_ENDS = ("stopped", "length")
+
+PLANNED_ENDS_KEPT = 4096
+"""Refused and rejected requests whose end is still to be heard of; older ones are forgotten."""
+
+
+class Observed:
+    """Counts of one scheduler since its start. Instants are its driver's clock, in seconds."""
+
+    def __init__(self, policy: str = "", overload: str = "") -> None:
+        self.tallies = Tallies()
+        self.ledger = SlackLedger(self.tallies)
+        self.policy, self.overload = policy, overload
+        self.preemptions = {"recompute": 0, "swap": 0}
+        self.plan_s = Histogram(PLAN_BOUNDS_S)
+        self.steps = {kind: Histogram(STEP_BOUNDS_S) for kind in ("decode", "mixed")}
+        self.ratios = {kind: Histogram(RATIO_BOUNDS) for kind in ("decode", "mixed")}
+        self.beyond = {"decode": 0, "mixed": 0}
+        self.bounded = {"decode": 0, "mixed": 0}
+        self.tokens = {"computed": 0, "output": 0}
+        self.lengths = {"covered": 0, "exceeded": 0}
+        self.longest_step_s = 0.0
+        self._plan = StepPlan(0)
+        self._view: EngineView | None = None
+        self._swapped: frozenset[str] = frozenset()
+        self._planned_ends: dict[str, str] = {}
+        self._in_flight: deque[tuple[bool, StepPlan, EngineView | None]] = deque()
+
+    # -- what happens -----------------------------------------------------------------------
+
+    def planned(self, plan: StepPlan, view: EngineView, took_s: float) -> None:
+        """The core answered with *plan* after *took_s* seconds."""
+        self.plan_s.add(took_s)
+        self._plan, self._view = plan, view
+        if plan.preempt:
+            self._swapped = frozenset(p.request_id for p in plan.preempt if p.how == "swap")
+        if plan.refuse or plan.reject:
+            for refuse in plan.refuse:
+                self._planned_ends[refuse.request_id] = "refused"
+            for reject in plan.reject:
+                self._planned_ends[reject.request_id] = "rejected"
+            while len(self._planned_ends) > PLANNED_ENDS_KEPT:
+                del self._planned_ends[next(iter(self._planned_ends))]
+
+    def arrived(self, event: Arrived, predicted_output_tokens: int) -> None:
+        """A request arrived and the core predicted its length."""
+        tale = self.ledger.arrived(
+            event.request_id, event.slo, event.arrived_at_s, event.num_prompt_tokens
+        )
+        tale.predicted_output_tokens = predicted_output_tokens
+        tale.tally.offered += 1
+        if event.slo.is_promise:
+            tale.tally.promise = event.slo
+
+    def scheduled(self, event: StepScheduled) -> None:
+        """A step was begun, or requests lost their KV."""
+        for request_id in event.preempted:
+            self.preemptions["swap" if request_id in self._swapped else "recompute"] += 1
+            self.ledger.preempted(request_id, event.at_s)
+        tokens = event.num_scheduled_tokens
+        if not tokens:
+            return
+        plan = self._plan
+        num_tokens = sum(tokens.values())
+        is_mixed = num_tokens > len(tokens) or bool(event.admitted)
+        self._in_flight.append((is_mixed, plan, self._view))
+        planned_s = plan.promised_s if is_bound(plan) else math.inf
+        self.ledger.scheduled(event.at_s, event.admitted, planned_s)
+        self.tokens["computed"] += num_tokens
+
+    def done(self, event: StepDone) -> None:
+        """The oldest step in flight ended."""
+        if not self._in_flight:
+            return
+        is_mixed, plan, view = self._in_flight.popleft()
+        free_tokens = view.num_free_blocks * view.block_size_tokens if view is not None else 0
+        self.ledger.done(event.at_s, event.num_new_tokens, free_tokens)
+        took_s = self.ledger.last_step_s
+        kind = "mixed" if is_mixed else "decode"
+        self.steps[kind].add(took_s)
+        if plan.predicted_s > 0:
+            self.ratios[kind].add(took_s / plan.predicted_s)
+        if is_bound(plan):
+            self.bounded[kind] += 1
+            self.beyond[kind] += took_s > plan.promised_s
+        self.longest_step_s = max(self.longest_step_s, took_s)
+        self.tokens["output"] += sum(event.num_new_tokens.values())
+
+    def finished(self, event: Finished, request: Request) -> dict[str, Any] | None:
+        """A request left; return what to tell about it when it broke its promise."""
+        tale = self.ledger.tales.get(event.request_id)
+        if tale is None:
+            return None
+        ended_well = event.reason in NATURAL_ENDS
+        num_output_tokens = request.num_output_tokens
+        verdict = self.ledger.finished(event.request_id, num_output_tokens, ended_well=ended_well)
+        outcome = self._outcome(event)
+        tally = tale.tally
+        tally.outcomes[outcome] += 1
+        tally.output_tokens += num_output_tokens
+        if ended_well:
+            covered = num_output_tokens <= tale.predicted_output_tokens
+            self.lengths["covered" if covered else "exceeded"] += 1
+        if not tale.slo.is_promise:
+            return None
+        tally.promised += 1
+        if verdict.attained:
+            tally.attained += 1
+            tally.attained_tokens += num_output_tokens
+            return None
+        if verdict.total_late_s > 0:
+            tally.late += 1
+            for cause, seconds in verdict.late_s.items():
+                tally.late_s[cause] += seconds
+        return _told(tale, verdict, request, outcome, event.at_s)
+
+    def _outcome(self, event: Finished) -> str:
+        if event.reason in NATURAL_ENDS:
+            self._planned_ends.pop(event.request_id, None)
+            return "finished"
+        planned = self._planned_ends.pop(event.request_id, None)
+        if planned is not None:
+            return planned
+        return event.reason if event.reason in ("refused", "aborted") else "failed"
+
+    # -- what is told -----------------------------------------------------------------------
+
+    def snapshot(self, live: LiveRequests, at_s: float) -> dict[str, Any]:
+        """Return all counts and the present state as JSON's types; costs a scan of the running.
+
+        Counts grow for ever; ``now`` is the present, and ``now.longest_step_s`` the longest
+        step since the last snapshot.
+        """
+        longest_s, self.longest_step_s = self.longest_step_s, 0.0
+        return {
+            "schema": SCHEMA,
+            "kind": "counts",
+            "at_s": at_s,
+            "policy": self.policy,
+            "overload": self.overload,
+            "counts": {
+                "classes": {n: t.snapshot() for n, t in self.tallies.by_class.items()},
+                "preemptions": dict(self.preemptions),
+                "plan": self.plan_s.snapshot(),
+                "steps": {kind: h.snapshot() for kind, h in self.steps.items()},
+                "ratios": {kind: h.snapshot() for kind, h in self.ratios.items()},
+                "beyond": dict(self.beyond),
+                "bounded": dict(self.bounded),
+                "tokens": dict(self.tokens),
+                "lengths": dict(self.lengths),
+            },
+            "now": {
+                "running": live.num_running,
+                "waiting": live.num_waiting,
+                "longest_step_s": longest_s,
+                "kv": kv_split(live, self._view),
+            },
+        }
+
+
+def is_bound(plan: StepPlan) -> bool:
+    """Whether a plan promised more than a mean, which half of all steps exceed."""
+    return plan.promised_s > plan.predicted_s * (1 + 1e-9)
+
+
+def kv_split(live: LiveRequests, view: EngineView | None) -> dict[str, int]:
+    """Return tokens of KV cache ``held``, ``reserved``, ``lent`` and ``free`` as of the last plan.
+
+    Held, reserved and free make up the cache. Reserved is free room that running requests are
+    predicted to need; lent is what they will need beyond it, in somebody else's use now.
+    """
+    if view is None:
+        return {"held": 0, "reserved": 0, "lent": 0, "free": 0}
+    free = view.num_free_blocks * view.block_size_tokens
+    held = view.num_total_blocks * view.block_size_tokens - free
+    wanted = sum(
+        r.predicted_output_tokens - r.num_output_tokens
+        for r in live.running()
+        if r.predicted_output_tokens > r.num_output_tokens
+    )
+    reserved = min(wanted, free)
+    return {"held": held, "reserved": reserved, "lent": wanted - reserved, "free": free - reserved}
+
+
+def _told(
+    tale: Tale, verdict: Verdict, request: Request, outcome: str, at_s: float
+) -> dict[str, Any]:
+    """Return the story of a request that broke its promise; no text of its prompt is in it."""
+    arrived_at_s = tale.arrived_at_s
+    return {
+        "schema": SCHEMA,
+        "kind": "broken",
+        "id": tale.request_id,
+        "class": tale.slo.class_name,
+        "outcome": outcome,
+        "promise": promise_of(tale.slo),
+        "ended_at_s": at_s,
+        "lived_s": at_s - arrived_at_s,
+        "ttft_s": verdict.ttft_s,
+        "jct_s": verdict.jct_s,
+        "num_gaps": verdict.num_gaps,
+        "num_late_gaps": verdict.num_late_gaps,
+        "num_prompt_tokens": tale.num_prompt_tokens,
+        "num_output_tokens": request.num_output_tokens,
+        "num_preemptions": tale.num_preemptions,
+        "late_s": verdict.total_late_s,
+        "by_cause_s": {cause: seconds for cause, seconds in verdict.late_s.items() if seconds},
+        "story": [[at - arrived_at_s, what] for at, what in request.story],
+    }

@@ -1,0 +1,370 @@
+"""The slack ledger: where each request's seconds go, kept while it runs.
+
+The rule of :mod:`headway.metrics.lateness`, online. That module reads a finished run; this one
+hears events and must not spend time per token, so what all requests in step share (how long
+steps took, and how far beyond their plan) is counted once a step, and a request takes the
+difference of two readings when it falls in or out of step.
+
+Differs from the kept run in two places: free KV is what the scheduler saw when it planned the
+step, not what was left after; and a preempted request's time counts as ``preemption`` from the
+end of the last step, not from the instant of the decision.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+import numpy as np
+
+from headway.metrics.define import GAPS_KEPT_PERCENT
+from headway.metrics.lateness import CAUSES
+from headway.metrics.tally import ClassTally, Tallies
+from headway.slo import Slo
+
+STEPS_KEPT = 4096
+"""Steps whose free KV is remembered; of a longer wait, what came before counts as queueing."""
+
+Split = dict[str, float]
+
+
+class Stage(Enum):
+    """What a request is doing."""
+
+    QUEUED = "queued"
+    PREFILL = "prefill"
+    DECODE = "decode"
+    PREEMPTED = "preempted"
+
+
+@dataclass(slots=True)
+class Mark:
+    """A reading of the clocks when a request fell in step with the others."""
+
+    at_s: float
+    run_s: float
+    beyond_s: float
+    num_late: int
+    late_s: tuple[float, float, float]
+
+
+@dataclass(slots=True)
+class InStep:
+    """Decodes of one class and one promised gap that get a token every step.
+
+    ``late_s`` sums, over their late gaps, the seconds above the promise: in the step itself,
+    in what of the step was beyond its plan, and between the steps.
+    """
+
+    tally: ClassTally
+    tbt_s: float
+    count: int = 0
+    num_late: int = 0
+    late_s: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+
+@dataclass(slots=True)
+class Tale:
+    """One live request: its stage, and its seconds by cause.
+
+    ``open_s`` are the seconds since the last token (or the arrival) up to ``since_s``;
+    ``spent_s`` all seconds before that. ``tbt_late_s`` holds what late gaps cost, which counts
+    only when the gap promise as a whole is broken.
+    """
+
+    request_id: str
+    slo: Slo
+    tally: ClassTally
+    arrived_at_s: float
+    num_prompt_tokens: int
+    since_s: float
+    predicted_output_tokens: int = 0
+    stage: Stage = Stage.QUEUED
+    is_running: bool = False
+    num_preemptions: int = 0
+    beyond_at_start_s: float = 0.0
+    run_at_lag_s: float = 0.0
+    first_start_at_s: float | None = None
+    first_token_at_s: float | None = None
+    last_token_at_s: float | None = None
+    num_late_gaps: int = 0
+    open_s: Split = field(default_factory=dict)
+    spent_s: Split = field(default_factory=dict)
+    ttft_late_s: Split = field(default_factory=dict)
+    tbt_late_s: Split = field(default_factory=dict)
+    group: InStep | None = None
+    mark: Mark | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How a request ended up against its promise; ``late_s`` by cause adds up to its lateness."""
+
+    attained: bool
+    ttft_s: float | None
+    jct_s: float | None
+    num_late_gaps: int
+    num_gaps: int
+    late_s: Mapping[str, float]
+
+    @property
+    def total_late_s(self) -> float:
+        """Seconds late, all broken promises of the request together."""
+        return math.fsum(self.late_s.values())
+
+
+@dataclass(slots=True)
+class _Step:
+    at_s: float
+    planned_s: float
+    started: list[tuple[Tale, int]]
+
+
+class SlackLedger:
+    """Every live request's seconds, by cause."""
+
+    def __init__(self, tallies: Tallies) -> None:
+        self.tales: dict[str, Tale] = {}
+        self.last_step_s = 0.0
+        self.last_beyond_s = 0.0
+        self._tallies = tallies
+        self._in_step: dict[str, Tale] = {}
+        self._groups: dict[tuple[str, float | None], InStep] = {}
+        self._in_flight: deque[_Step] = deque()
+        self._last_done_s = -math.inf
+        self._run_s = 0.0
+        self._beyond_s = 0.0
+        self._free = np.zeros((3, STEPS_KEPT))
+        self._num_steps = 0
+
+    # -- events ---------------------------------------------------------------------------
+
+    def arrived(
+        self, request_id: str, slo: Slo, arrived_at_s: float, num_prompt_tokens: int
+    ) -> Tale:
+        """A request reached the engine."""
+        tally = self._tallies.of(slo.class_name)
+        tale = Tale(request_id, slo, tally, arrived_at_s, num_prompt_tokens, arrived_at_s)
+        self.tales[request_id] = tale
+        return tale
+
+    def preempted(self, request_id: str, at_s: float) -> None:
+        """A running request lost its KV."""
+        tale = self.tales.get(request_id)
+        if tale is None:
+            return
+        self._fall_out(tale)
+        self._close(tale, at_s if tale.stage is Stage.QUEUED else self._last_done_s)
+        tale.stage = Stage.PREEMPTED
+        tale.is_running = False
+        tale.num_preemptions += 1
+
+    def scheduled(self, at_s: float, admitted: Mapping[str, int], planned_s: float) -> None:
+        """A step was begun; *planned_s* is what it may take at most, ``inf`` without a bound."""
+        started = []
+        for request_id in admitted:
+            tale = self.tales.get(request_id)
+            if tale is not None:
+                tale.is_running = True
+                started.append((tale, tale.num_preemptions))
+        self._in_flight.append(_Step(at_s, planned_s, started))
+
+    def done(self, at_s: float, emitted: Mapping[str, int], free_tokens: int) -> None:
+        """The oldest step in flight ended; *free_tokens* of KV were free when it was planned."""
+        if not self._in_flight:
+            return
+        step = self._in_flight.popleft()
+        begins_s = max(step.at_s, self._last_done_s)
+        for tale, num_preemptions in step.started:
+            if tale.num_preemptions == num_preemptions and tale.stage is Stage.QUEUED:
+                self._start(tale, begins_s)
+        joined: list[str] = []
+        in_step = self._in_step
+        if emitted.keys() != in_step.keys():
+            joined = [i for i in emitted if i not in in_step]
+            for request_id in [i for i in in_step if i not in emitted]:
+                self._fall_out(in_step[request_id])
+        self._advance(begins_s, at_s, step.planned_s, free_tokens)
+        for request_id in joined:
+            resumed = self.tales.get(request_id)
+            if resumed is not None:
+                self._token(resumed, at_s)
+
+    def finished(self, request_id: str, num_output_tokens: int, *, ended_well: bool) -> Verdict:
+        """A request left; *ended_well* when its answer came to its natural end.
+
+        Raises:
+            KeyError: The request is not live here.
+        """
+        tale = self.tales.pop(request_id)
+        self._fall_out(tale)
+        slo, arrived_at_s = tale.slo, tale.arrived_at_s
+        num_gaps = max(num_output_tokens - 1, 0)
+        first_s, last_s = tale.first_token_at_s, tale.last_token_at_s
+        late_s = dict.fromkeys(CAUSES, 0.0)
+        attained = ended_well and first_s is not None
+        if first_s is not None and last_s is not None:
+            if tale.ttft_late_s:
+                attained = False
+                _add(late_s, tale.ttft_late_s)
+            kept = num_gaps - tale.num_late_gaps
+            if slo.tbt_s is not None and 100 * kept < GAPS_KEPT_PERCENT * num_gaps:
+                attained = False
+                _add(late_s, tale.tbt_late_s)
+            if slo.jct_s is not None and last_s - arrived_at_s > slo.jct_s:
+                attained = False
+                _charge(late_s, tale.spent_s, last_s - arrived_at_s - slo.jct_s)
+        return Verdict(
+            attained=attained,
+            ttft_s=None if first_s is None else first_s - arrived_at_s,
+            jct_s=None if last_s is None else last_s - arrived_at_s,
+            num_late_gaps=tale.num_late_gaps,
+            num_gaps=num_gaps,
+            late_s=late_s,
+        )
+
+    # -- one step -------------------------------------------------------------------------
+
+    def _advance(self, begins_s: float, at_s: float, planned_s: float, free_tokens: int) -> None:
+        """Count the step once for everybody who is in step."""
+        took_s = at_s - begins_s
+        beyond_s = max(took_s - planned_s, 0.0)
+        self.last_step_s, self.last_beyond_s = took_s, beyond_s
+        self._run_s += took_s
+        self._beyond_s += beyond_s
+        gap_s = at_s - self._last_done_s
+        for group in self._groups.values():
+            group.tally.gap.add(gap_s, group.count)
+            if gap_s > group.tbt_s:
+                share = (gap_s - group.tbt_s) / gap_s
+                own_s, error_s, between_s = group.late_s
+                group.num_late += 1
+                group.late_s = (
+                    own_s + share * (took_s - beyond_s),
+                    error_s + share * beyond_s,
+                    between_s + share * (gap_s - took_s),
+                )
+        self._last_done_s = at_s
+        self._free[:, self._num_steps % STEPS_KEPT] = (begins_s, at_s, free_tokens)
+        self._num_steps += 1
+
+    def _start(self, tale: Tale, at_s: float) -> None:
+        self._close(tale, at_s)
+        tale.stage = Stage.PREFILL
+        tale.first_start_at_s = at_s
+        tale.beyond_at_start_s = self._beyond_s
+
+    def _token(self, tale: Tale, at_s: float) -> None:
+        """A request that was not in step got a token: its first, or after a pause."""
+        self._close(tale, at_s, brought_token=True)
+        open_s, tale.open_s = tale.open_s, {}
+        if tale.first_token_at_s is None:
+            self._first_token(tale, open_s, at_s)
+        elif tale.last_token_at_s is not None:
+            gap_s = at_s - tale.last_token_at_s
+            tale.tally.gap.add(gap_s)
+            tbt_s = tale.slo.tbt_s
+            if tbt_s is not None and gap_s > tbt_s:
+                tale.num_late_gaps += 1
+                _charge(tale.tbt_late_s, open_s, gap_s - tbt_s)
+        _add(tale.spent_s, open_s)
+        tale.last_token_at_s = at_s
+        if tale.is_running:
+            tale.stage = Stage.DECODE
+            self._fall_in(tale, at_s)
+
+    def _first_token(self, tale: Tale, open_s: Split, at_s: float) -> None:
+        tale.first_token_at_s = at_s
+        span_s = at_s - tale.arrived_at_s
+        tale.tally.ttft.add(span_s)
+        ttft_s = tale.slo.ttft_s
+        is_late = ttft_s is not None and span_s > ttft_s
+        if (is_late or tale.slo.jct_s is not None) and tale.first_start_at_s is not None:
+            waited_s = open_s.get("queueing", 0.0)
+            short_s = self._short_of_kv_s(tale.arrived_at_s, tale.first_start_at_s, tale)
+            open_s["kv_wait"] = min(short_s, waited_s)
+            open_s["queueing"] = waited_s - open_s["kv_wait"]
+        if ttft_s is not None and is_late:
+            _charge(tale.ttft_late_s, open_s, span_s - ttft_s)
+
+    def _short_of_kv_s(self, low_s: float, high_s: float, tale: Tale) -> float:
+        """Return the seconds of steps between two instants with less KV free than the prompt."""
+        begins_s, ends_s, free_tokens = self._free
+        inside_s = np.minimum(ends_s, high_s) - np.maximum(begins_s, low_s)
+        return float(inside_s[(inside_s > 0) & (free_tokens < tale.num_prompt_tokens)].sum())
+
+    def _close(self, tale: Tale, until_s: float, *, brought_token: bool = False) -> None:
+        """Charge the seconds of the current stage up to an instant, a token's or not."""
+        span_s = max(until_s - tale.since_s, 0.0)
+        if tale.stage is Stage.QUEUED:
+            _add(tale.open_s, {"queueing": span_s})
+        elif tale.stage is Stage.PREFILL:
+            error_s = min(self._beyond_s - tale.beyond_at_start_s, span_s)
+            _add(tale.open_s, {"prefill": span_s - error_s, "model_error": error_s})
+        elif tale.stage is Stage.PREEMPTED:
+            _add(tale.open_s, {"preemption": span_s})
+        else:
+            self._close_lag(tale, span_s, brought_token)
+        tale.since_s = max(until_s, tale.since_s)
+
+    def _close_lag(self, tale: Tale, span_s: float, brought_token: bool) -> None:
+        """Charge a pause of a decode: the steps without it, and the one that brought a token."""
+        run_s = self._run_s - tale.run_at_lag_s
+        own_s, error_s = (self.last_step_s, self.last_beyond_s) if brought_token else (0.0, 0.0)
+        lagged = {"skipped": run_s - own_s, "long_step": own_s - error_s, "model_error": error_s}
+        _add(tale.open_s, {**lagged, "other": max(span_s - run_s, 0.0)})
+        tale.run_at_lag_s = self._run_s
+
+    # -- in step and out of it --------------------------------------------------------------
+
+    def _fall_in(self, tale: Tale, at_s: float) -> None:
+        key = (tale.slo.class_name, tale.slo.tbt_s)
+        group = self._groups.get(key)
+        if group is None:
+            tbt_s = math.inf if tale.slo.tbt_s is None else tale.slo.tbt_s
+            group = self._groups[key] = InStep(tale.tally, tbt_s)
+        group.count += 1
+        tale.group = group
+        tale.mark = Mark(at_s, self._run_s, self._beyond_s, group.num_late, group.late_s)
+        self._in_step[tale.request_id] = tale
+
+    def _fall_out(self, tale: Tale) -> None:
+        """Settle what a decode shared with the others since it fell in; harmless when it is out."""
+        mark, group = tale.mark, tale.group
+        if mark is None or group is None:
+            return
+        tale.mark = tale.group = None
+        del self._in_step[tale.request_id]
+        run_s, beyond_s = self._run_s - mark.run_s, self._beyond_s - mark.beyond_s
+        between_s = max(self._last_done_s - mark.at_s - run_s, 0.0)
+        shares = {"long_step": run_s - beyond_s, "model_error": beyond_s, "other": between_s}
+        _add(tale.spent_s, shares)
+        tale.num_late_gaps += group.num_late - mark.num_late
+        own_s, error_s, between_s = (
+            now - then for now, then in zip(group.late_s, mark.late_s, strict=True)
+        )
+        shares = {"long_step": own_s, "model_error": error_s, "other": between_s}
+        _add(tale.tbt_late_s, shares)
+        tale.last_token_at_s = tale.since_s = self._last_done_s
+        tale.run_at_lag_s = self._run_s
+        group.count -= 1
+        if not group.count:
+            del self._groups[(tale.slo.class_name, tale.slo.tbt_s)]
+
+
+def _add(into: Split, seconds: Mapping[str, float], factor: float = 1.0) -> None:
+    for cause, value in seconds.items():
+        if value:
+            into[cause] = into.get(cause, 0.0) + factor * value
+
+
+def _charge(into: Split, seconds: Mapping[str, float], late_s: float) -> None:
+    """Charge lateness to causes in proportion to the seconds each took."""
+    total_s = math.fsum(seconds.values())
+    if total_s > 0:
+        _add(into, seconds, late_s / total_s)
+    else:
+        _add(into, {"other": late_s})

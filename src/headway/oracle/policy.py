@@ -1,0 +1,114 @@
+"""The policy ``oracle``: serves in the order that was searched, and knows every length.
+
+For engines under a virtual clock only, since nobody else knows the future. Its parts are the
+default policy's with the guesses replaced by the truth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from headway.latency.model import LatencyModel, StepShape
+from headway.oracle.search import Found
+from headway.policy.admit import CurveGate, Feasibility
+from headway.policy.batch import InOrder
+from headway.policy.chunk import Chunker, SlackChunk
+from headway.policy.context import PlanContext
+from headway.policy.parts import Parts
+from headway.policy.predict import Predictor
+from headway.policy.preempt import BestEffortFirst
+from headway.policy.prioritize import Prioritizer
+from headway.policy.scheduler import Scheduler
+from headway.request import Request
+from headway.workloads.schema import WorkloadRequest
+
+
+class KnownTime(LatencyModel):
+    """Step times that are told: a truth without noise, or its mean."""
+
+    def __init__(self, truth: Callable[[StepShape], float]) -> None:
+        self._truth = truth
+
+    def predict_s(self, shape: StepShape) -> float:
+        """Return the seconds of a step of this shape."""
+        return self._truth(shape)
+
+    def margin(self, mixed: bool, miss_rate: float) -> float:
+        """Return 1: there is no error."""
+        return 1.0
+
+    def exceeds(self, mixed: bool, ratio: float) -> float:
+        """Return whether the step itself exceeds."""
+        return float(ratio < 1.0)
+
+    def observe(self, shape: StepShape, duration_s: float) -> None:
+        """Nothing is left to learn."""
+
+
+class KnownLengths(Predictor):
+    """Output lengths that are told, by request id."""
+
+    def __init__(self, lengths: Mapping[str, int]) -> None:
+        self._lengths = lengths
+
+    def predict(self, request: Request) -> int:
+        """Return the true length."""
+        return max(self._lengths[request.request_id], request.num_output_tokens + 1)
+
+    def learn(self, request: Request) -> None:
+        """Nothing is left to learn."""
+
+
+class Chosen(Feasibility):
+    """The claims given up in advance are set aside; the others are served at full pressure."""
+
+    def __init__(self, dropped: frozenset[str]) -> None:
+        self._dropped = dropped
+
+    def set_aside(self, ctx: PlanContext, chunker: Chunker) -> tuple[set[str], float]:
+        """See :class:`~headway.policy.admit.Feasibility`."""
+        return {i for i in ctx.live.requests if i in self._dropped}, 1.0
+
+
+class ByRank(Prioritizer):
+    """Those who are served for their promise by rank, then the rest by arrival."""
+
+    def __init__(self, rank: Mapping[str, int]) -> None:
+        self._rank = rank
+
+    def candidates(self, ctx: PlanContext) -> Iterator[Request]:
+        """Yield prompts in progress and waiting requests together."""
+        live, last = ctx.live, len(self._rank)
+
+        def key(request: Request) -> tuple[int, int]:
+            place = self._rank.get(request.request_id, last) if request.has_claim else last
+            return (place, request.order)
+
+        yield from sorted([*live.prefilling.values(), *live.claims, *live.others], key=key)
+
+
+def scheduler(
+    found: Found,
+    requests: Sequence[WorkloadRequest],
+    truth: Callable[[StepShape], float],
+    overload: str = "demote",
+) -> Scheduler:
+    """Return a policy core, new, for one run of exactly these requests.
+
+    Args:
+        found: The order to serve in.
+        truth: Seconds of a step, without noise.
+    """
+    lengths = {
+        r.id: min(r.num_output_tokens, r.max_output_tokens or r.num_output_tokens) for r in requests
+    }
+    parts = Parts(
+        predictor=KnownLengths(lengths),
+        feasibility=Chosen(found.dropped),
+        prioritizer=ByRank(found.rank),
+        chunker=SlackChunk(responsive=1.0),
+        gate=CurveGate(reserve_share=0.0),
+        batcher=InOrder(),
+        preemptor=BestEffortFirst(),
+    )
+    return Scheduler("oracle", parts, KnownTime(truth), overload)

@@ -1,0 +1,156 @@
+"""How many tokens a step takes: AccelGen's dynamic chunk (arXiv 2503.13737)."""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+from headway.latency.model import StepShape
+from headway.policy.chunk import Chunker, StepTime
+from headway.policy.context import PlanContext
+from headway.policy.rivals.reserve import WholePrompts
+
+SATURATED = 0.95
+"""Share of the best tokens a second at which a step counts as saturated. On the roofline of
+OPT-13B on an A100 that is 832 tokens; 768 is reported of the paper."""
+
+GRAIN_TOKENS = 64
+"""Distance of the sizes tried; finer ones change nothing a GPU would notice."""
+
+REFIND_STEPS = 64
+"""The saturating size is looked for again after this many steps: the model is learning."""
+
+
+KEPT_BACK = 0.02
+"""Share of a promise not planned with: model and line err by that much where both are good."""
+
+MISS_RATE = 0.001
+"""Share of saturated steps that may outlast T_pf: a stream lives through hundreds of them, and a
+mean would be outlasted by every other."""
+
+
+class Budget(Chunker, Protocol):
+    """A chunker that says how many tokens, decodes included, a step may have."""
+
+    cuts: bool
+    """Whether a prompt may be cut to fill a step exactly."""
+
+    def tokens(self, ctx: PlanContext, promise_s: float) -> int:
+        """Return the tokens of a step whose tightest promise is *promise_s*; at least 1."""
+
+    def longest_s(self, ctx: PlanContext, promise_s: float) -> float:
+        """Return the seconds the rule expects such a step to take."""
+
+
+def saturating_tokens(step_time_s: StepTime, most_tokens: int) -> int:
+    """Return the fewest prompt tokens that reach :data:`SATURATED` of the best tokens a second.
+
+    The paper's S_pf. Tokens a second first rise with the step's size, as its fixed cost is
+    spread, and fall again when attention within the prompt outgrows that.
+
+    Args:
+        step_time_s: Seconds of a step.
+        most_tokens: What the engine can compute in one step.
+    """
+    sizes: list[int] = [*range(GRAIN_TOKENS, most_tokens, GRAIN_TOKENS), most_tokens]
+    speeds = [size / step_time_s(StepShape().with_chunk(size, 0)) for size in sizes]
+    enough = SATURATED * max(speeds)
+    fast = (size for size, speed in zip(sizes, speeds, strict=True) if speed >= enough)
+    return min(fast)
+
+
+def tightest_s(ctx: PlanContext) -> float:
+    """Return the tightest promise the steps have to heed now; ``inf`` without any.
+
+    Gaps that a step of the decodes alone already exceeds are broken whatever is decided.
+    """
+    decode_s = ctx.latency.predict_s(ctx.shape)
+    gaps_s = (gap_s for gap_s in ctx.live.claim_gaps if gap_s > decode_s)
+    return min(next(gaps_s, math.inf), ctx.tightest_ttft_s)
+
+
+class DynamicChunk(Budget):
+    """``S_b = S_pf * SLO_min / T_pf``: the promise scales the saturating step.
+
+    The time of a step is taken for a line through the origin and (S_pf, T_pf). It errs on the
+    short side when the promise is longer than T_pf and on the long side when it is shorter.
+
+    Args:
+        with_context: Take T_pf beside the decodes of now and behind the prompt computed so
+            far; else of a step on an idle server, as a profile of S_pf would have it.
+    """
+
+    cuts = True
+
+    def __init__(self, with_context: bool = True) -> None:
+        self._with_context = with_context
+        self._saturating_tokens = 0
+        self._found_at_step = -REFIND_STEPS
+        self._ctx: PlanContext | None = None
+        self._token_s = 1.0
+
+    def tokens(self, ctx: PlanContext, promise_s: float) -> int:
+        """See :class:`Budget`; never more than the engine's own limit."""
+        most = ctx.view.max_step_tokens
+        wanted = (1.0 - KEPT_BACK) * promise_s / self._seconds_a_token(ctx)
+        return most if wanted >= most else max(int(wanted), 1)
+
+    def longest_s(self, ctx: PlanContext, promise_s: float) -> float:
+        """See :class:`Budget`: the promise, or what the engine's limit makes of it."""
+        return self.tokens(ctx, promise_s) * self._seconds_a_token(ctx)
+
+    def step_limit_s(self, ctx: PlanContext) -> float:
+        """Return the tightest promise."""
+        return tightest_s(ctx)
+
+    def largest(
+        self,
+        ctx: PlanContext,
+        shape: StepShape,
+        prefix: int,
+        most: int,
+        must_go_on: bool = False,
+    ) -> int:
+        """Return what the budget leaves beside *shape*."""
+        budget = self.tokens(ctx, tightest_s(ctx))
+        return max(min(most, budget - shape.num_decodes - shape.num_prefill_tokens), 0)
+
+    def upper_s(self, ctx: PlanContext, shape: StepShape) -> float:
+        """Return the plain prediction: the rule has no margin."""
+        return ctx.latency.predict_s(shape)
+
+    def _seconds_a_token(self, ctx: PlanContext) -> float:
+        """Return T_pf / S_pf, once a plan."""
+        if ctx is not self._ctx:
+            self._ctx = ctx
+            if ctx.step - self._found_at_step >= REFIND_STEPS:
+                self._found_at_step = ctx.step
+                self._saturating_tokens = saturating_tokens(
+                    ctx.latency.predict_s, ctx.view.max_step_tokens
+                )
+            shape, prefix, tokens = StepShape(), 0, self._saturating_tokens
+            if self._with_context:
+                shape = ctx.shape
+                prefix = max(
+                    (r.num_computed_tokens for r in ctx.live.prefilling.values()), default=0
+                )
+            chunk = max(tokens - shape.num_decodes, 1)
+            step_s = ctx.latency.predict_s(shape.with_chunk(chunk, prefix))
+            step_s *= ctx.latency.margin(True, MISS_RATE)
+            self._token_s = max(step_s, 1e-9) / (chunk + shape.num_decodes)
+        return self._token_s
+
+
+class EngineStep(WholePrompts, Budget):
+    """Without A1: the engine's own budget, and prompts computed whole where it can."""
+
+    cuts = False
+
+    def tokens(self, ctx: PlanContext, promise_s: float) -> int:
+        """Return the engine's limit."""
+        return ctx.view.max_step_tokens
+
+    def longest_s(self, ctx: PlanContext, promise_s: float) -> float:
+        """Return the predicted seconds of a full step."""
+        chunk = max(ctx.view.max_step_tokens - ctx.shape.num_decodes, 1)
+        return ctx.latency.predict_s(ctx.shape.with_chunk(chunk, 0))

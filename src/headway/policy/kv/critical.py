@@ -1,0 +1,63 @@
+"""Who is critical: a live promise whose slack is shorter than the longest recent step.
+
+CacheOPT (arXiv 2503.13773 §3.3, as third parties cite it): only such requests draw on the
+global reserve, and they get their minimum KV before the rest. One more step without them may
+already be the one that breaks the promise.
+"""
+
+from __future__ import annotations
+
+import math
+
+from headway.policy.context import PlanContext
+from headway.request import Request, State
+
+PROBE_TOKENS = 512
+"""Size of the chunk that tells what a prompt token costs now."""
+
+
+class Critical:
+    """Tells slack and who is critical; what a prompt token costs is asked once a plan."""
+
+    def __init__(self) -> None:
+        self._ctx: PlanContext | None = None
+        self._token_s = 0.0
+
+    def slack_s(self, ctx: PlanContext, request: Request, even_if_lost: bool = False) -> float:
+        """Return seconds from the step being planned to when *request* must have begun.
+
+        Due time less the predicted time its prompt still needs; ``inf`` without a live promise,
+        or, where a lost promise still counts, without any.
+        """
+        if not (request.has_claim or (even_if_lost and request.slo.is_promise)):
+            return math.inf
+        due_s = request.due_at_s
+        if request.state is State.RUNNING and request.first_token_at_s is not None:
+            due_s = self._next_due_s(ctx, request)
+        tokens = request.prefill_target_tokens - request.num_computed_tokens
+        if request.state is not State.RUNNING:
+            tokens = request.num_tokens
+        return due_s - ctx.ref_s - max(tokens, 0) * self._prompt_token_s(ctx)
+
+    def holds(self, ctx: PlanContext, request: Request) -> bool:
+        """Return whether *request* is critical."""
+        return self.slack_s(ctx, request) < ctx.max_step_s
+
+    @staticmethod
+    def _next_due_s(ctx: PlanContext, request: Request) -> float:
+        """Return when a stream's next token is due, by its gap or by its last token's due time."""
+        slo, due_s = request.slo, math.inf
+        if slo.tbt_s is not None and request.last_token_at_s is not None:
+            due_s = request.last_token_at_s + slo.tbt_s
+        if slo.jct_s is not None:
+            remaining = max(request.predicted_output_tokens - request.num_output_tokens, 1)
+            due_s = min(due_s, request.arrived_at_s + slo.jct_s - remaining * ctx.step_s)
+        return due_s
+
+    def _prompt_token_s(self, ctx: PlanContext) -> float:
+        if ctx is not self._ctx:
+            self._ctx = ctx
+            with_chunk = ctx.shape.with_chunk(PROBE_TOKENS, 0)
+            added_s = ctx.latency.predict_s(with_chunk) - ctx.latency.predict_s(ctx.shape)
+            self._token_s = added_s / PROBE_TOKENS
+        return self._token_s

@@ -1,0 +1,166 @@
+"""Proactive allocation: KV is found some steps before a running request runs out of it.
+
+CacheOPT (arXiv 2503.13773 §3.3): an allocation is extended k steps before it ends, from free
+blocks, else from the global reserve, else by preempting; nobody stalls at the moment of
+exhaustion. The engine hands out blocks by itself, one when a token needs it, so an allocation is
+what this policy treats as spoken for: blocks the running will need within the look-ahead are
+not given to newcomers, and if there are too few of them victims leave now. In the ledger an
+estimate about to be outgrown is extended at the same moment.
+
+Differs: prompts in progress count as spoken for in full, since they were admitted as a whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from headway.policy.context import PlanContext
+from headway.policy.kv.critical import Critical
+from headway.policy.kv.reserve import Reserve
+from headway.policy.parts import Funder
+from headway.policy.plan import Preempt
+from headway.policy.predict import Predictor
+from headway.policy.preempt import Preemptor
+from headway.request import Request
+
+WHY = "running requests need its KV"
+
+
+@dataclass(slots=True)
+class Needs:
+    """Blocks the running will need within the look-ahead.
+
+    Attributes:
+        growth: Per decode that grows, how many.
+        critical: Ids among them that may draw on the reserve.
+        num_critical, num_others: Sums of the growth.
+        num_prompts: What prompts in progress need to be complete.
+    """
+
+    growth: dict[str, int]
+    critical: set[str]
+    num_critical: int
+    num_others: int
+    num_prompts: int
+
+    def num_short(self, num_free: int, num_reserve: int) -> int:
+        """Return blocks missing: in all, or for those who may not touch the reserve."""
+        left = num_free - self.num_prompts
+        for_all = self.num_others + self.num_critical - left
+        return max(for_all, self.num_others - max(left - num_reserve, 0))
+
+    def strike(self, request_id: str, num_prompt_blocks: int) -> None:
+        """Somebody leaves: its needs are none."""
+        blocks = self.growth.pop(request_id, 0)
+        if request_id in self.critical:
+            self.num_critical -= blocks
+        else:
+            self.num_others -= blocks
+        self.num_prompts -= num_prompt_blocks
+
+
+class Proactive(Funder):
+    """See the module's docstring.
+
+    Args:
+        look_ahead_steps: Steps ahead that are paid for, the one being planned included; 1 is
+            what every policy does.
+        minimum_tokens: Tokens ahead that are paid for when a request is critical.
+    """
+
+    def __init__(
+        self,
+        reserve: Reserve,
+        critical: Critical,
+        look_ahead_steps: int = 2,
+        minimum_tokens: int = 16,
+    ) -> None:
+        self._reserve = reserve
+        self._critical = critical
+        self._ahead = look_ahead_steps
+        self._minimum_tokens = max(minimum_tokens, look_ahead_steps)
+
+    def fund(
+        self, ctx: PlanContext, predictor: Predictor, preemptor: Preemptor
+    ) -> tuple[Preempt, ...]:
+        """See :class:`~headway.policy.parts.Funder`."""
+        self._extend(ctx, predictor)
+        reserve = self._reserve.num_blocks(ctx)
+        if ctx.ledger.lending is not None:
+            ctx.ledger.lending.resize(ctx.capacity_tokens, reserve * ctx.view.block_size_tokens)
+        if not ctx.live.num_running:
+            ctx.num_spare_blocks = ctx.view.num_free_blocks
+            return ()
+        needs = self._needs(ctx)
+        free, victims = self._find(ctx, needs, reserve, preemptor)
+        left = free - needs.num_prompts - needs.num_others - needs.num_critical
+        ctx.num_spare_blocks = max(left - reserve, 0)
+        ctx.num_reserve_blocks = max(left, 0) - ctx.num_spare_blocks
+        return victims
+
+    def _extend(self, ctx: PlanContext, predictor: Predictor) -> None:
+        """Predict again, at least a block further, whoever is about to outgrow its estimate."""
+        for request_id in ctx.ledger.everyone.overdue(ctx.step + self._ahead):
+            request = ctx.live.requests[request_id]
+            least = request.num_output_tokens + ctx.view.block_size_tokens
+            longer = max(predictor.predict(request), min(least, request.max_output_tokens))
+            request.predicted_output_tokens = longer
+            ctx.ledger.enter(request, ctx.step)
+
+    def _needs(self, ctx: PlanContext) -> Needs:
+        """Return what the running need, decodes by whether they are critical."""
+        view, live = ctx.view, ctx.live
+        size, in_flight = view.block_size_tokens, view.num_steps_in_flight - 1
+        prompts = sum(_prompt_blocks(ctx, r) for r in live.prefilling.values())
+        needs = Needs({}, set(), 0, 0, prompts)
+        for request_id, request in live.decoding.items():
+            computed = request.num_tokens + in_flight
+            room = -computed % size
+            if room >= self._minimum_tokens:
+                continue
+            is_critical = self._critical.holds(ctx, request)
+            ahead = self._minimum_tokens if is_critical else self._ahead
+            last = request.num_prompt_tokens + request.max_output_tokens - 1
+            blocks = ctx.blocks(min(computed + ahead, max(last, computed + 1)))
+            blocks -= ctx.blocks(computed)
+            if blocks <= 0:
+                continue
+            needs.growth[request_id] = blocks
+            if is_critical:
+                needs.critical.add(request_id)
+                needs.num_critical += blocks
+            else:
+                needs.num_others += blocks
+        return needs
+
+    def _find(
+        self, ctx: PlanContext, needs: Needs, reserve: int, preemptor: Preemptor
+    ) -> tuple[int, tuple[Preempt, ...]]:
+        """Return the free blocks once the victims, which are returned too, have left."""
+        free = ctx.view.num_free_blocks
+        short = needs.num_short(free, reserve)
+        if short <= 0:
+            return free, ()
+        ctx.num_short_blocks = short
+        victims: list[Preempt] = []
+        for victim in preemptor.for_running(ctx):
+            if short <= 0 or ctx.live.num_running - len(victims) <= 1:
+                break
+            if victim.request_id in ctx.gone:
+                continue
+            free += ctx.freed_blocks(victim)
+            needs.strike(victim.request_id, _prompt_blocks(ctx, victim, ctx.live.prefilling))
+            victims.append(ctx.preempt(victim, WHY))
+            short = needs.num_short(free, reserve)
+        return free, tuple(victims)
+
+
+def _prompt_blocks(
+    ctx: PlanContext, request: Request, prefilling: Mapping[str, Request] | None = None
+) -> int:
+    """Return blocks a prompt in progress still needs; 0 for one that is not in *prefilling*."""
+    if prefilling is not None and request.request_id not in prefilling:
+        return 0
+    missing = ctx.blocks(request.prefill_target_tokens) - ctx.blocks(request.num_computed_tokens)
+    return max(missing, 0)

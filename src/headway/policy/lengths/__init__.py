@@ -1,0 +1,1 @@
+"""Output lengths learnt from what was served."""

@@ -1,0 +1,87 @@
+"""``accelgen``: SLO-bounded chunks, iteration-level priorities, compute and KV packed together.
+
+AccelGen (arXiv 2503.13737). The full text was not available to us. Reported by third parties
+that cite its sections: the chunk's formula and the exclusive rule (A1), ascending time left
+and the urgent first (A2), the nearest demand within gamma of the head (A3). Ours: how the
+saturating size is found, T_pf beside the decodes of now, what happens to a promise that is
+broken (it queues behind those alive), normalisation by capacity, recompute for the preempted,
+no preemption probability in the offline time left. ``docs/accelgen.md`` has the rest.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from headway.errors import UserError
+from headway.policy.accelgen.budget import Budget, DynamicChunk, EngineStep
+from headway.policy.accelgen.packing import PACKERS
+from headway.policy.accelgen.step import PackedStep
+from headway.policy.accelgen.timeleft import ByArrivalTime, ByTimeLeft, Order
+from headway.policy.admit import AllFeasible, FreeBlocks
+from headway.policy.parts import Parts
+from headway.policy.predict import SlidingHistogram
+from headway.policy.presets.options import positive_s
+
+
+def parts(
+    chunking: bool = True,
+    ordering: bool = True,
+    packing: bool = True,
+    gamma_s: float = 0.75,
+    packer: str = "nearest",
+    with_context: bool = True,
+    late_last: bool = True,
+    careful: bool = True,
+    max_wait_s: float = 300.0,
+) -> Parts:
+    """Return the parts.
+
+    Args:
+        chunking: A1. Without it a step has the engine's budget and prompts are not cut.
+        ordering: A2. Without it decodes always run and prompts are served by arrival.
+        packing: A3. Without it whoever is not urgent is served in order.
+        gamma_s: How far behind the head of the queue a candidate for packing may be.
+        packer: ``nearest`` (the paper's), ``aligned`` (dot product) or ``exact``.
+        with_context: Whether T_pf counts the decodes and the prefix of now.
+        late_last: Whether prompts with a broken promise queue behind those alive.
+        careful: Whether streams are preempted for the urgent only if they can be back in time.
+        max_wait_s: Bounds how long anyone may wait for a turn.
+    """
+    if not isinstance(packer, str) or packer not in PACKERS:
+        raise UserError(f"Option packer must be one of {', '.join(PACKERS)}, not {packer!r}.")
+    positive_s("gamma_s", gamma_s)
+    is_on = _switches(
+        chunking=chunking,
+        ordering=ordering,
+        packing=packing,
+        with_context=with_context,
+        late_last=late_last,
+        careful=careful,
+    )
+    budget: Budget = DynamicChunk(is_on["with_context"]) if is_on["chunking"] else EngineStep()
+    order: Order = ByTimeLeft(is_on["late_last"]) if is_on["ordering"] else ByArrivalTime()
+    chosen = PACKERS[packer]() if is_on["packing"] else None
+    step = PackedStep(order, budget, chosen, gamma_s, is_on["careful"])
+    return Parts(
+        predictor=SlidingHistogram(),
+        feasibility=AllFeasible(),
+        prioritizer=step,
+        chunker=budget,
+        gate=FreeBlocks(),
+        batcher=step,
+        preemptor=step,
+        max_wait_s=positive_s("max_wait_s", max_wait_s),
+        holder=step,
+    )
+
+
+def _switches(**given: Any) -> dict[str, bool]:
+    """Return options that are on or off.
+
+    Raises:
+        UserError: One is something else.
+    """
+    for name, value in given.items():
+        if not isinstance(value, bool):
+            raise UserError(f"Option {name} must be true or false, not {value!r}.")
+    return given

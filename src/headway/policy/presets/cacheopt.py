@@ -1,0 +1,131 @@
+"""``cacheopt``: CacheOPT as published, as far as it is known to us.
+
+"Mitigating KV Cache Competition to Enhance User Experience in LLM Inference", arXiv 2503.13773.
+Its full text was not available: [P] stands in its abstract or introduction, [S] in a third party
+that cites its sections, [W] is a weak hint, [I] our inference.
+
+- C1 [W] output lengths are padded by Hoeffding's bound at a confidence ``alpha / (1 + beta *
+  arrival rate)``, alpha 0.95 and beta 0.001. Differs [I]: a sliding histogram per class where the
+  paper trained heads on the model; the range is that of recent errors.
+- C2 [S] a guest runs in an owner's reservation by the pairwise rule, the owner with the least
+  left first; [W] the buffer is 8 tokens.
+- C3 [P] KV is allocated before it runs out, with a global reserve; [W] 2 steps ahead, 8 blocks.
+- C4 [S] victims by promised gap, predicted remaining output, KV held; [I] bucket widths.
+- C5 [S] swap beyond a profiled length, else recompute; [I] profiled from the step-time model and
+  the link, when the first victim is chosen.
+- B [S] §3.3's batching: the critical first with a minimum of prompt and B tokens, funded by
+  preemption; the rest by demand and promise, predicted releases counted; [I] B is one block of
+  16, a victim must be able to afford it.
+
+Left out, a component becomes what stock vLLM does: C1 the plain median, C2 admission while
+blocks are free, C3 blocks found when they are needed, C4 the youngest, C5 recompute, B arrival
+order. Prompts are cut to a constant budget [I].
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from headway.errors import UserError
+from headway.policy.admit import AllFeasible, FreeBlocks, Gate
+from headway.policy.batch import Batcher, InOrder
+from headway.policy.cacheopt.batch import MinimumFirst
+from headway.policy.cacheopt.order import AsTheyCame, CriticalFirst
+from headway.policy.chunk import FixedChunk
+from headway.policy.kv.critical import Critical
+from headway.policy.kv.gate import Lending
+from headway.policy.kv.lending import LendingBook
+from headway.policy.kv.proactive import Proactive
+from headway.policy.kv.reserve import FixedReserve
+from headway.policy.padding import HoeffdingPadding
+from headway.policy.parts import Funder, Parts
+from headway.policy.predict import Predictor, SlidingHistogram
+from headway.policy.preempt import Preemptor, Youngest
+from headway.policy.presets.options import positive_s, positive_tokens, share
+from headway.policy.prioritize import Prioritizer
+from headway.policy.swap_choice import AlwaysRecompute, SwapChoice, SweetSpot
+from headway.policy.victims.buckets import Buckets
+
+COMPONENTS = ("C1", "C2", "C3", "C4", "C5", "B")
+
+
+def parts(
+    components: str = "C1,C2,C3,C4,C5,B",
+    alpha: float = 0.95,
+    beta: float = 0.001,
+    chunk_tokens: int | None = None,
+    look_ahead_steps: int = 2,
+    reserve_blocks: int = 8,
+    buffer_tokens: int = 8,
+    sweet_spot_tokens: int | None = None,
+    spends_late: bool = False,
+    max_wait_s: float = 300.0,
+) -> Parts:
+    """Return the parts.
+
+    Args:
+        components: Those switched on, by the names above, separated by commas; may be empty.
+        alpha, beta: Of C1's confidence; beta in seconds.
+        chunk_tokens: Budget of a step, the engine's when ``None``.
+        look_ahead_steps: k of C3.
+        reserve_blocks: The global reserve of C3; 0 sets nothing aside.
+        buffer_tokens: b of C2.
+        sweet_spot_tokens: The length of C5; profiled when ``None``.
+        spends_late: Whether C4 counts a request whose promise is lost as infinitely patient [I].
+        max_wait_s: Bound on how long a request may wait for its turn.
+
+    Raises:
+        UserError: An option is not what it must be.
+    """
+    on = _components(components)
+    lengths: Predictor = SlidingHistogram()
+    if "C1" in on:
+        lengths = HoeffdingPadding(lengths, share("alpha", alpha), positive_s("beta", beta))
+    for name, value in (("chunk_tokens", chunk_tokens), ("sweet_spot_tokens", sweet_spot_tokens)):
+        if value is not None:
+            positive_tokens(name, value)
+    positive_tokens("look_ahead_steps", look_ahead_steps)
+    _at_least_0("reserve_blocks", reserve_blocks)
+    _at_least_0("buffer_tokens", buffer_tokens)
+    critical = Critical()
+    may_pay = critical if "B" in on else None
+    batched: tuple[Prioritizer, Batcher] = (AsTheyCame(), InOrder(may_pass=0))
+    if may_pay is not None:
+        batched = (CriticalFirst(critical), MinimumFirst(critical))
+    gate: Gate = Lending("pairwise", may_pay) if "C2" in on else FreeBlocks()
+    funder: Funder | None = None
+    if "C3" in on:
+        funder = Proactive(FixedReserve(reserve_blocks), critical, look_ahead_steps)
+    preemptor: Preemptor = Youngest()
+    if "C4" in on:
+        preemptor = Buckets(
+            may_pay, look_ahead_steps=look_ahead_steps, spends_late=bool(spends_late)
+        )
+    swap: SwapChoice = SweetSpot(sweet_spot_tokens) if "C5" in on else AlwaysRecompute()
+    return Parts(
+        predictor=lengths,
+        feasibility=AllFeasible(),
+        prioritizer=batched[0],
+        chunker=FixedChunk(chunk_tokens),
+        gate=gate,
+        batcher=batched[1],
+        preemptor=preemptor,
+        max_wait_s=positive_s("max_wait_s", max_wait_s),
+        funder=funder,
+        lending=LendingBook(buffer_tokens) if "C2" in on else None,
+        swap=swap,
+    )
+
+
+def _components(text: Any) -> frozenset[str]:
+    names = [n.strip() for n in text.split(",") if n.strip()] if isinstance(text, str) else None
+    if names is None or not set(names) <= set(COMPONENTS):
+        raise UserError(
+            f"Option components must be some of {','.join(COMPONENTS)}, not {text!r:.60}."
+        )
+    return frozenset(names)
+
+
+def _at_least_0(name: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise UserError(f"Option {name} must be a whole number, 0 or more, not {value!r}.")

@@ -1,0 +1,134 @@
+"""Admission by what each error costs now: a newsvendor's decision, with no quantile to choose.
+
+Admitting one request too many costs preemptions: the victims' promises, where they cannot spare a
+late gap, and the prefill that is done twice. Making a request wait costs its own promise, the more
+surely the longer room is away and the less slack it has. Both are counted in promises, from what
+the core knows anyway; whoever is cheaper wins (DESIGN §5, C1).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from headway.policy.admit import Gate, prefill_speed
+from headway.policy.chunk import Chunker
+from headway.policy.context import PlanContext
+from headway.policy.kv.forecast import Forecast, Lifetimes
+from headway.policy.predict import Predictor
+from headway.request import Request
+
+BEST_EFFORT_PREEMPTIONS = 0.02
+"""Expected preemptions that starting a request without a live promise may cause."""
+
+
+class Lengths(Predictor):
+    """Feeds :class:`Lifetimes` and answers with expected lengths."""
+
+    def __init__(self, lifetimes: Lifetimes) -> None:
+        self._lifetimes = lifetimes
+
+    def predict(self, request: Request) -> int:
+        """Return tokens generated so far and the mean of what is to come, within the bound."""
+        remaining = self._lifetimes.mean_remaining(
+            request.slo.class_name, request.num_output_tokens, request.max_output_tokens
+        )
+        total = request.num_output_tokens + max(int(remaining), 1)
+        return max(min(total, request.max_output_tokens), request.num_output_tokens + 1)
+
+    def learn(self, request: Request) -> None:
+        """Remember the length of a finished request."""
+        self._lifetimes.learn(request.slo.class_name, request.num_output_tokens)
+
+
+class Weighed(Gate):
+    """Admit when the promises that waiting would cost outweigh those that overflow would."""
+
+    def __init__(self, lifetimes: Lifetimes, chunker: Chunker) -> None:
+        self._lifetimes = lifetimes
+        self._chunker = chunker
+        self._for: PlanContext | None = None
+        self._claims: Forecast | None = None
+        self._everyone: Forecast | None = None
+        self._speed = 1.0
+
+    def fits(self, ctx: PlanContext, request: Request) -> bool:
+        """Return whether *request* may start; an empty server takes anybody."""
+        if ctx.live.num_running == 0 and not ctx.busy:
+            return True
+        if self._for is not ctx:
+            self._look(ctx)
+        first = ctx.comes_first(request)
+        forecast = self._of(ctx, claims_only=first)
+        capacity = float(ctx.capacity_tokens)
+        before = forecast.excess(capacity)
+        after = forecast.excess_with(request, capacity)
+        victim_tokens = max(forecast.held_tokens / max(forecast.num_residents, 1), 1.0)
+        preemptions = max(after - before, 0.0) / victim_tokens
+        if not first:
+            return preemptions <= BEST_EFFORT_PREEMPTIONS
+        total = after / victim_tokens
+        again = ctx.pressure * victim_tokens / max(ctx.claim_tokens, 1.0)
+        overflow_cost = preemptions * (self._victim_loss(ctx, total) + again)
+        return overflow_cost <= self._waiting_cost(ctx, request, forecast, capacity)
+
+    def admitted(self, ctx: PlanContext, request: Request) -> None:
+        """Count *request* in for the rest of the plan."""
+        if self._for is ctx:
+            if self._everyone is not None:
+                self._everyone.add([request])
+            if self._claims is not None and request.has_claim:
+                self._claims.add([request])
+
+    def _look(self, ctx: PlanContext) -> None:
+        self._for = ctx
+        self._claims = self._everyone = None
+        self._speed, _ = prefill_speed(ctx, self._chunker)
+
+    def _of(self, ctx: PlanContext, claims_only: bool) -> Forecast:
+        known = self._claims if claims_only else self._everyone
+        if known is None:
+            known = Forecast(self._lifetimes, ctx.view.block_size_tokens / 2)
+            known.add(self._residents(ctx, claims_only))
+            if claims_only:
+                self._claims = known
+            else:
+                self._everyone = known
+        return known
+
+    @staticmethod
+    def _residents(ctx: PlanContext, claims_only: bool) -> Iterable[Request]:
+        for request in ctx.live.running():
+            if request.request_id not in ctx.gone and (not claims_only or request.has_claim):
+                yield request
+
+    @staticmethod
+    def _victim_loss(ctx: PlanContext, num_preemptions: float) -> float:
+        """Return the promises one more preemption breaks: none while somebody can spare a gap."""
+        spare = 0
+        for request in ctx.live.decoding.values():
+            if not request.has_claim or can_spare_a_gap(request):
+                spare += 1
+                if spare >= num_preemptions:
+                    return 0.0
+        return min((num_preemptions - spare) / max(num_preemptions, 1e-9), 1.0)
+
+    def _waiting_cost(
+        self, ctx: PlanContext, request: Request, forecast: Forecast, capacity: float
+    ) -> float:
+        """Return the chance that *request* breaks its promise if it waits for room."""
+        growth = self._lifetimes.mean_remaining(
+            request.slo.class_name, request.num_output_tokens, request.max_output_tokens
+        )
+        room_s = forecast.steps_until(request.num_tokens + growth / 2, capacity) * ctx.step_s
+        slack_s = request.due_at_s - ctx.ref_s - request.num_tokens / self._speed
+        if slack_s <= 0 or room_s == math.inf:
+            return request.slo.weight
+        return request.slo.weight * min(room_s / slack_s, 1.0)
+
+
+def can_spare_a_gap(request: Request) -> bool:
+    """Return whether one long gap more still leaves the promise whole."""
+    if request.slo.tbt_s is None:
+        return True
+    return request.num_late_gaps < request.late_gaps_allowed()

@@ -1,0 +1,64 @@
+"""An SLO file that may change while the server runs."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from headway.errors import UserError
+from headway.slo import SloBook
+
+logger = logging.getLogger("vllm.headway")
+
+LOOK_EVERY_S = 1.0
+"""How often the file is looked at, at most: a change applies about this much later."""
+
+
+class WatchedBook:
+    """The promises of an SLO file, read again when the file has changed.
+
+    A file that has become wrong, or is gone, changes nothing: the promises that held go on
+    holding, and the log says so once. Write the new file elsewhere and rename it into place;
+    one that is read half written could be valid and mean something else.
+
+    Args:
+        path: The file.
+        now_s: The instant of the first reading.
+
+    Raises:
+        UserError: It is not a usable SLO file to begin with.
+    """
+
+    def __init__(self, path: str | Path, now_s: float) -> None:
+        self._path = Path(path)
+        self._seen = _signature(self._path)
+        self._book = SloBook.load(self._path)
+        self._look_at_s = now_s + LOOK_EVERY_S
+
+    def at(self, now_s: float) -> SloBook:
+        """Return the promises that hold at *now_s*, a monotonic instant."""
+        if now_s >= self._look_at_s:
+            self._look_at_s = now_s + LOOK_EVERY_S
+            self._look()
+        return self._book
+
+    def _look(self) -> None:
+        signature = _signature(self._path)
+        if signature == self._seen:
+            return
+        self._seen = signature
+        try:
+            self._book = SloBook.load(self._path)
+        except UserError as error:
+            logger.warning("%s The promises read before stay in force.", error)
+        else:
+            logger.info("Read %s again; its classes: %s.", self._path, sorted(self._book.classes))
+
+
+def _signature(path: Path) -> tuple[int, int, int] | None:
+    """Return what changes when the file does, or ``None`` when it cannot be seen."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino

@@ -1,0 +1,220 @@
+"""What an operator lets clients ask for: limits, and what an API key or a model stands for.
+
+The nouns behind the ``[limits]``, ``[keys]`` and ``[models]`` tables of an SLO file; how the file
+is read as a whole is in :mod:`headway.slo`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+import reprlib
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from headway.errors import UserError
+
+SPANS = ("ttft_s", "tbt_s", "jct_s")
+MAX_WEIGHT = 1e6
+MAX_NUMBER_CHARS = 40
+"""A number written as text is not longer than this."""
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
+_SHA256 = re.compile("sha256:[0-9a-f]{64}")
+
+
+def shown(value: object) -> str:
+    """Return *value* for a sentence: short, whatever a client sent, and however deep it is."""
+    return _SHORT.repr(value)
+
+
+def number(name: str, value: Any, *, unit: str, maximum: float) -> float:
+    """Return *value*, a number or the text of one, as a float.
+
+    Raises:
+        UserError: It is not a number, not finite, not above 0, or above *maximum*.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise UserError(f"{name} must be a number of {unit} greater than 0, not {shown(value)}.")
+    try:
+        if isinstance(value, str) and (len(value) > MAX_NUMBER_CHARS or "_" in value):
+            raise ValueError(value)
+        result = float(value)
+    except (ValueError, OverflowError):
+        raise UserError(
+            f"{name} must be a number of {unit} greater than 0, not {shown(value)}."
+        ) from None
+    if not math.isfinite(result) or not 0 < result <= maximum:
+        raise UserError(
+            f"{name} must be greater than 0 and at most {maximum:g} {unit}, not {shown(value)}."
+        )
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """What a client may ask for, both ends included; seconds, or units of weight."""
+
+    least: float = 0.0
+    most: float = math.inf
+
+    def check(self, name: str, value: float, *, unit: str, per_unit: float) -> None:
+        """Raise a sentence when *value* is outside.
+
+        Args:
+            name: The field as the client wrote it.
+            unit: The client's unit, *per_unit* of which make one of ours.
+
+        Raises:
+            UserError: It is.
+        """
+        if self.least <= value <= self.most:
+            return
+        least, most = self.least * per_unit, self.most * per_unit
+        if self.most == math.inf:
+            allowed = f"at least {least:g}"
+        elif self.least == 0.0:
+            allowed = f"at most {most:g}"
+        else:
+            allowed = f"between {least:g} and {most:g}"
+        raise UserError(
+            f"{name} must be {allowed} {unit} on this server, not {value * per_unit:g}."
+        )
+
+
+ANY = Range()
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds on what clients ask for themselves; classes of the operator are not checked.
+
+    Attributes:
+        ranges: By ``ttft_s``, ``tbt_s``, ``jct_s`` and ``weight``; absent is any value.
+        classes: What a client may name; ``None`` is every class of the file.
+    """
+
+    ranges: Mapping[str, Range] = field(default_factory=dict)
+    classes: frozenset[str] | None = None
+
+    @classmethod
+    def parse(cls, table: Any, known: Collection[str], source: str, max_s: float) -> Limits:
+        """Read ``[limits]``; *known* are the file's classes, *max_s* the longest span.
+
+        Raises:
+            UserError: A key or value is not allowed.
+        """
+        where = f"{source}: [limits]"
+        _check_keys(where, table, (*SPANS, "weight", "classes"))
+        ranges = {
+            name: _range_of(f"{where} {name}", name, table[name], max_s)
+            for name in (*SPANS, "weight")
+            if name in table
+        }
+        return cls(ranges, _classes_of(where, table, known))
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What an API key or a model stands for.
+
+    Attributes:
+        class_name: The class of requests that name none.
+        classes: What such a client may name instead of what ``[limits]`` says.
+    """
+
+    class_name: str | None = None
+    classes: frozenset[str] | None = None
+
+
+def keys_of(table: Any, known: Collection[str], source: str) -> dict[str, Grant]:
+    """Read ``[keys]``: grants by the SHA-256 of the key, in hexadecimal.
+
+    A key is named by ``sha256:`` and its digest, or in clear; in memory there are digests only.
+
+    Raises:
+        UserError: A digest, key or value is not allowed. No sentence repeats a key.
+    """
+    grants = {}
+    for number_of_key, (name, entry) in enumerate(_tables(f"{source}: [keys]", table), start=1):
+        where = f"{source}: key {number_of_key} of [keys]"
+        if name.startswith("sha256:") and not _SHA256.fullmatch(name):
+            raise UserError(f"{where} must be 'sha256:' and 64 hexadecimal digits in lower case.")
+        digest = name.removeprefix("sha256:") if name.startswith("sha256:") else digest_of(name)
+        _check_keys(where, entry, ("class", "classes"))
+        grants[digest] = Grant(_class_of(where, entry, known), _classes_of(where, entry, known))
+    return grants
+
+
+def models_of(table: Any, known: Collection[str], source: str) -> dict[str, Grant]:
+    """Read ``[models]``: grants by the model's name as clients write it.
+
+    Raises:
+        UserError: A key or value is not allowed.
+    """
+    grants = {}
+    for name, entry in _tables(f"{source}: [models]", table):
+        where = f"{source}: [models.{shown(name)}]"
+        _check_keys(where, entry, ("class",))
+        grants[name] = Grant(_class_of(where, entry, known))
+    return grants
+
+
+def digest_of(key: str | bytes) -> str:
+    """Return the SHA-256 of an API key, as ``printf %s KEY | sha256sum`` prints it."""
+    data = key.encode() if isinstance(key, str) else key
+    return hashlib.sha256(data).hexdigest()
+
+
+def _range_of(where: str, name: str, table: Any, max_s: float) -> Range:
+    _check_keys(where, table, ("min", "max"))
+    unit, maximum = ("units", MAX_WEIGHT) if name == "weight" else ("seconds", max_s)
+    ends = {
+        end: number(f"{where} {end}", table[end], unit=unit, maximum=maximum)
+        for end in ("min", "max")
+        if end in table
+    }
+    result = Range(ends.get("min", 0.0), ends.get("max", math.inf))
+    if result.least > result.most:
+        raise UserError(f"{where}: min is greater than max.")
+    return result
+
+
+def _class_of(where: str, table: Mapping[str, Any], known: Collection[str]) -> str | None:
+    name = table.get("class")
+    if name is not None and (not isinstance(name, str) or name not in known):
+        raise UserError(f"{where}: class = {shown(name)} is not one of {sorted(known)}.")
+    return name
+
+
+def _classes_of(
+    where: str, table: Mapping[str, Any], known: Collection[str]
+) -> frozenset[str] | None:
+    names = table.get("classes")
+    if names is None:
+        return None
+    if not isinstance(names, list):
+        raise UserError(f"{where}: classes must be a list of class names.")
+    for name in names:
+        if not isinstance(name, str) or name not in known:
+            raise UserError(f"{where}: classes has {shown(name)}, not one of {sorted(known)}.")
+    return frozenset(names)
+
+
+def _tables(where: str, table: Any) -> Iterable[tuple[str, Any]]:
+    if not isinstance(table, Mapping):
+        raise UserError(f"{where} must be a table of tables.")
+    return table.items()
+
+
+def _check_keys(where: str, table: Any, allowed: Collection[str]) -> None:
+    if not isinstance(table, Mapping):
+        raise UserError(f"{where} must be a table of {', '.join(allowed)}.")
+    unknown = sorted(set(table) - set(allowed))
+    if unknown:
+        raise UserError(
+            f"{where}: unknown key {shown(unknown[0])}; allowed are {', '.join(allowed)}."
+        )

@@ -1,0 +1,108 @@
+"""What the two papers measured, as far as it is known, in the sizes they give.
+
+OPT-13B on an A100 with 12 GB of KV is 14,648 tokens at 819,200 bytes each. Rates are chosen so that
+the best baseline goes from keeping nearly everything to keeping little.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from headway.study.paper import Contender, Traffic, variants
+from headway.study.spec import Machine
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """One paper's experiment: who, on what, under which loads, and what was claimed."""
+
+    name: str
+    ours: str
+    machine: Machine
+    traffic: tuple[Traffic, ...]
+    contenders: tuple[Contender, ...]
+    baselines: tuple[str, ...]
+    ablation: tuple[Contender, ...] = ()
+    sensitivity: tuple[Contender, ...] = ()
+    published: Mapping[str, str] = field(default_factory=dict)
+
+    def parts(self) -> dict[str, tuple[Contender, ...]]:
+        """Return the contenders of each table."""
+        return {
+            "main": self.contenders,
+            "ablation": self.ablation,
+            "sensitivity": self.sensitivity,
+        }
+
+
+OPT_13B = Machine("opt-13b@a100", kv_tokens=14_648)
+
+STOCK = tuple(Contender(name, name) for name in ("stock", "stock-static", "stock-hindsight"))
+
+_CACHEOPT = Contender("cacheopt", "cacheopt")
+_COMPONENTS = ("C1", "C2", "C3", "C4", "C5", "B")
+
+CACHEOPT = Experiment(
+    name="cacheopt",
+    ours="cacheopt",
+    machine=OPT_13B,
+    traffic=(
+        Traffic("sharegpt-turn", (0.8, 1.4, 2.0, 2.8)),
+        Traffic("alpaca", (8.0, 14.0, 20.0, 32.0)),
+    ),
+    contenders=(
+        _CACHEOPT,
+        Contender("headway", "headway"),
+        *STOCK,
+        *(Contender(n, n) for n in ("sarathi", "s3", "rlp", "orca", "pastfuture")),
+    ),
+    baselines=("stock", "stock-static", "sarathi", "s3", "rlp"),
+    ablation=(
+        _CACHEOPT,
+        *variants(
+            _CACHEOPT,
+            {
+                f"without {name}": {"components": ",".join(c for c in _COMPONENTS if c != name)}
+                for name in _COMPONENTS
+            },
+        ),
+        *variants(_CACHEOPT, {f"{name} alone": {"components": name} for name in _COMPONENTS}),
+    ),
+    published={
+        "gap p95": "3.29 ×",
+        "TTFT p95": "2.83 ×",
+        "TTFT attainment": "+47 points",
+        "TBT attainment": "+53 points",
+    },
+)
+
+_ACCELGEN = Contender("accelgen", "accelgen")
+
+ACCELGEN = Experiment(
+    name="accelgen",
+    ours="accelgen",
+    machine=OPT_13B,
+    traffic=(Traffic("accelgen-13b", (0.5, 1.0, 2.0, 4.0)),),
+    contenders=(
+        _ACCELGEN,
+        Contender("headway", "headway"),
+        *STOCK,
+        *(Contender(n, n) for n in ("orca", "fastgen", "sarathi", "fastserve", "qoserve")),
+        *(Contender(n, n) for n in ("xllm", "sliding", "pastfuture")),
+    ),
+    baselines=("stock", "orca", "fastgen", "sarathi", "fastserve"),
+    ablation=(
+        _ACCELGEN,
+        *variants(
+            _ACCELGEN,
+            {f"without {name}": {name: False} for name in ("chunking", "ordering", "packing")},
+        ),
+    ),
+    published={
+        "throughput": "1.42 to 11.21 ×",
+        "goodput": "1.43 to 13.71 ×",
+        "attainment": "+37 to +90 points",
+        "normalised latency": "1.61 to 12.22 × (latency)",
+    },
+)

@@ -1,0 +1,196 @@
+"""A published system against its baselines: a grid of runs, and the largest factors in it.
+
+Papers report "up to" figures: the largest gain over any load. :func:`gains` finds them, against the
+best baseline at each load, so that no weak rival flatters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any
+
+from headway.study import stock
+from headway.study.spec import STOCK_WAYS, Load, Machine, RunSpec
+from headway.study.sweep import Run
+
+RunMany = Callable[[Sequence[RunSpec]], Mapping[str, Run]]
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A policy with options, under the name the tables give it."""
+
+    label: str
+    policy: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def engine(self) -> str:
+        """VLLM's own code where it is the rival; the simulator schedules the same otherwise."""
+        return "vllm" if self.policy in STOCK_WAYS else "sim"
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """A workload and the loads it is offered at, in requests per second."""
+
+    source: str
+    rates_rps: tuple[float, ...]
+    slo_file: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A figure compared: where it is in a run, and whether less is better."""
+
+    label: str
+    path: tuple[str, ...]
+    less_is_better: bool = False
+    is_share: bool = False
+
+    def of(self, run: Run) -> float | None:
+        """Return the figure of one run; ``None`` where there is none."""
+        value: Any = run
+        for key in self.path:
+            value = value[key]
+        return None if value is None else float(value)
+
+
+FIGURES = (
+    Figure("TTFT p95", ("ttft_s", "p95"), less_is_better=True),
+    Figure("gap p95", ("tbt_s", "p95"), less_is_better=True),
+    Figure("gap p99", ("tbt_s", "p99"), less_is_better=True),
+    Figure("normalised latency", ("normalised_latency_s",), less_is_better=True),
+    Figure("attainment", ("attainment",), is_share=True),
+    Figure("TTFT attainment", ("ttft_attainment",), is_share=True),
+    Figure("TBT attainment", ("tbt_attainment",), is_share=True),
+    Figure("goodput", ("goodput_rps",)),
+    Figure("throughput", ("output_tokens_per_s",)),
+)
+
+Grid = dict[tuple[str, str, float], list[Run]]
+"""Runs over seeds, by contender's label, workload and rate."""
+
+
+def run_grid(
+    contenders: Sequence[Contender],
+    traffic: Sequence[Traffic],
+    machine: Machine,
+    seeds: Sequence[int],
+    num_requests: int,
+    run: RunMany,
+) -> Grid:
+    """Run every contender on every load with every seed."""
+    grid: Grid = {}
+    for one in traffic:
+        load = Load(one.source, num_requests=num_requests, slo_file=one.slo_file)
+        bases = {
+            c: RunSpec(c.policy, c.engine, load, machine, options=c.options)  # type: ignore[arg-type]
+            for c in contenders
+            if c.policy not in STOCK_WAYS[1:]
+        }
+        specs = {
+            (c, rate, seed): base.at(rate, seed)
+            for c, base in bases.items()
+            for rate in one.rates_rps
+            for seed in seeds
+        }
+        runs = run(list(specs.values()))
+        for (c, rate, _), spec in specs.items():
+            grid.setdefault((c.label, one.source, rate), []).append(runs[spec.key()])
+        tuned = [c for c in contenders if c.policy in STOCK_WAYS[1:]]
+        if tuned:
+            base = RunSpec("stock", "vllm", load, machine)
+            tried = stock.sweep(base, list(one.rates_rps), seeds, run)
+            for c in tuned:
+                for found in tried.as_policy(c.policy):
+                    key = (c.label, one.source, found["rate_rps"])
+                    grid.setdefault(key, []).append(found)
+    return grid
+
+
+def mean_of(runs: Sequence[Run], figure: Figure) -> float | None:
+    """Return the mean of a figure over seeds; ``None`` where no run has it."""
+    values = [value for value in map(figure.of, runs) if value is not None]
+    return sum(values) / len(values) if values else None
+
+
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """The largest gain in one figure: a factor, or points for shares, and where it is."""
+
+    figure: str
+    workload: str
+    rate_rps: float
+    gain: float
+    ours: float
+    best_baseline: float
+    baseline: str
+    is_points: bool
+
+
+def gains(grid: Grid, ours: str, baselines: Sequence[str]) -> list[Gain]:
+    """Return, for each figure, our largest gain over the best baseline at the same load."""
+    found: list[Gain] = []
+    loads = sorted({(workload, rate) for _, workload, rate in grid})
+    for figure in FIGURES:
+        best: Gain | None = None
+        for workload, rate in loads:
+            gain = _gain_at(grid, figure, ours, baselines, workload, rate)
+            if gain is not None and (best is None or gain.gain > best.gain):
+                best = gain
+        if best is not None:
+            found.append(best)
+    return found
+
+
+def _gain_at(
+    grid: Grid, figure: Figure, ours: str, baselines: Sequence[str], workload: str, rate: float
+) -> Gain | None:
+    mine = mean_of(grid.get((ours, workload, rate), []), figure)
+    others = {
+        label: value
+        for label in baselines
+        if (value := mean_of(grid.get((label, workload, rate), []), figure)) is not None
+    }
+    if mine is None or not others:
+        return None
+    pick = min if figure.less_is_better else max
+    label = pick(others, key=lambda name: others[name])
+    best = others[label]
+    if figure.is_share:
+        gain = 100.0 * (mine - best)
+    elif figure.less_is_better:
+        gain = best / max(mine, 1e-9)
+    else:
+        gain = mine / max(best, 1e-9)
+    return Gain(figure.label, workload, rate, gain, mine, best, label, figure.is_share)
+
+
+def capacity_of(grid: Grid, label: str, workload: str, target: float = 0.9) -> float:
+    """Return the highest rate at which mean attainment is *target*, between the rates run.
+
+    Linear between neighbouring rates; 0 when the lowest rate already misses it, and the highest
+    rate run when all keep it (a lower bound, then).
+    """
+    points = sorted(
+        (rate, mean_of(runs, FIGURES[4]) or 0.0)
+        for (name, source, rate), runs in grid.items()
+        if name == label and source == workload
+    )
+    if not points or points[0][1] < target:
+        return 0.0
+    for (rate, kept), (next_rate, next_kept) in pairwise(points):
+        if next_kept < target:
+            return rate + (kept - target) / (kept - next_kept) * (next_rate - rate)
+    return points[-1][0]
+
+
+def variants(base: Contender, changes: Mapping[str, Mapping[str, Any]]) -> list[Contender]:
+    """Return *base* with each set of options laid over its own, labelled by name."""
+    return [
+        replace(base, label=label, options={**base.options, **options})
+        for label, options in changes.items()
+    ]

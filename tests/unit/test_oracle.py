@@ -1,0 +1,290 @@
+"""The bound is passed by nobody; the search finds what trying everything finds."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from headway.engines.sim.engine import SimEngine
+from headway.engines.sim.run import SimRun
+from headway.engines.virtual import Call, Outcome
+from headway.errors import UserError
+from headway.latency.profile import StepCost
+from headway.metrics import define
+from headway.oracle.bound import bound
+from headway.oracle.model import Server, StepModel
+from headway.oracle.policy import scheduler
+from headway.oracle.search import Found, search
+from headway.policy import registry
+from headway.policy.scheduler import Scheduler
+from headway.slo import NO_PROMISE, Slo
+from headway.workloads.schema import WorkloadRequest
+
+COST = StepCost(32, 0.01, 1e-4, 4e-4, 2e-6, 1e-4, 1e-6, 5e-4)
+STEP_TOKENS = 128
+BLOCK = 4
+
+
+def load(
+    seed: int, count: int, rate_rps: float, most_prompt: int = 150, most_output: int = 40
+) -> tuple[list[WorkloadRequest], dict[str, Slo]]:
+    """Requests with promises of every sort, some of which cannot be kept."""
+    rng = np.random.default_rng(seed)
+    at_s = np.cumsum(rng.exponential(1 / rate_rps, count))
+    requests = [
+        WorkloadRequest(
+            f"r{i}", float(at_s[i]), int(rng.integers(1, most_prompt)),
+            int(rng.integers(1, most_output)),
+        )
+        for i in range(count)
+    ]  # fmt: skip
+    kinds = (
+        lambda: Slo(ttft_s=float(rng.uniform(0.02, 0.5)), tbt_s=float(rng.uniform(0.012, 0.06))),
+        lambda: Slo(ttft_s=float(rng.uniform(0.05, 0.4))),
+        lambda: Slo(jct_s=float(rng.uniform(0.2, 1.5))),
+        lambda: Slo(ttft_s=0.3, tbt_s=0.03, jct_s=float(rng.uniform(0.3, 1.5))),
+    )
+    return requests, {r.id: kinds[int(rng.integers(4))]() for r in requests}
+
+
+def serve(
+    policy: Scheduler,
+    requests: list[WorkloadRequest],
+    slos: dict[str, Slo],
+    kv_tokens: int,
+    asynchronous: bool = False,
+) -> set[str]:
+    """Run the requests through the simulator; return whose promise was kept."""
+    engine = SimEngine(
+        num_blocks=kv_tokens // BLOCK,
+        block_size=BLOCK,
+        max_num_batched_tokens=STEP_TOKENS,
+        asynchronous=asynchronous,
+    )
+    calls = []
+    for request in requests:
+        slo = slos[request.id]
+        fields = {"slo_ttft_ms": slo.ttft_s, "slo_tbt_ms": slo.tbt_s, "slo_jct_ms": slo.jct_s}
+        xargs = {name: value * 1000 for name, value in fields.items() if value is not None}
+        calls.append(
+            Call(
+                request.id,
+                request.arrived_at_s,
+                request.num_prompt_tokens,
+                request.num_output_tokens,
+                xargs,
+            )
+        )
+    outcomes = SimRun(engine, COST.step_s, policy).run(calls)
+    return {i for i, o in outcomes.items() if was_kept(o, slos[i])}
+
+
+def was_kept(outcome: Outcome, slo: Slo) -> bool:
+    finished = outcome.finish_reason in ("stop", "length")
+    return define.attained(
+        slo, outcome.call.arrived_at_s, list(outcome.emitted_at_s), finished=finished
+    )
+
+
+# -- nobody passes the bound ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", registry.names())
+def test_no_policy_passes_the_bound(policy: str) -> None:
+    """Every preset, with and without KV pressure, calm and overloaded, one step ahead or not."""
+    for seed, (rate_rps, kv_tokens) in enumerate([(4, 4000), (15, 4000), (15, 400), (60, 600)]):
+        requests, slos = load(seed, 14, rate_rps)
+        most = bound(requests, slos, COST, kv_tokens, STEP_TOKENS)
+        kept = serve(registry.build(policy), requests, slos, kv_tokens, asynchronous=seed == 1)
+        assert len(kept) / len(requests) <= most + 1e-12
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_no_order_passes_the_bound(seed: int) -> None:
+    """Neither do all orders of all subsets of four requests, in the model and in the simulator."""
+    kv_tokens = (300, 2000)[seed % 2]
+    requests, slos = load(seed, 4, (8, 40, 200)[seed % 3])
+    server = Server(COST, kv_tokens, STEP_TOKENS)
+    model = StepModel(requests, slos, server)
+    best = max(
+        len(model.play(order))
+        for size in range(5)
+        for order in itertools.permutations(range(4), size)
+    )
+    most = bound(requests, slos, COST, kv_tokens, STEP_TOKENS)
+    assert best / 4 <= most + 1e-12
+    found = search(model, seed=seed)
+    assert found.attainment == best / 4
+    kept = serve(scheduler(found, requests, COST.step_s), requests, slos, kv_tokens)
+    assert len(kept) / 4 <= most + 1e-12
+
+
+def test_the_bound_is_no_mere_one() -> None:
+    """On random overloads it says less than everybody, and more KV never makes it less."""
+    below = 0
+    for seed in range(3):
+        requests, slos = load(seed, 40, 80)
+        little, much = (bound(requests, slos, COST, kv, STEP_TOKENS) for kv in (300, 6000))
+        assert little <= much
+        below += much < 0.9
+    assert below >= 2
+
+
+def alike(
+    count: int, slo: Slo, prompt: int, output: int = 1
+) -> tuple[list[WorkloadRequest], dict[str, Slo]]:
+    requests = [WorkloadRequest(f"r{i}", 0.0, prompt, output) for i in range(count)]
+    return requests, {r.id: slo for r in requests}
+
+
+def test_two_prompts_that_share_too_short_a_time() -> None:
+    """Each fits alone, both together need a fifth more than there is: one of two."""
+    line = StepCost(1, 0.0, 0.001, 0.001, 0.0, 0.0, 0.0, 0.0)
+    requests, slos = alike(2, Slo(ttft_s=0.1), 60)
+    assert bound(requests, slos, line, 1000, 128) == 0.5
+    assert bound(requests, slos, line, 1000, 128, scale=0.8) == 1.0
+    assert bound(requests, slos, line, 1000, 128, scale=2.0) == 0.0
+
+
+def test_kv_bounds_too() -> None:
+    """Ten streams of 100 to 150 tokens of KV for 50 steps of 10 ms, within 0.7 s: with room for
+    two at a time 49 gaps x 101 tokens x 10 ms each make four of 0.69 s x 300 tokens; with much
+    room all can."""
+    line = StepCost(1, 0.01, 1e-6, 1e-6, 0.0, 0.0, 0.0, 0.0)
+    requests, slos = alike(10, Slo(ttft_s=0.2, tbt_s=0.0102), 100, 50)
+    assert bound(requests, slos, line, 2000, 2048) == 1.0
+    assert bound(requests, slos, line, 300, 2048) == 0.4
+
+
+def test_a_long_stream_may_pause_unless_told_otherwise() -> None:
+    """Of over a hundred gaps one may be as long as one likes, so KV for one serves them all in
+    turn; if no pause may exceed a tenth of a second, it does not."""
+    line = StepCost(1, 0.01, 1e-6, 1e-6, 0.0, 0.0, 0.0, 0.0)
+    requests, slos = alike(8, Slo(ttft_s=0.5, tbt_s=0.0102), 50, 120)
+    assert bound(requests, slos, line, 200, 2048) == 1.0
+    assert bound(requests, slos, line, 200, 2048, longest_gap_s=0.1) < 0.5
+
+
+def test_who_cannot_be_kept_and_who_asks_for_nothing() -> None:
+    """A prompt beyond the cache, a gap below any step and a completion before the last token
+    are out whatever is done; without a promise it is enough to finish."""
+    requests = [WorkloadRequest(f"r{i}", 0.0, n, 50) for i, n in enumerate((500, 10, 10, 10))]
+    slos = dict(
+        zip(
+            ("r0", "r1", "r2", "r3"),
+            (NO_PROMISE, Slo(tbt_s=0.009), Slo(jct_s=0.3), NO_PROMISE),
+            strict=True,
+        )
+    )
+    assert bound(requests, slos, COST, 400, STEP_TOKENS) == 0.25
+
+
+def test_windows_on_a_grid_only_loosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer instants make the bound larger, never smaller."""
+    requests, slos = load(3, 30, 60)
+    exact = bound(requests, slos, COST, 600, STEP_TOKENS)
+    monkeypatch.setattr("headway.oracle.bound.MOST_INSTANTS", 12)
+    assert bound(requests, slos, COST, 600, STEP_TOKENS) >= exact
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"kv_tokens": 0}, "kv_tokens"),
+        ({"max_step_tokens": -1}, "max_step"),
+        ({"scale": 0}, "scale"),
+    ],
+)
+def test_a_wrong_size_is_one_sentence(change: dict[str, float], word: str) -> None:
+    """It names the argument."""
+    requests, slos = load(0, 2, 1)
+    sizes = {"kv_tokens": 100, "max_step_tokens": 64, **change}
+    with pytest.raises(UserError, match=word):
+        bound(requests, slos, COST, **sizes)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="at least one request"):
+        bound([], {}, COST, 100, 64)
+
+
+# -- the search ---------------------------------------------------------------------------------
+
+
+def test_a_search_is_reproducible_and_bounded() -> None:
+    """The same seed gives the same order; more plays never give a worse one."""
+    requests, slos = load(5, 40, 60)
+    model = StepModel(requests, slos, Server(COST, 800, STEP_TOKENS))
+    one, two = (search(model, seed=3, max_plays=40) for _ in range(2))
+    assert one == two
+    assert one.num_plays == 40
+    longer = search(model, seed=3, max_plays=200)
+    assert longer.attainment >= one.attainment
+    again = search(model, seed=4, max_plays=1, start=longer)
+    assert again.attainment == longer.attainment
+    for found in (one, longer, again):
+        assert set(found.rank) | found.dropped == {r.id for r in requests}
+        assert not set(found.rank) & found.dropped
+        assert sorted(found.rank.values()) == list(range(len(found.rank)))
+    with pytest.raises(UserError, match="max_plays"):
+        search(model, max_plays=0)
+    with pytest.raises(UserError, match="at least one request"):
+        search(StepModel([], {}, Server(COST, 800, STEP_TOKENS)))
+
+
+class Simulated(StepModel):
+    """Plays orders in the simulator itself."""
+
+    def __init__(self, requests: list[WorkloadRequest], slos: dict[str, Slo], kv: int) -> None:
+        super().__init__(requests, slos, Server(COST, kv, STEP_TOKENS))
+        self.given, self.promises, self.kv_tokens = requests, slos, kv
+        self.index = {r.id: i for i, r in enumerate(self.requests)}
+
+    def play(self, order: Sequence[int]) -> set[int]:
+        names = [r.id for r in self.requests]
+        rank = {names[i]: at for at, i in enumerate(order)}
+        found = Found(rank, frozenset(names).difference(rank), 0.0, 1)
+        policy = scheduler(found, self.given, COST.step_s)
+        kept = serve(policy, self.given, self.promises, self.kv_tokens)
+        assert not policy.live.requests
+        return {self.index[name] for name in kept}
+
+
+def test_the_oracle_keeps_the_most() -> None:
+    """Over overloads it keeps more than any preset does, polished by a few plays of the
+    simulator itself, whose last word is what a run of that order gives."""
+    kept: dict[str, int] = {}
+    for seed in range(3):
+        requests, slos = load(seed, 30, 30)
+        fast = StepModel(requests, slos, Server(COST, 1200, STEP_TOKENS))
+        found = search(
+            Simulated(requests, slos, 1200), seed=seed, max_plays=10,
+            start=search(fast, seed=seed, max_plays=60),
+        )  # fmt: skip
+        for name in ("oracle", "fcfs", "accelgen", "slack"):
+            policy = (
+                scheduler(found, requests, COST.step_s)
+                if name == "oracle"
+                else registry.build(name)
+            )
+            one = serve(policy, requests, slos, 1200)
+            kept[name] = kept.get(name, 0) + len(one)
+            if name == "oracle":
+                assert len(one) / 30 == found.attainment
+                assert len(one) / 30 <= bound(requests, slos, COST, 1200, STEP_TOKENS)
+    assert kept["oracle"] == max(kept.values())
+    assert kept["accelgen"] < kept["oracle"]
+
+
+def test_the_model_agrees_with_a_step_by_hand() -> None:
+    """One prompt and its two gaps: kept when the promise is that long, lost when a hair less."""
+    request = WorkloadRequest("r", 1.0, 10, 3)
+    prompt_s = 0.01 + 10 * 1e-4 + 50 * 1e-6 + 5e-4
+    gap_s = 0.01 + 1e-4 + 11 * 2e-6 + 1e-4
+    for factor, kept in ((1 + 1e-9, {0}), (1 - 1e-3, set())):
+        slo = Slo(ttft_s=prompt_s * factor, tbt_s=gap_s * factor)
+        assert StepModel([request], {"r": slo}, Server(COST, 100, 64)).play([0]) == kept
+    assert (
+        StepModel([request], {"r": Slo(ttft_s=math.inf)}, Server(COST, 100, 64)).play([]) == set()
+    )

@@ -1,0 +1,329 @@
+"""Proactive allocation, the global reserve, and who may draw on it."""
+
+from __future__ import annotations
+
+import math
+from random import Random
+from typing import Any
+
+import pytest
+
+from headway.latency.online import OnlineModel
+from headway.policy.context import PlanContext
+from headway.policy.kv.critical import Critical
+from headway.policy.kv.ledger import KvLedger
+from headway.policy.kv.lending import LendingBook
+from headway.policy.kv.proactive import Proactive
+from headway.policy.kv.reserve import FixedReserve, MeasuredReserve, NoReserve
+from headway.policy.live import LiveRequests
+from headway.policy.predict import MaxTokens, SlidingHistogram
+from headway.policy.preempt import Youngest
+from headway.policy.victims.buckets import Buckets
+from headway.policy.victims.cheapest import CheapestSet
+from headway.policy.view import EngineView
+from headway.request import Request, Standing, State
+from headway.slo import NO_PROMISE, Slo
+
+SIZE = 16
+TIGHT, LOOSE = Slo(ttft_s=9.0, tbt_s=0.06), Slo(ttft_s=9.0, tbt_s=1.0)
+
+
+class Scene:
+    """Running requests, free blocks, and the plan that is being made."""
+
+    def __init__(self, num_free: int, num_total: int = 200, in_flight: int = 0) -> None:
+        self.live, self.ledger = LiveRequests(), KvLedger(LendingBook())
+        view = EngineView(num_total, num_free, SIZE, 64, 512, in_flight)
+        self.ctx = PlanContext(
+            view, 10.0, 10.0, 0, 0.05, math.inf, math.inf, self.live, self.ledger,
+            OnlineModel(), max_step_s=0.1,
+        )  # fmt: skip
+
+    def decoding(
+        self, name: str, num_tokens: int, slo: Slo = NO_PROMISE, output: int = 500
+    ) -> Request:
+        """Add a stream of *num_tokens* tokens, the newest without KV yet."""
+        request = Request(name, slo, 9.0, num_tokens - 1, output)
+        self.live.arrive(request)
+        self.live.unqueue(request)
+        request.move(State.RUNNING, 9.0, "started")
+        self.live.start_prefill(request)
+        request.num_computed_tokens = num_tokens - 1
+        request.num_output_tokens = 1
+        request.first_token_at_s = request.last_token_at_s = 10.0
+        self.live.start_decode(request)
+        self.ledger.enter(request, 0)
+        return request
+
+    def prompt(self, name: str, num_tokens: int, done: int) -> Request:
+        request = Request(name, NO_PROMISE, 9.0, num_tokens, 50)
+        self.live.arrive(request)
+        self.live.unqueue(request)
+        request.move(State.RUNNING, 9.0, "started")
+        request.num_computed_tokens = done
+        self.live.start_prefill(request)
+        self.ledger.enter(request, 0)
+        return request
+
+    def fund(self, reserve: int = 0, ahead: int = 2, **given: Any) -> list[str]:
+        kept = FixedReserve(reserve) if reserve else NoReserve()
+        funder = Proactive(kept, Critical(), ahead)
+        predictor = given.get("predictor", MaxTokens())
+        plan = funder.fund(self.ctx, predictor, given.get("preemptor", Youngest()))
+        return [p.request_id for p in plan]
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "ahead", "spoken_for"),
+    [
+        (16, 1, 0),  # 15 with KV: the next fills the block.
+        (17, 1, 1),  # 16 with KV: the next opens one.
+        (16, 2, 1),
+        (15, 2, 0),
+        (15, 3, 1),
+        (15, 19, 2),
+    ],
+)
+def test_blocks_needed_within_the_look_ahead_are_spoken_for(
+    num_tokens: int, ahead: int, spoken_for: int
+) -> None:
+    """Newcomers get what is left once the running have theirs, k steps ahead."""
+    scene = Scene(num_free=50)
+    scene.decoding("r", num_tokens)
+    assert scene.fund(ahead=ahead) == []
+    assert scene.ctx.num_spare_blocks == 50 - spoken_for
+
+
+def test_with_a_step_in_flight_one_more_token_counts() -> None:
+    """Under asynchronous scheduling the token in flight has its KV already."""
+    for in_flight, spoken_for in ((1, 0), (2, 1)):
+        scene = Scene(num_free=50, in_flight=in_flight)
+        scene.decoding("r", 15)
+        scene.fund(ahead=1)
+        assert scene.ctx.num_spare_blocks == 50 - spoken_for
+
+
+def test_a_request_near_its_bound_needs_no_more() -> None:
+    """Nobody is given blocks for tokens it may not generate."""
+    scene = Scene(num_free=50)
+    scene.decoding("r", 16, output=2)
+    scene.fund(ahead=10)
+    assert scene.ctx.num_spare_blocks == 50
+
+
+def test_prompts_in_progress_are_paid_for_in_full() -> None:
+    """They were admitted as a whole: 100 tokens, 30 done, 5 blocks to come."""
+    scene = Scene(num_free=50)
+    scene.prompt("p", 100, 30)
+    scene.fund()
+    assert scene.ctx.num_spare_blocks == 45
+
+
+def test_victims_leave_before_anybody_stalls() -> None:
+    """Two blocks are needed within two steps and one is free: the youngest leaves now."""
+    scene = Scene(num_free=1)
+    scene.decoding("a", 16)
+    scene.decoding("b", 16)
+    scene.decoding("c", 40)
+    assert scene.fund(ahead=1) == []
+    assert scene.fund(ahead=2) == ["c"]
+    assert scene.ctx.num_spare_blocks == 1 + 3 - 2
+
+
+def test_a_victim_needs_no_blocks() -> None:
+    """What a victim would have needed is no longer asked for."""
+    scene = Scene(num_free=1)
+    for name in "abc":
+        scene.decoding(name, 17)
+    assert scene.fund() == ["c"]
+    assert scene.ctx.num_spare_blocks == 0
+
+
+def test_the_last_one_running_is_never_a_victim() -> None:
+    """Alone with too few blocks, it goes on: the engine ends it when it owns everything."""
+    scene = Scene(num_free=0)
+    scene.decoding("a", 17)
+    assert scene.fund() == []
+
+
+def test_only_the_critical_draw_on_the_reserve() -> None:
+    """With 8 blocks free and 8 in reserve, a loose stream costs a victim and a tight one none."""
+    for slo, victims in ((LOOSE, ["young"]), (TIGHT, [])):
+        scene = Scene(num_free=8)
+        scene.decoding("grows", 17, slo)
+        scene.decoding("young", 30)
+        assert scene.fund(reserve=8) == victims
+
+
+def test_what_is_left_is_the_reserve_first() -> None:
+    """Spare blocks are those beyond the reserve; the reserve is told apart."""
+    scene = Scene(num_free=20)
+    scene.decoding("a", 17, TIGHT)
+    scene.fund(reserve=8)
+    assert (scene.ctx.num_spare_blocks, scene.ctx.num_reserve_blocks) == (11, 8)
+    scene = Scene(num_free=6)
+    scene.decoding("a", 17, TIGHT)
+    scene.fund(reserve=8)
+    assert (scene.ctx.num_spare_blocks, scene.ctx.num_reserve_blocks) == (0, 5)
+
+
+def test_nobody_running_leaves_everything_to_newcomers() -> None:
+    """A reserve for the running is none when nobody runs."""
+    scene = Scene(num_free=20, num_total=20)
+    scene.fund(reserve=8)
+    assert scene.ctx.num_spare_blocks == 20
+
+
+def test_an_estimate_is_extended_before_it_is_outgrown() -> None:
+    """Two steps before its end it is predicted again, at least a block further."""
+    for step in (6, 7, 8):
+        scene = Scene(num_free=50)
+        request = scene.decoding("r", 20)
+        request.predicted_output_tokens = 10
+        scene.ledger.enter(request, 0)
+        request.num_output_tokens = 1 + step
+        scene.ctx.step = step
+        scene.fund(predictor=SlidingHistogram(min_samples=1))
+        if step == 8:  # Of its ten tokens the ninth is out: the step after next has none.
+            assert request.predicted_output_tokens >= 9 + SIZE
+            assert not scene.ledger.everyone.overdue(step + 2)
+        else:
+            assert request.predicted_output_tokens == 10
+
+
+def test_the_book_knows_cache_and_reserve() -> None:
+    """The lending book is told what the cache holds and what is set aside."""
+    scene = Scene(num_free=100)
+    scene.decoding("r", 17)
+    scene.fund(reserve=8)
+    book = scene.ledger.lending
+    assert book is not None
+    assert (book.capacity_tokens, book.reserve_tokens) == (200 * SIZE, 8 * SIZE)
+
+
+def test_a_tiny_cache_has_a_tiny_reserve() -> None:
+    """A fixed reserve never takes more than an eighth."""
+    assert FixedReserve(8).num_blocks(Scene(1, num_total=200).ctx) == 8
+    assert FixedReserve(8).num_blocks(Scene(1, num_total=40).ctx) == 5
+    assert FixedReserve(8).num_blocks(Scene(1, num_total=7).ctx) == 0
+
+
+def test_the_measured_reserve_is_a_quantile_of_what_was_outgrown() -> None:
+    """It equals the quantile of the last sums, re-sorted each time."""
+    rng, reserve, sums = Random(3), MeasuredReserve(0.9, window=50), []
+    scene = Scene(0, num_total=4000)
+    for _ in range(300):
+        overrun = rng.randint(0, 400)
+        scene.ledger.overrun_tokens = lambda step, tokens=overrun: tokens  # type: ignore[method-assign,misc]
+        sums.append(overrun)
+        last = sorted(sums[-50:])
+        expected = last[math.ceil(0.9 * len(last)) - 1]
+        assert reserve.num_blocks(scene.ctx) == -(-expected // SIZE)
+
+
+def test_the_measured_reserve_grows_with_wrong_predictions() -> None:
+    """Nothing outgrown, nothing set aside; a request far beyond its estimate is paid for."""
+    scene = Scene(num_free=100)
+    request = scene.decoding("r", 20)
+    request.predicted_output_tokens = 5
+    scene.ledger.leave("r")
+    scene.ledger.enter(request, 0)
+    reserve = MeasuredReserve(0.95, window=8)
+    assert reserve.num_blocks(scene.ctx) == 0
+    request.predicted_output_tokens = 400
+    scene.ledger.enter(request, 0)
+    scene.ctx.step = 104
+    assert [reserve.num_blocks(scene.ctx) for _ in range(8)][-1] == 7
+
+
+def test_slack_is_due_time_less_the_work_still_to_do() -> None:
+    """Waiting by its first token, streaming by its gap; nobody without a live promise."""
+    scene, critical = Scene(num_free=50), Critical()
+    stream = scene.decoding("s", 20, TIGHT)
+    assert critical.slack_s(scene.ctx, stream) == pytest.approx(0.06)
+    assert critical.holds(scene.ctx, stream)
+    assert not critical.holds(scene.ctx, scene.decoding("l", 20, LOOSE))
+    assert critical.slack_s(scene.ctx, scene.decoding("n", 20)) == math.inf
+    job = scene.decoding("j", 20, Slo(jct_s=5.0), output=41)
+    assert critical.slack_s(scene.ctx, job) == pytest.approx(9.0 + 5.0 - 40 * 0.05 - 10.0)
+    waits = Request("w", Slo(ttft_s=1.0), 9.5, 300, 10)
+    waits.due_at_s = 10.5
+    ctx = scene.ctx
+    prompt_s = ctx.latency.predict_s(ctx.shape.with_chunk(512, 0)) - ctx.latency.predict_s(
+        ctx.shape
+    )
+    assert critical.slack_s(ctx, waits) == pytest.approx(0.5 - 300 * prompt_s / 512)
+
+
+def test_the_buckets_order_victims() -> None:
+    """No promise, loose gap, much to come, little held, in this order; the overdue last."""
+    scene = Scene(num_free=0)
+    scene.decoding("tight", 20, TIGHT)
+    scene.decoding("loose", 20, LOOSE)
+    scene.decoding("none small", 20, output=200)
+    scene.decoding("none big", 60, output=200)
+    scene.decoding("none long", 90, output=400)
+    order = [r.request_id for r in Buckets().for_running(scene.ctx)]
+    assert order == ["none long", "none small", "none big", "loose", "tight"]
+    scene.ctx.max_wait_s = 1.0
+    scene.live.requests["none long"].last_token_at_s = 9.0
+    order = [r.request_id for r in Buckets().for_running(scene.ctx)]
+    assert order == ["none small", "none big", "loose", "tight", "none long"]
+
+
+def test_a_guest_in_the_way_is_the_first_victim() -> None:
+    """However tight its promise: it overstays in room that its owner needs now."""
+    scene = Scene(num_free=0)
+    scene.decoding("owner", 100, output=400)
+    guest = scene.decoding("guest", 20, TIGHT, output=40)
+    book = scene.ledger.lending
+    assert book is not None
+    assert book["guest"].owner == "owner"
+    assert next(Buckets().for_running(scene.ctx)).request_id == "owner"
+    guest.max_output_tokens = guest.predicted_output_tokens = 390
+    scene.ledger.enter(guest, 0)
+    order = [r.request_id for r in Buckets().for_running(scene.ctx)]
+    assert order == ["guest", "owner"]
+
+
+def test_a_newcomer_is_paid_only_while_it_is_critical_and_on_time() -> None:
+    """And only with whom that makes neither late nor critical; the lost only where told."""
+    scene, critical = Scene(num_free=0), Critical()
+    scene.decoding("loose", 20, LOOSE)
+    scene.decoding("hurried job", 20, Slo(jct_s=1.4), output=5)
+    scene.decoding("patient job", 30, Slo(jct_s=60.0), output=5)
+    scene.decoding("none", 40)
+    lost = scene.decoding("lost", 50, LOOSE)
+    scene.live.change_standing(lost, Standing.LOST)
+    for due_in_s, expected in ((-1.0, []), (0.09, ["none", "patient job"]), (5.0, [])):
+        waits = Request("w", Slo(ttft_s=1.0), 9.5, 1, 10)
+        waits.due_at_s = scene.ctx.ref_s + due_in_s
+        victims = [r.request_id for r in Buckets(critical).for_claim(scene.ctx, waits)]
+        assert victims == expected
+        assert list(Buckets().for_claim(scene.ctx, waits)) == []
+        victims = [
+            r.request_id for r in Buckets(critical, spends_late=True).for_claim(scene.ctx, waits)
+        ]
+        assert victims == sorted(
+            expected + ["lost"] * bool(expected), key=["none", "lost", "patient job"].index
+        )
+
+
+def test_the_cheapest_set_spares_who_cannot_wait() -> None:
+    """One big stream with a tight promise is spared for two small ones without."""
+    scene = Scene(num_free=0)
+    scene.decoding("tight big", 160, TIGHT)
+    scene.decoding("small", 80)
+    scene.decoding("small too", 80)
+    victims = CheapestSet(Critical())
+    scene.ctx.num_short_blocks = 10
+    order = [r.request_id for r in victims.for_running(scene.ctx)]
+    assert order == ["small", "small too", "tight big"]
+    scene.ctx.num_short_blocks = 4
+    assert len(list(victims.for_running(scene.ctx))) == 3, "the rest follow, if it takes more"
+    claim = Request("w", Slo(ttft_s=1.0), 9.5, 1, 10)
+    assert [r.request_id for r in victims.for_claim(scene.ctx, claim)] == ["small"]
+    scene.ctx.num_short_blocks = 99
+    assert list(victims.for_claim(scene.ctx, claim)) == []
+    scene.ctx.num_short_blocks = 20
+    assert list(victims.for_claim(scene.ctx, claim)) == [], "that would cost what it wins"
