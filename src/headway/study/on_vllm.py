@@ -66,8 +66,8 @@ def serve(
         outcomes=outcomes,
         rows=run.rows,
         capacity_tokens=run.capacity_tokens,
-        num_recomputed=run.num_preemptions,
-        num_swapped=0,
+        num_recomputed=run.num_preemptions - run.link.num_swapped,
+        num_swapped=run.link.num_swapped,
         plan_us=quantiles_us(plan_s),
     )
 
