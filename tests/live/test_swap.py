@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 
-
 pytestmark = pytest.mark.live
 
 NUM_PROMPTS, NUM_TOKENS, BLOCK = 60, 48, 32
