@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 
 from headway.engines.sim.engine import SimEngine
-from headway.engines.sim.fixed import FixedModel
 from headway.engines.sim.fleet import Fleet
 from headway.engines.sim.routers import LeastWork, RoundRobin, Router
 from headway.engines.sim.run import SimRun
 from headway.engines.virtual import Call
+from headway.latency.fixed import FixedModel
 from headway.latency.model import StepShape
 from headway.latency.online import OnlineModel
 from headway.latency.roofline import Roofline
@@ -55,7 +55,7 @@ def truth(shape: StepShape) -> float:
 
 def build(policy: str, num_blocks: int = 20_000, **kept: Any) -> SimRun:
     """Return a server of the benchmark."""
-    latency = OnlineModel(H100) if policy == "slack" else FixedModel(H100)
+    latency = OnlineModel(H100) if policy == "slack" else FixedModel(H100.coefficients())
     engine = SimEngine(num_blocks=num_blocks, max_num_batched_tokens=2048)
     return SimRun(engine, truth, registry.build(policy, latency=latency), **kept)
 

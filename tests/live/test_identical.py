@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +16,21 @@ ROOMY, TIGHT = 400, 40
 """KV blocks of 32 tokens: all 40 prompts at once, and about a quarter of them."""
 
 
-def generate(policy: str, num_blocks: int) -> dict[str, Any]:
-    """Run one engine in a process of its own."""
-    settings = json.dumps({"policy": policy, "num_blocks": num_blocks})
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), settings],
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    line = next(x for x in done.stdout.splitlines() if x.startswith("RESULT "))
-    result: dict[str, Any] = json.loads(line.removeprefix("RESULT "))
-    return result
+Generate = Callable[[str, int], dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def reference() -> dict[str, Any]:
+def generate(run_engine: Callable[[Path, str], dict[str, Any]]) -> Generate:
+    """Serve the prompts under a policy in so many blocks."""
+
+    def served(policy: str, num_blocks: int) -> dict[str, Any]:
+        return run_engine(SCRIPT, json.dumps({"policy": policy, "num_blocks": num_blocks}))
+
+    return served
+
+
+@pytest.fixture(scope="module")
+def reference(generate: Generate) -> dict[str, Any]:
     """Stock vLLM with room for everybody."""
     result = generate("stock", ROOMY)
     assert result["preemptions"] == 0
@@ -43,7 +39,7 @@ def reference() -> dict[str, Any]:
 
 @pytest.mark.parametrize("policy", ["fcfs", "slack"])
 def test_tokens_are_identical_under_forced_preemption(
-    policy: str, reference: dict[str, Any]
+    policy: str, generate: Generate, reference: dict[str, Any]
 ) -> None:
     """Forty prompts in a quarter of the cache they need: preempted, no token differs."""
     result = generate(policy, TIGHT)

@@ -2,7 +2,7 @@
 
 One engine of a quarter of the cache its prompts need serves them by recompute, by swap, by both,
 and to clients half of whom hang up; a stock engine with room for everybody is the reference.
-Run by pytest as tests, and by the tests as ``python test_swap.py SETTINGS_JSON``, one process an
+Run by pytest as tests, and by the tests as ``python test_swap.py NAME``, one process an
 engine.
 """
 
@@ -11,8 +11,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -27,31 +28,16 @@ ROOMY, TIGHT, HOST = 600, 40, 200
 MODES = ("recompute", "swap", "mixed")
 
 
-def engine(name: str) -> dict[str, Any]:
-    """Run one engine in a process of its own and return what it prints."""
-    done = subprocess.run(
-        [sys.executable, __file__, name],
-        capture_output=True,
-        text=True,
-        timeout=3600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    line = next(x for x in done.stdout.splitlines() if x.startswith("RESULT "))
-    result: dict[str, Any] = json.loads(line.removeprefix("RESULT "))
-    return result
-
-
 @pytest.fixture(scope="module")
-def reference() -> dict[str, Any]:
+def reference(run_engine: Callable[[Path, str], dict[str, Any]]) -> dict[str, Any]:
     """Stock vLLM with room for everybody."""
-    return engine("stock")
+    return run_engine(Path(__file__), "stock")
 
 
 @pytest.fixture(scope="module")
-def pressed() -> dict[str, Any]:
+def pressed(run_engine: Callable[[Path, str], dict[str, Any]]) -> dict[str, Any]:
     """Headway with the swap connector and hardly any cache."""
-    return engine("pressed")
+    return run_engine(Path(__file__), "pressed")
 
 
 @pytest.mark.parametrize("mode", MODES)

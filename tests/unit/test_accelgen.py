@@ -10,6 +10,7 @@ import pytest
 
 from headway.errors import UserError
 from headway.latency import profile
+from headway.latency.fixed import FixedModel
 from headway.latency.model import StepShape
 from headway.policy import registry
 from headway.policy.accelgen.budget import GRAIN_TOKENS, DynamicChunk, saturating_tokens
@@ -35,28 +36,13 @@ WAYS: tuple[dict[str, Any], ...] = (
 )
 
 
-class Flat:
-    """A latency model that is a line: no learning, no noise."""
-
-    def __init__(self, fixed_s: float = 0.01, token_s: float = 0.001) -> None:
-        self.fixed_s, self.token_s = fixed_s, token_s
-
-    def predict_s(self, shape: Any) -> float:
-        tokens = shape.num_prefill_tokens + shape.num_decodes
-        return float(self.fixed_s + self.token_s * tokens)
-
-    def margin(self, mixed: bool, miss_rate: float) -> float:
-        return 1.0
-
-    def exceeds(self, mixed: bool, ratio: float) -> float:
-        return float(ratio < 1.0)
-
-    def observe(self, shape: Any, duration_s: float) -> None:
-        """It knows already."""
+def flat(fixed_s: float = 0.01, token_s: float = 0.001) -> FixedModel:
+    """A latency model that is a line in the tokens of a step: no learning, no noise."""
+    return FixedModel((fixed_s, 0.0, token_s, token_s, 0.0, 0.0, 0.0))
 
 
 def server(fake_engine: Any, options: dict[str, Any] | None = None, **engine: Any) -> Any:
-    latency = engine.pop("latency", None) or Flat()
+    latency = engine.pop("latency", None) or flat()
     core = registry.build("accelgen", options=options or {}, latency=latency)
     engine.setdefault("step_time_s", latency.predict_s)
     engine.setdefault("max_step_tokens", 256)
@@ -249,7 +235,7 @@ def test_streams_are_spared_unless_careless(fake_engine: Any) -> None:
     for careful, expected in ((True, []), (False, ["stream"])):
         engine = server(
             fake_engine, {"careful": careful}, num_blocks=45, max_step_tokens=64,
-            latency=Flat(0.01, 0.002),
+            latency=flat(0.01, 0.002),
         )  # fmt: skip
         engine.arrive("stream", 150, 8, slo=Slo(ttft_s=5.0, tbt_s=0.4))
         for _ in range(3):
@@ -296,7 +282,7 @@ def test_a_late_prompt_goes_first_only_by_the_letter() -> None:
     """Time left below nothing sorts first; with late_last it sorts behind everybody."""
 
     class Ctx:
-        latency = Flat()
+        latency = flat()
         shape = StepShape()
         ref_s = 5.0
 

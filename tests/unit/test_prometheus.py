@@ -16,7 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import headway
 from headway.engines.vllm.watch import Watched
-from headway.metrics.prometheus import METRICS, QUERIES, exposition, reference
+from headway.metrics.catalogue import METRICS, QUERIES
+from headway.metrics.prometheus import exposition, reference
 from headway.metrics.tally import Histogram, Tallies, combine, quantile
 from headway.policy import registry
 from headway.policy.view import EngineView

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from headway.errors import UserError
+from headway.latency.fixed import FixedModel
 from headway.policy import registry
 from headway.policy.context import PlanContext
 from headway.policy.rivals.urgency import remaining_s, step_limit_s, urgent_s
@@ -35,24 +36,9 @@ SLOS = (
 )
 
 
-class Flat:
-    """A latency model that is a line: no learning, no noise."""
-
-    def __init__(self, fixed_s: float = 0.01, token_s: float = 0.001) -> None:
-        self.fixed_s, self.token_s = fixed_s, token_s
-
-    def predict_s(self, shape: Any) -> float:
-        tokens = shape.num_prefill_tokens + shape.num_decodes
-        return float(self.fixed_s + self.token_s * tokens)
-
-    def margin(self, mixed: bool, miss_rate: float) -> float:
-        return 1.0
-
-    def exceeds(self, mixed: bool, ratio: float) -> float:
-        return float(ratio < 1.0)
-
-    def observe(self, shape: Any, duration_s: float) -> None:
-        """It knows already."""
+def flat(fixed_s: float = 0.01, token_s: float = 0.001) -> FixedModel:
+    """A latency model that is a line in the tokens of a step: no learning, no noise."""
+    return FixedModel((fixed_s, 0.0, token_s, token_s, 0.0, 0.0, 0.0))
 
 
 def server(fake_engine: Any, policy: str, latency: Any = None, **engine: Any) -> Any:
@@ -272,7 +258,7 @@ def test_pastfuture_draws_from_the_past(fake_engine: Any) -> None:
 
 def fastserve(fake_engine: Any, **engine: Any) -> tuple[Any, Any]:
     options = {"quantum_s": 0.04, **engine.pop("options", {})}
-    made = server(fake_engine, "fastserve", Flat(), options=options, **engine)
+    made = server(fake_engine, "fastserve", flat(), options=options, **engine)
     return made, made.core.parts.prioritizer._ranking
 
 
@@ -351,7 +337,7 @@ def test_qoserve_spends_the_slack_of_early_tokens(fake_engine: Any) -> None:
     10 ms + 1 ms a token; the stream's first token came after 15 ms, due after 100 ms, then
     every 30 ms. The next is due at 130 ms: 115 ms of slack hold 1 decode and 104 tokens.
     """
-    engine = server(fake_engine, "qoserve", Flat(), max_step_tokens=512, num_blocks=500)
+    engine = server(fake_engine, "qoserve", flat(), max_step_tokens=512, num_blocks=500)
     engine.arrive("stream", 5, 40, slo=Slo(ttft_s=0.1, tbt_s=0.03))
     plan(engine)
     engine.arrive("long", 400, 4, slo=Slo(ttft_s=5.0, tbt_s=1.0))
@@ -366,7 +352,7 @@ def test_qoserve_weighs_due_time_against_work(
     fake_engine: Any, alpha_s: float, order: list[str]
 ) -> None:
     """Little alpha is earliest due date, much is shortest remaining prompt."""
-    engine = server(fake_engine, "qoserve", Flat(), options={"alpha_s": alpha_s})
+    engine = server(fake_engine, "qoserve", flat(), options={"alpha_s": alpha_s})
     engine.arrive("short", 10, 2, slo=Slo(ttft_s=1.1))
     engine.arrive("long", 50, 2, slo=Slo(ttft_s=1.0))
     assert [i for i, _, _ in chunks(plan(engine))] == order
@@ -374,7 +360,7 @@ def test_qoserve_weighs_due_time_against_work(
 
 def test_qoserve_relegates_who_would_be_late(fake_engine: Any) -> None:
     """A prompt of 60 ms due in 50 ms goes behind one that can be on time."""
-    engine = server(fake_engine, "qoserve", Flat(fixed_s=0.0))
+    engine = server(fake_engine, "qoserve", flat(fixed_s=0.0))
     engine.arrive("lost", 60, 2, slo=Slo(ttft_s=0.06 * 0.99 + 1e-3 * 0.5, tbt_s=1.0))
     engine.arrive("kept", 40, 2, slo=Slo(ttft_s=0.07, tbt_s=1.0))
     one = plan(engine)
@@ -399,7 +385,7 @@ def test_xllm_budget_and_urgency() -> None:
 
 def test_xllm_urgent_goes_before_a_stream_with_time(fake_engine: Any) -> None:
     """The step may take 120.5 ms: the urgent prompt takes 120, so the patient stream sits out."""
-    engine = server(fake_engine, "xllm", Flat(), max_step_tokens=512, num_blocks=200)
+    engine = server(fake_engine, "xllm", flat(), max_step_tokens=512, num_blocks=200)
     engine.arrive("patient", 5, 30, slo=Slo(ttft_s=5.0, tbt_s=2.0))
     plan(engine)
     engine.arrive("urgent", 110, 3, slo=Slo(ttft_s=0.1205, tbt_s=0.1))
@@ -410,7 +396,7 @@ def test_xllm_urgent_goes_before_a_stream_with_time(fake_engine: Any) -> None:
 
 def test_sliding_orders_by_protection_urgency_and_work(fake_engine: Any) -> None:
     """Urgent before easy, short before long, the unpromised and the hopeless last."""
-    engine = server(fake_engine, "sliding", Flat(fixed_s=0.0), max_step_tokens=512, num_blocks=200)
+    engine = server(fake_engine, "sliding", flat(fixed_s=0.0), max_step_tokens=512, num_blocks=200)
     engine.arrive("none", 3, 2)
     engine.arrive("long", 90, 2, slo=Slo(ttft_s=9.0))
     engine.arrive("short", 20, 2, slo=Slo(ttft_s=9.0))

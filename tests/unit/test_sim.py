@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from headway.engines.sim.engine import SimEngine
-from headway.engines.sim.fixed import FixedModel
 from headway.engines.sim.run import SimRun
 from headway.engines.sim.times import GapHistogram, GapSummary
 from headway.engines.virtual import Call
 from headway.errors import UserError
+from headway.latency.fixed import FixedModel
 from headway.latency.model import StepShape
+from headway.latency.roofline import Roofline
 from headway.policy import registry
 from headway.policy.events import Arrived, Event, Finished, StepDone, StepScheduled
 from headway.policy.plan import Preempt, StepPlan
@@ -32,7 +33,7 @@ def truth(shape: StepShape) -> float:
 
 
 def fcfs() -> Scheduler:
-    return registry.build("fcfs", latency=FixedModel())
+    return registry.build("fcfs", latency=FixedModel(Roofline().coefficients()))
 
 
 def mixed(num: int, seed: int, rate_rps: float = 20.0) -> list[Call]:

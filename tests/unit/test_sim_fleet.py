@@ -5,17 +5,18 @@ from __future__ import annotations
 import pytest
 
 from headway.engines.sim.engine import SimEngine
-from headway.engines.sim.fixed import FixedModel
 from headway.engines.sim.fleet import Fleet
 from headway.engines.sim.routers import LeastKv, LeastWork, RoundRobin, Router
 from headway.engines.sim.run import SimRun
 from headway.engines.virtual import Call
 from headway.errors import UserError
+from headway.latency.fixed import FixedModel
+from headway.latency.roofline import Roofline
 from headway.policy import registry
 
 
 def server(index: int, num_blocks: int = 400) -> SimRun:
-    policy = registry.build("fcfs", latency=FixedModel())
+    policy = registry.build("fcfs", latency=FixedModel(Roofline().coefficients()))
     return SimRun(SimEngine(num_blocks=num_blocks), lambda s: 0.01 + 1e-4 * s.num_decodes, policy)
 
 

@@ -11,7 +11,8 @@ import pytest
 from headway.metrics.kept import KeptRequest, Timeline
 from headway.metrics.lateness import lateness_of
 from headway.metrics.observed import Observed
-from headway.metrics.story import SlackLedger, Verdict
+from headway.metrics.story import SlackLedger
+from headway.metrics.tale import Verdict
 from headway.metrics.tally import Tallies
 from headway.slo import Slo
 

@@ -12,10 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from headway.errors import UserError
-from headway.policy.events import Event
 from headway.policy.lengths import fit
 from headway.policy.lengths.served import Served, served
-from headway.policy.log import parse_event
+from headway.policy.log import events_in
 from headway.workloads.schema import json_lines
 
 
@@ -63,7 +62,7 @@ def _in_a_row(logs: tuple[Path, ...]) -> Iterator[list[Served]]:
     """Yield the requests of each log; clocks of different runs are laid one behind the other."""
     now_s = 0.0
     for path in logs:
-        rows = served(_events(path))
+        rows = served(events_in(json_lines(path)))
         if not rows:
             raise UserError(f"{path} holds no request that came to an end.")
         shift_s = now_s - rows[0].arrived_at_s
@@ -74,17 +73,6 @@ def _in_a_row(logs: tuple[Path, ...]) -> Iterator[list[Served]]:
             for row in rows
         ]
         now_s = max(row.ended_at_s for row in rows) + shift_s
-
-
-def _events(path: Path) -> Iterator[Event]:
-    for where, row in json_lines(path):
-        if "event" in row:
-            try:
-                yield parse_event(row)
-            except (TypeError, KeyError):
-                raise UserError(f"{where}: not an event of a recording.") from None
-        elif not {"view", "plan"} & row.keys():
-            raise UserError(f"{where}: expected a line of a recording, with event, view or plan.")
 
 
 def _table(learned: fit.Score, histogram: fit.Score) -> Table:

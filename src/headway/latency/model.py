@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -65,6 +66,25 @@ class StepShape:
             self.sum_context_tokens,
             self.chunk_context + num_tokens * (prefix_tokens + num_tokens / 2),
         )
+
+
+def linear_s(coefficients: Sequence[float], shape: StepShape) -> float:
+    """Return the seconds of a step by a linear model.
+
+    Args:
+        coefficients: Seconds a unit of each of :data:`FEATURES`.
+    """
+    # Spelled out: this runs some ten times a plan, and a sum over features() costs four times it.
+    fixed, mixed, per_token, per_decode, per_context, per_pair, per_prefill = coefficients
+    seconds = fixed + per_decode * shape.num_decodes + per_context * shape.sum_context_tokens
+    if shape.num_prefill_tokens:
+        seconds += (
+            mixed
+            + per_token * shape.num_prefill_tokens
+            + per_pair * shape.chunk_context
+            + per_prefill * shape.num_prefills
+        )
+    return seconds
 
 
 class LatencyModel(Protocol):

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from scipy.optimize import nnls
 
 from headway.latency.conformal import RatioWindow
-from headway.latency.model import FEATURES, LatencyModel, StepShape
+from headway.latency.model import FEATURES, LatencyModel, StepShape, linear_s
 from headway.latency.roofline import Roofline
 
 FORGET = 0.995
@@ -72,16 +72,7 @@ class OnlineModel(LatencyModel):
 
     def predict_s(self, shape: StepShape) -> float:
         """Return the expected seconds of a step of this shape."""
-        fixed, mixed, per_token, per_decode, per_context, per_pair, per_prefill = self._coefficients
-        seconds = fixed + per_decode * shape.num_decodes + per_context * shape.sum_context_tokens
-        if shape.num_prefill_tokens:
-            seconds += (
-                mixed
-                + per_token * shape.num_prefill_tokens
-                + per_pair * shape.chunk_context
-                + per_prefill * shape.num_prefills
-            )
-        return seconds
+        return linear_s(self._coefficients, shape)
 
     def margin(self, mixed: bool, miss_rate: float) -> float:
         """Return the factor that covers all but *miss_rate* of recent steps of this mode."""

@@ -10,7 +10,8 @@ import math
 from collections import deque
 from typing import Any
 
-from headway.metrics.story import SlackLedger, Tale, Verdict
+from headway.metrics.story import SlackLedger
+from headway.metrics.tale import Tale, Verdict
 from headway.metrics.tally import (
     PLAN_BOUNDS_S,
     RATIO_BOUNDS,

@@ -176,10 +176,6 @@ class StepGate(Gate):
         return bool(step_s * ctx.latency.margin(False, 0.05) <= self._share * min(gaps_s))
 
 
-def _prompts(ctx: PlanContext) -> Iterable[Request]:
-    return ctx.live.prefilling.values()
-
-
 class FreeBlocks(Gate):
     """Whoever fits the free blocks may start, as stock vLLM does."""
 

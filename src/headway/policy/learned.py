@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -114,28 +113,29 @@ def features_of(
     return row
 
 
-def load(path: str | Path) -> LengthModel:
-    """Return the model that ``headway train-predictor`` wrote to *path*.
+def parse(text: str, where: str) -> LengthModel:
+    """Return the model in a file that ``headway train-predictor`` wrote.
+
+    Args:
+        text: The file's contents; *where* names it in errors. The core opens no file itself.
 
     Raises:
-        UserError: The file cannot be read or is no such model.
+        UserError: It is no such model.
     """
     try:
-        row = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"Cannot read the length model {path}: {error.strerror}.") from None
+        row = json.loads(text)
     except (ValueError, RecursionError):
-        raise UserError(f"The length model {path} is not JSON.") from None
+        raise UserError(f"The length model {where} is not JSON.") from None
     if not isinstance(row, dict) or row.get("kind") != KIND or row.get("schema") != SCHEMA:
         raise UserError(
-            f"{path} is no length model of this version; headway train-predictor makes one."
+            f"{where} is no length model of this version; headway train-predictor makes one."
         )
     try:
         model = _parsed(row)
     except (KeyError, TypeError, ValueError, OverflowError):
         model = None
     if model is None or not _is_sound(model):
-        raise UserError(f"The length model {path} is damaged; train it again.")
+        raise UserError(f"The length model {where} is damaged; train it again.")
     return model
 
 

@@ -51,6 +51,25 @@ def parse_event(row: dict[str, Any]) -> Event:
     return kind(**fields)
 
 
+def events_in(rows: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[Event]:
+    """Yield the events of a recording.
+
+    Args:
+        rows: Place (for the error sentence) and parsed line, as a reader of JSONL yields them.
+
+    Raises:
+        UserError: A line is neither an event, nor a view, nor a plan.
+    """
+    for where, row in rows:
+        if "event" in row:
+            try:
+                yield parse_event(row)
+            except (TypeError, KeyError):
+                raise UserError(f"{where}: not an event of a recording.") from None
+        elif not {"view", "plan"} & row.keys():
+            raise UserError(f"{where}: expected a line of a recording, with event, view or plan.")
+
+
 class Recorder:
     """A scheduler that writes down what it hears and decides; otherwise the same object."""
 

@@ -63,8 +63,6 @@ class StepPlan:
             that an engine with a single per-request cap can carry the plan out.
         chunk_cap_tokens: That cap; 0 when no chunk is cut short beside others.
         hold: Running decodes that sit this step out.
-        decode_order: Running decodes, the least dispensable first, when the order
-            matters because KV is short; empty means any order.
         predicted_s: Expected seconds of the step, and ``promised_s`` its upper quantile.
         demoted: Requests whose promise does not fit beside the others' (ids, for the story).
     """
@@ -73,7 +71,6 @@ class StepPlan:
     chunks: tuple[Chunk, ...] = ()
     chunk_cap_tokens: int = 0
     hold: tuple[str, ...] = ()
-    decode_order: tuple[str, ...] = ()
     preempt: tuple[Preempt, ...] = ()
     refuse: tuple[Refuse, ...] = ()
     reject: tuple[Reject, ...] = ()

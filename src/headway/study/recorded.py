@@ -17,7 +17,7 @@ from typing import Any
 from headway.errors import UserError
 from headway.metrics import kept
 from headway.policy.events import Arrived, Finished, StepDone
-from headway.policy.log import parse_event
+from headway.policy.log import events_in
 from headway.slo import Slo
 from headway.workloads.schema import WorkloadRequest, json_lines, write_jsonl
 
@@ -57,7 +57,7 @@ def read(path: str | Path) -> Recorded:
     """
     with _opened(path) as file:
         is_kept = file.read(2) == b"\x1f\x8b"
-    seen = dict(_of_kept(path)) if is_kept else _of_events(_events(path))
+    seen = dict(_of_kept(path)) if is_kept else _of_events(events_in(json_lines(path)))
     if not seen:
         raise UserError(f"{path} holds no requests.")
     return _workload(seen)
@@ -68,17 +68,6 @@ def _opened(path: str | Path) -> Any:
         return Path(path).open("rb")
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror}.") from None
-
-
-def _events(path: str | Path) -> Iterator[Any]:
-    for where, row in json_lines(path):
-        if "event" in row:
-            try:
-                yield parse_event(row)
-            except (TypeError, KeyError):
-                raise UserError(f"{where}: not an event of a recording.") from None
-        elif not {"view", "plan"} & row.keys():
-            raise UserError(f"{where}: expected a line of a recording, with event, view or plan.")
 
 
 def _of_events(events: Iterable[Any]) -> dict[str, _Seen]:

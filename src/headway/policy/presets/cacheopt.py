@@ -24,26 +24,23 @@ order. Prompts are cut to a constant budget [I].
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from headway.errors import UserError
-from headway.policy.admit import AllFeasible, FreeBlocks, Gate
-from headway.policy.batch import Batcher, InOrder
 from headway.policy.cacheopt.batch import MinimumFirst
 from headway.policy.cacheopt.order import AsTheyCame, CriticalFirst
-from headway.policy.chunk import FixedChunk
 from headway.policy.kv.critical import Critical
 from headway.policy.kv.gate import Lending
 from headway.policy.kv.lending import LendingBook
 from headway.policy.kv.proactive import Proactive
 from headway.policy.kv.reserve import FixedReserve
 from headway.policy.padding import HoeffdingPadding
-from headway.policy.parts import Funder, Parts
+from headway.policy.parts import Parts
 from headway.policy.predict import Predictor, SlidingHistogram
-from headway.policy.preempt import Preemptor, Youngest
+from headway.policy.presets import fcfs
 from headway.policy.presets.options import positive_s, positive_tokens, share
-from headway.policy.prioritize import Prioritizer
-from headway.policy.swap_choice import AlwaysRecompute, SwapChoice, SweetSpot
+from headway.policy.swap_choice import SweetSpot
 from headway.policy.victims.buckets import Buckets
 
 COMPONENTS = ("C1", "C2", "C3", "C4", "C5", "B")
@@ -89,32 +86,26 @@ def parts(
     _at_least_0("buffer_tokens", buffer_tokens)
     critical = Critical()
     may_pay = critical if "B" in on else None
-    batched: tuple[Prioritizer, Batcher] = (AsTheyCame(), InOrder(may_pass=0))
-    if may_pay is not None:
-        batched = (CriticalFirst(critical), MinimumFirst(critical))
-    gate: Gate = Lending("pairwise", may_pay) if "C2" in on else FreeBlocks()
-    funder: Funder | None = None
+    base = replace(
+        fcfs.parts(chunk_tokens),
+        predictor=lengths,
+        max_wait_s=positive_s("max_wait_s", max_wait_s),
+        heeds_promises=True,
+    )
+    if "B" in on:
+        order, batcher = CriticalFirst(critical), MinimumFirst(critical)
+        base = replace(base, prioritizer=order, batcher=batcher)
+    else:
+        base = replace(base, prioritizer=AsTheyCame())
+    if "C2" in on:
+        base = replace(base, gate=Lending("pairwise", may_pay), lending=LendingBook(buffer_tokens))
     if "C3" in on:
         funder = Proactive(FixedReserve(reserve_blocks), critical, look_ahead_steps)
-    preemptor: Preemptor = Youngest()
+        base = replace(base, funder=funder)
     if "C4" in on:
-        preemptor = Buckets(
-            may_pay, look_ahead_steps=look_ahead_steps, spends_late=bool(spends_late)
-        )
-    swap: SwapChoice = SweetSpot(sweet_spot_tokens) if "C5" in on else AlwaysRecompute()
-    return Parts(
-        predictor=lengths,
-        feasibility=AllFeasible(),
-        prioritizer=batched[0],
-        chunker=FixedChunk(chunk_tokens),
-        gate=gate,
-        batcher=batched[1],
-        preemptor=preemptor,
-        max_wait_s=positive_s("max_wait_s", max_wait_s),
-        funder=funder,
-        lending=LendingBook(buffer_tokens) if "C2" in on else None,
-        swap=swap,
-    )
+        victims = Buckets(may_pay, look_ahead_steps=look_ahead_steps, spends_late=bool(spends_late))
+        base = replace(base, preemptor=victims)
+    return replace(base, swap=SweetSpot(sweet_spot_tokens)) if "C5" in on else base
 
 
 def _components(text: Any) -> frozenset[str]:

@@ -13,9 +13,8 @@ from headway.policy.admit import AllFeasible, FreeBlocks
 from headway.policy.chunk import FixedChunk
 from headway.policy.parts import Parts
 from headway.policy.predict import MaxTokens
-from headway.policy.presets.options import positive_s
+from headway.policy.presets.options import positive_count, positive_s
 from headway.policy.rivals.mlfq import SkipJoin
-from headway.policy.rivals.options import positive_count
 from headway.policy.rivals.ranked import RankedStep
 
 

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from headway.errors import UserError
+from headway.policy.predict import MaxTokens, Predictor, SlidingHistogram
+
+PREDICTORS: dict[str, Callable[[], Predictor]] = {
+    "histogram": SlidingHistogram,
+    "max_tokens": MaxTokens,
+}
 
 
 def positive_s(name: str, value: Any) -> float:
@@ -31,13 +38,36 @@ def positive_tokens(name: str, value: Any) -> int:
     return value
 
 
-def share(name: str, value: Any) -> float:
-    """Return *value* as a share between 0 and 1, both left out.
+def positive_count(name: str, value: Any) -> int:
+    """Return *value* as a whole number above 0.
+
+    Raises:
+        UserError: It is anything else.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+        raise UserError(f"Option {name} must be a whole number above 0, not {value!r}.")
+    return value
+
+
+def share(name: str, value: Any, may_be_0: bool = False) -> float:
+    """Return *value* as a share of a whole, below 1 and above 0 (or from 0 on).
 
     Raises:
         UserError: It is anything else.
     """
     good = isinstance(value, int | float) and not isinstance(value, bool)
-    if not good or not 0 < value < 1:
-        raise UserError(f"Option {name} must be a number between 0 and 1, not {value!r}.")
+    if not good or not 0 <= value < 1 or (value == 0 and not may_be_0):
+        span = "from 0 to below 1" if may_be_0 else "between 0 and 1"
+        raise UserError(f"Option {name} must be a number {span}, not {value!r}.")
     return float(value)
+
+
+def length_predictor(name: Any) -> Predictor:
+    """Return the predictor called *name* in :data:`PREDICTORS`.
+
+    Raises:
+        UserError: There is no such predictor.
+    """
+    if not isinstance(name, str) or name not in PREDICTORS:
+        raise UserError(f"Option predictor must be one of {', '.join(PREDICTORS)}, not {name!r}.")
+    return PREDICTORS[name]()

@@ -9,24 +9,13 @@ alone instead of not at all.
 
 from __future__ import annotations
 
-from headway.policy.admit import AllFeasible
-from headway.policy.batch import InOrder
+from dataclasses import replace
+
 from headway.policy.parts import Parts
-from headway.policy.predict import MaxTokens
-from headway.policy.preempt import Youngest
-from headway.policy.prioritize import ByArrival
+from headway.policy.presets import fcfs
 from headway.policy.rivals.reserve import Reserved, WholePrompts
 
 
 def parts() -> Parts:
     """Return the parts."""
-    return Parts(
-        predictor=MaxTokens(),
-        feasibility=AllFeasible(),
-        prioritizer=ByArrival(),
-        chunker=WholePrompts(),
-        gate=Reserved(),
-        batcher=InOrder(may_pass=0),
-        preemptor=Youngest(),
-        heeds_promises=False,
-    )
+    return replace(fcfs.parts(), chunker=WholePrompts(), gate=Reserved())

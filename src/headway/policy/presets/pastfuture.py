@@ -14,8 +14,8 @@ from headway.policy.batch import InOrder
 from headway.policy.chunk import FixedChunk
 from headway.policy.parts import Parts
 from headway.policy.preempt import Youngest
+from headway.policy.presets.options import positive_count, share
 from headway.policy.prioritize import ByArrival
-from headway.policy.rivals.options import positive_count, share
 from headway.policy.rivals.resample import History, PastFuture
 
 
@@ -33,7 +33,7 @@ def parts(window: int = 200, reserve_share: float = 0.05, seed: int = 0) -> Part
         feasibility=AllFeasible(),
         prioritizer=ByArrival(),
         chunker=FixedChunk(),
-        gate=PastFuture(history, share("reserve_share", reserve_share)),
+        gate=PastFuture(history, share("reserve_share", reserve_share, may_be_0=True)),
         batcher=InOrder(may_pass=0),
         preemptor=Youngest(),
         heeds_promises=False,

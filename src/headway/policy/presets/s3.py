@@ -15,7 +15,7 @@ from headway.policy.batch import InOrder
 from headway.policy.chunk import FixedChunk
 from headway.policy.parts import Parts
 from headway.policy.preempt import Youngest
-from headway.policy.rivals.options import length_predictor, positive_count
+from headway.policy.presets.options import length_predictor, positive_count
 from headway.policy.rivals.overrun import Bucketed, Evicting, LongestFirst
 from headway.policy.rivals.reserve import Reserved
 

@@ -8,28 +8,13 @@ cut to the token budget. Differs: it does not wait for a prefix another prompt i
 
 from __future__ import annotations
 
-from headway.policy.admit import AllFeasible
-from headway.policy.batch import InOrder
-from headway.policy.chunk import FixedChunk
+from dataclasses import replace
+
 from headway.policy.parts import Parts
-from headway.policy.predict import MaxTokens
-from headway.policy.preempt import Youngest
-from headway.policy.presets.options import positive_tokens
-from headway.policy.prioritize import ByArrival
+from headway.policy.presets import fcfs
 from headway.policy.rivals.reserve import Reserved
 
 
 def parts(chunk_tokens: int | None = None) -> Parts:
     """Return the parts; *chunk_tokens* is ``max_num_tokens``, the engine's when ``None``."""
-    if chunk_tokens is not None:
-        positive_tokens("chunk_tokens", chunk_tokens)
-    return Parts(
-        predictor=MaxTokens(),
-        feasibility=AllFeasible(),
-        prioritizer=ByArrival(),
-        chunker=FixedChunk(chunk_tokens),
-        gate=Reserved(),
-        batcher=InOrder(may_pass=0),
-        preemptor=Youngest(),
-        heeds_promises=False,
-    )
+    return replace(fcfs.parts(chunk_tokens), gate=Reserved())

@@ -1,0 +1,216 @@
+"""What a server tells of itself: every metric's name, unit, help, and where it is read from.
+
+Names and units follow https://prometheus.io/docs/practices/naming/. This table is the one source of
+``/metrics`` and of ``docs/reference/metrics.md`` (:mod:`headway.metrics.prometheus`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from headway.metrics.tally import (
+    GAP_BOUNDS_S,
+    PLAN_BOUNDS_S,
+    RATIO_BOUNDS,
+    STEP_BOUNDS_S,
+    TTFT_BOUNDS_S,
+)
+
+Json = Mapping[str, Any]
+Kind = Literal["counter", "gauge", "histogram"]
+Samples = Iterator[tuple[tuple[str, ...], Any]]
+"""Values of the labels (without ``engine``), and a number or a histogram's snapshot."""
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """One metric: what ``/metrics`` says of it, and how to read it from a message.
+
+    Attributes:
+        name: As in a query; a counter's ends in ``_total``.
+        labels: Names of the labels besides ``engine``.
+        read: Yields its samples from a message of :meth:`Observed.snapshot`.
+        bounds: Upper bounds of a histogram's buckets.
+    """
+
+    name: str
+    kind: Kind
+    help: str
+    labels: tuple[str, ...]
+    read: Callable[[Json], Samples]
+    bounds: Sequence[float] = ()
+
+
+def _classes(value: Callable[[Json], Any]) -> Callable[[Json], Samples]:
+    """Read one value of every class."""
+    return lambda m: (((n,), value(c)) for n, c in m["counts"]["classes"].items())
+
+
+def _promised_classes(key: str) -> Callable[[Json], Samples]:
+    """Read one count of every class that ever promised something."""
+    return lambda m: (
+        ((n,), c[key]) for n, c in m["counts"]["classes"].items() if c["promise"] or c["promised"]
+    )
+
+
+def _class_split(key: str) -> Callable[[Json], Samples]:
+    """Read a table of every class: one sample an entry."""
+    return lambda m: (
+        ((n, entry), value)
+        for n, c in m["counts"]["classes"].items()
+        for entry, value in c[key].items()
+    )
+
+
+def _table(part: str, key: str) -> Callable[[Json], Samples]:
+    """Read a table: one sample an entry."""
+    return lambda m: (((entry,), value) for entry, value in m[part].get(key, {}).items())
+
+
+def _one(part: str, *keys: str) -> Callable[[Json], Samples]:
+    """Read one number, or a histogram."""
+
+    def read(message: Json) -> Samples:
+        value: Any = message[part]
+        for key in keys:
+            value = value[key]
+        yield (), value
+
+    return read
+
+
+METRICS: tuple[Described, ...] = (
+    Described(
+        "headway_requests_offered_total", "counter",
+        "Requests that reached the scheduler.", ("slo_class",), _classes(lambda c: c["offered"]),
+    ),
+    Described(
+        "headway_requests_ended_total", "counter",
+        "Requests that ended, by outcome: finished, refused (429), rejected (can never be"
+        " served), aborted (the client hung up), failed.",
+        ("slo_class", "outcome"), _class_split("outcomes"),
+    ),
+    Described(
+        "headway_requests_promised_total", "counter",
+        "Requests with a promise that ended, whatever their outcome: what attainment is a"
+        " share of.",
+        ("slo_class",), _promised_classes("promised"),
+    ),
+    Described(
+        "headway_requests_attained_total", "counter",
+        "Requests that finished and kept everything they were promised; its rate is goodput.",
+        ("slo_class",), _promised_classes("attained"),
+    ),
+    Described(
+        "headway_attained_tokens_total", "counter",
+        "Output tokens of the requests that kept their promise; its rate is token goodput.",
+        ("slo_class",), _promised_classes("attained_tokens"),
+    ),
+    Described(
+        "headway_requests_late_total", "counter",
+        "Requests that broke their promise by a number of seconds (refused ones have none).",
+        ("slo_class",), _promised_classes("late"),
+    ),
+    Described(
+        "headway_lateness_seconds_total", "counter",
+        "Seconds by which promises were broken, by cause; the causes add up to the lateness.",
+        ("slo_class", "cause"), _class_split("late_s"),
+    ),
+    Described(
+        "headway_ttft_seconds", "histogram",
+        "From the arrival at the server to the first token.",
+        ("slo_class",), _classes(lambda c: c["ttft"]), TTFT_BOUNDS_S,
+    ),
+    Described(
+        "headway_token_gap_seconds", "histogram",
+        "Between two deliveries of tokens of one request.",
+        ("slo_class",), _classes(lambda c: c["gap"]), GAP_BOUNDS_S,
+    ),
+    Described(
+        "headway_preemptions_total", "counter",
+        "Requests that lost their KV while they ran, by what became of it: recompute or swap.",
+        ("kind",), _table("counts", "preemptions"),
+    ),
+    Described(
+        "headway_kv_tokens", "gauge",
+        "The KV cache in tokens. held + reserved + free is the whole cache; reserved is free room"
+        " that running requests are predicted to need, lent is what they will need beyond it.",
+        ("state",), _table("now", "kv"),
+    ),
+    Described(
+        "headway_requests_running", "gauge",
+        "Requests that hold KV.", (), _one("now", "running"),
+    ),
+    Described(
+        "headway_requests_waiting", "gauge",
+        "Requests that wait, preempted ones included.", (), _one("now", "waiting"),
+    ),
+    Described(
+        "headway_computed_tokens_total", "counter",
+        "Tokens computed: prompts, decodes, and what was computed twice.",
+        (), _one("counts", "tokens", "computed"),
+    ),
+    Described(
+        "headway_output_tokens_total", "counter",
+        "Tokens sent out.", (), _one("counts", "tokens", "output"),
+    ),
+    Described(
+        "headway_step_seconds", "histogram",
+        "How long a step of the engine took; mixed steps compute prompts too.",
+        ("mode",), _table("counts", "steps"), STEP_BOUNDS_S,
+    ),
+    Described(
+        "headway_step_prediction_ratio", "histogram",
+        "Seconds a step took, divided by the seconds predicted for it: the model's error.",
+        ("mode",), _table("counts", "ratios"), RATIO_BOUNDS,
+    ),
+    Described(
+        "headway_steps_bounded_total", "counter",
+        "Steps that were planned with an upper bound.", ("mode",), _table("counts", "bounded"),
+    ),
+    Described(
+        "headway_steps_beyond_bound_total", "counter",
+        "Steps that took longer than their bound: violations of the margin.",
+        ("mode",), _table("counts", "beyond"),
+    ),
+    Described(
+        "headway_length_predictions_total", "counter",
+        "Finished answers, by whether the length predicted on arrival covered them.",
+        ("result",), _table("counts", "lengths"),
+    ),
+    Described(
+        "headway_plan_seconds", "histogram",
+        "How long the policy took to plan a step.", (), _one("counts", "plan"), PLAN_BOUNDS_S,
+    ),
+    Described(
+        "headway_messages_dropped_total", "counter",
+        "Messages about the scheduler that were dropped on their way here, by reason. Counts in"
+        " later messages include what a lost one held; the story of a late request is lost.",
+        ("reason",), _table("counts", "dropped"),
+    ),
+)  # fmt: skip
+
+
+QUERIES: Mapping[str, str] = {
+    "Attainment per class, last five minutes": (
+        "sum by (slo_class) (rate(headway_requests_attained_total[5m]))"
+        " / sum by (slo_class) (rate(headway_requests_promised_total[5m]))"
+    ),
+    "Goodput, kept requests per second": "sum(rate(headway_requests_attained_total[5m]))",
+    "99th percentile of the wait for the first token": (
+        "histogram_quantile(0.99, sum by (le, slo_class) (rate(headway_ttft_seconds_bucket[5m])))"
+    ),
+    "Seconds of lateness per second, by cause": (
+        "sum by (cause) (rate(headway_lateness_seconds_total[5m]))"
+    ),
+    "Share of steps beyond their bound": (
+        "sum(rate(headway_steps_beyond_bound_total[5m]))"
+        " / sum(rate(headway_steps_bounded_total[5m]))"
+    ),
+    "Share of the KV cache in use": (
+        'sum(headway_kv_tokens{state="held"}) / sum(headway_kv_tokens{state=~"held|reserved|free"})'
+    ),
+}
+"""Questions an operator asks, and their answer in PromQL."""
