@@ -29,13 +29,19 @@ def truth(shape: StepShape) -> float:
     return 0.006 + 2e-5 * shape.num_prefill_tokens + 3e-6 * shape.num_decodes
 
 
-def loaded(policy: str, running: int, waiting: int, promised: bool) -> VirtualRun:
-    """Return a run in which *running* requests decode and *waiting* ones queue."""
+def loaded(
+    policy: str, running: int, waiting: int, promised: bool, kv_is_short: bool = False
+) -> VirtualRun:
+    """Return a run in which *running* requests decode and *waiting* ones queue.
+
+    They queue because no more may run at once, or, with *kv_is_short*, because KV is what lacks:
+    then admission is decided anew in every step.
+    """
     engine = Engine(
-        num_blocks=running * 300 + 1000,
+        num_blocks=running * (24 if kv_is_short else 300) + 1000 * (not kv_is_short),
         block_size=16,
         max_num_batched_tokens=8192,
-        max_num_seqs=running,
+        max_num_seqs=4 * running if kv_is_short else running,
         headway=None if policy == "stock" else {"policy": policy},
     )
     run = VirtualRun(engine, truth)

@@ -1,19 +1,23 @@
 """Question: does any fixed quantile of the output lengths suit every load, and does weighing?
 
 Three workloads at three loads each, from comfortable to overload under KV pressure: the policy
-``headway`` with each fixed quantile and with admission weighed by cost. Writes results.json and
-results.md beside itself.
+``headway`` with each fixed quantile and with admission weighed by cost, and stock vLLM with the
+setting that turns out best for each load. Writes results.json and results.md beside itself; a
+stopped run goes on.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import click
 
+from headway.study import stock
 from headway.study.spec import Load, Machine, RunSpec
-from headway.study.sweep import Ledger, mean_attainment, run_all
+from headway.study.sweep import Ledger, Run, run_all
 
 HERE = Path(__file__).parent
 GPU = "llama-3.1-8b@h100"
@@ -36,16 +40,76 @@ def spec(workload: str, rate_rps: float, seed: int, requests: int, options: dict
     return RunSpec("headway", "sim", load, machine, options=options)
 
 
+HINDSIGHT = "stock-hindsight"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One contender at one load."""
+
+    workload: str
+    rate_rps: float
+    contender: str
+    per_seed: list[float]
+    preemptions: int
+
+    @property
+    def attainment(self) -> float:
+        """Mean of the seeds."""
+        return sum(self.per_seed) / len(self.per_seed)
+
+
+def cell(workload: str, rate: float, name: str, runs: Sequence[Run]) -> Cell:
+    """Return one cell from its runs."""
+    preempted = sum(sum(run["preemptions"].values()) for run in runs)
+    return Cell(workload, rate, name, [run["attainment"] for run in runs], preempted)
+
+
+def table(cells: Sequence[Cell]) -> str:
+    """Return the table: workloads and loads by contenders."""
+    names = list(dict.fromkeys(c.contender for c in cells))
+    lines = ["| workload | rate | " + " | ".join(names) + " |", "|---|---:|" + "---:|" * len(names)]
+    for workload, rates in LOADS.items():
+        for rate in rates:
+            row = {c.contender: c for c in cells if (c.workload, c.rate_rps) == (workload, rate)}
+            texts = [f"{row[n].attainment:.3f} ({row[n].preemptions})" for n in names]
+            lines.append(f"| {workload} | {rate:g}/s | " + " | ".join(texts) + " |")
+    return "\n".join(lines) + "\n\nShare of promises kept, mean of the seeds (preemptions, all)."
+
+
+def verdict(cells: Sequence[Cell]) -> str:
+    """Return, in points: how far weighing is from the best quantile, each quantile and stock."""
+    lines = [
+        "| contender | worst against the best quantile at that load | mean |",
+        "|---|---:|---:|",
+    ]
+    loads = [(w, r) for w, rates in LOADS.items() for r in rates]
+    by_name: dict[str, dict[tuple[str, float], float]] = {}
+    for c in cells:
+        by_name.setdefault(c.contender, {})[c.workload, c.rate_rps] = c.attainment
+    fixed = [by_name[str(q)] for q in QUANTILES if str(q) in by_name]
+    for name, kept in by_name.items():
+        gaps = [100 * (kept[load] - max(row[load] for row in fixed)) for load in loads]
+        lines.append(f"| {name} | {min(gaps):+.1f} | {sum(gaps) / len(gaps):+.1f} |")
+    if HINDSIGHT in by_name and "weighed" in by_name:
+        weighed, best = by_name["weighed"], by_name[HINDSIGHT]
+        lead = min(100 * (weighed[load] - best[load]) for load in loads)
+        lines += ["", f"Weighed against stock in hindsight: at worst {lead:+.1f} points."]
+    return "\n".join(lines)
+
+
 @click.command()
-@click.option("--requests", default=400, show_default=True)
+@click.option("--requests", default=250, show_default=True)
 @click.option("--seeds", default=5, show_default=True)
+@click.option("--stock-seeds", default=5, show_default=True, help="0 leaves stock vLLM out.")
 @click.option("--workers", default=None, type=int)
 @click.option("--only", default="", help="Only these contenders, such as weighed,0.5.")
-def main(requests: int, seeds: int, workers: int | None, only: str) -> None:
+def main(requests: int, seeds: int, stock_seeds: int, workers: int | None, only: str) -> None:
     """Run what is missing and write the table."""
     contenders: dict[str, dict] = {"weighed": {}, **{str(q): {"confidence": q} for q in QUANTILES}}
     if only:
         contenders = {name: contenders[name] for name in only.split(",")}
+    ledger = Ledger(HERE / "results.part")
     specs = {
         (name, workload, rate, seed): spec(workload, rate, seed, requests, options)
         for name, options in contenders.items()
@@ -53,26 +117,23 @@ def main(requests: int, seeds: int, workers: int | None, only: str) -> None:
         for rate in rates
         for seed in range(seeds)
     }
-    runs = run_all(specs.values(), Ledger(HERE / "results.part"), workers)
-    lines = ["| workload | rate | " + " | ".join(contenders) + " |"]
-    lines.append("|---|---:|" + "---:|" * len(contenders))
-    table: list[dict[str, object]] = []
-    for workload, rates in LOADS.items():
-        for rate in rates:
-            cells = []
-            for name in contenders:
-                keys = [specs[name, workload, rate, seed].key() for seed in range(seeds)]
-                kept = [runs[key]["attainment"] for key in keys]
-                mean = mean_attainment(runs[key] for key in keys)
-                preempted = sum(sum(runs[key]["preemptions"].values()) for key in keys)
-                cells.append(f"{mean:.3f} ({preempted})")
-                table.append({"workload": workload, "rate_rps": rate, "confidence": name,
-                              "attainment": kept, "preemptions": preempted})  # fmt: skip
-            lines.append(f"| {workload} | {rate:g}/s | " + " | ".join(cells) + " |")
-    lines += ["", "Share of promises kept, mean of the seeds (preemptions, all seeds).", ""]
-    text = "\n".join(lines)
+    runs = run_all(specs.values(), ledger, workers)
+    groups: dict[tuple[str, str, float], list[Run]] = {}
+    for (name, workload, rate, _), one in specs.items():
+        groups.setdefault((name, workload, rate), []).append(runs[one.key()])
+    if stock_seeds:
+        for workload, rates in LOADS.items():
+            base = replace(spec(workload, rates[0], 0, requests, {}), policy="stock", engine="vllm")
+            tried = stock.sweep(
+                base, rates, range(stock_seeds), lambda some: run_all(some, ledger, workers)
+            )
+            for run in tried.as_policy(HINDSIGHT):
+                groups.setdefault((HINDSIGHT, workload, run["rate_rps"]), []).append(run)
+    cells = [cell(workload, rate, name, some) for (name, workload, rate), some in groups.items()]
+    text = table(cells) + "\n\n" + verdict(cells) + "\n"
     click.echo(text)
-    (HERE / "results.json").write_text(json.dumps({"schema": 1, "rows": table}, indent=1) + "\n")
+    document = {"schema": 1, "requests": requests, "cells": [asdict(c) for c in cells]}
+    (HERE / "results.json").write_text(json.dumps(document, indent=1) + "\n")
     (HERE / "results.md").write_text(text)
 
 

@@ -157,7 +157,21 @@ class Request:
         """Whether its promise is alive and worth planning for."""
         return self.standing is Standing.PROMISED
 
+    def can_spare_a_gap(self) -> bool:
+        """Return whether one late gap more still leaves the promise whole."""
+        return self.slo.tbt_s is None or self.num_late_gaps < self.late_gaps_allowed()
+
+    def has_earned_a_gap(self) -> bool:
+        """Return whether the tokens it has already generated forgive one late gap more."""
+        if self.slo.tbt_s is None:
+            return True
+        return self.num_late_gaps < _forgiven(self.num_output_tokens)
+
     def late_gaps_allowed(self) -> int:
         """Late gaps the promise tolerates given the output predicted (at least so far)."""
-        gaps = max(self.predicted_output_tokens, self.num_output_tokens) - 1
-        return int(gaps * (1.0 - TBT_GAPS_KEPT) + 1e-9)
+        return _forgiven(max(self.predicted_output_tokens, self.num_output_tokens))
+
+
+def _forgiven(num_output_tokens: int) -> int:
+    """Return how many late gaps a stream of so many tokens may have."""
+    return int((num_output_tokens - 1) * (1.0 - TBT_GAPS_KEPT) + 1e-9)

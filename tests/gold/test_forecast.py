@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate, stats
 
-from headway.policy.kv.forecast import HORIZONS, Forecast, Lifetimes, expected_excess
+from headway.policy.kv.forecast import HORIZONS, Forecast, Lifetimes, expected_victims
 from headway.request import Request
 from headway.slo import Slo
 
@@ -59,18 +59,45 @@ def test_mean_and_variance_are_sums_over_residents(
         assert forecast.variance[k] == pytest.approx(variance, abs=1e-6)
 
 
-@given(st.floats(0.0, 5e4), st.floats(1.0, 1e8), st.floats(1.0, 5e4))
+@given(
+    st.floats(0.0, 5e4), st.floats(1.0, 1e8), st.floats(0.0, 3.0), st.floats(1.0, 5e4),
+    st.floats(1.0, 5e3),
+)  # fmt: skip
 @settings(max_examples=60)
-def test_expected_excess_is_an_integral(mean: float, variance: float, capacity: float) -> None:
-    """E[(U - C)+] of a normal U, by quadrature."""
+def test_expected_victims_are_an_integral(
+    mean: float, variance: float, cut: float, capacity: float, victim_tokens: float
+) -> None:
+    """Tokens beyond capacity over a victim's, and half a victim if any; U a normal cut at most."""
     deviation = math.sqrt(variance)
+    most = mean + cut * deviation
     low = max(capacity, mean - 9 * deviation)  # Below lies nothing that counts.
     high = max(capacity, mean + 9 * deviation)
+    normal = stats.norm(mean, deviation)
     exact, _ = integrate.quad(
-        lambda u: (u - capacity) * stats.norm.pdf(u, mean, deviation), low, high, limit=200
+        lambda u: (min(u, most) - capacity) * normal.pdf(u),
+        low,
+        high,
+        limit=200,
+        points=[most] if low < most < high else None,
     )
-    found = expected_excess(np.array([mean]), np.array([variance]), capacity)
-    assert found == pytest.approx(exact, rel=1e-3, abs=1e-3 * deviation)
+    chance = normal.cdf(most) - normal.cdf(capacity)
+    exact = exact / victim_tokens + 0.5 * chance if most > capacity else 0.0
+    found = expected_victims(
+        np.array([mean]), np.array([variance]), np.array([most]), capacity, victim_tokens
+    )
+    assert found == pytest.approx(exact, rel=1e-3, abs=1e-3 * (deviation / victim_tokens + 1))
+
+
+def test_a_handful_cannot_exceed_what_all_of_them_hold() -> None:
+    """Five residents that would fit even if all lived on need no victim, however unsure each is."""
+    lifetimes = Lifetimes()
+    for length in range(1, 40):
+        lifetimes.learn("chat", length)
+    forecast = Forecast(lifetimes, slop_tokens=0.0)
+    forecast.add(request(f"r{i}", 4000, 5, bound=40) for i in range(4))
+    assert forecast.victims(20_500) == 0.0
+    assert forecast.victims_with(request("new", 4000, 0, bound=40), 20_500) == 0.0
+    assert forecast.victims_with(request("new", 5000, 0, bound=40), 20_500) > 0.1
 
 
 def test_the_forecast_is_what_happens() -> None:

@@ -23,6 +23,7 @@ _SHARED = [
                  type=click.Path(path_type=Path), help="Folder for results and notes."),
     click.option("--requests", default="400", show_default=True, help="How many a run."),
     click.option("--seed", "seeds", default="0,1,2,3,4", show_default=True, help="S,S,…"),
+    click.option("--tuning-seeds", help="Seeds on which stock vLLM is tuned [those of --seed]."),
     click.option("--workers", help="Processes at once [one a core]."),
     click.option("--part", type=click.Choice(["all", "main", "ablation", "sensitivity"]),
                  default="all", show_default=True, help="Which tables."),
@@ -55,7 +56,13 @@ def accelgen(**given: Any) -> None:
 
 
 def run_experiment(
-    experiment: Experiment, out: Path, requests: str, seeds: str, workers: str | None, part: str
+    experiment: Experiment,
+    out: Path,
+    requests: str,
+    seeds: str,
+    tuning_seeds: str | None,
+    workers: str | None,
+    part: str,
 ) -> None:
     """Run the tables of *experiment* and write ``NAME.json`` and ``NAME-runs.json`` into *out*."""
     out.mkdir(parents=True, exist_ok=True)
@@ -63,6 +70,7 @@ def run_experiment(
     ledger = Ledger(out / f"{experiment.name}.part")
     count = whole("--requests", requests) or 400
     numbers, processes = seeds_of(seeds), whole("--workers", workers)
+    tuned = seeds_of(tuning_seeds) if tuning_seeds else numbers
     every: dict[str, Run] = {}
 
     def run_many(specs: Sequence[RunSpec]) -> Mapping[str, Run]:
@@ -76,7 +84,7 @@ def run_experiment(
         if part not in ("all", name):
             continue
         grid = run_grid(
-            contenders, experiment.traffic, experiment.machine, numbers, count, run_many
+            contenders, experiment.traffic, experiment.machine, numbers, count, run_many, tuned
         )
         console.print(_table(grid, f"{experiment.name}: {name}"))
         document[name] = _rows(grid)

@@ -35,6 +35,7 @@ _OPTIONS = [
     click.option("--engine", type=click.Choice(["sim", "vllm"]), default="sim", show_default=True,
                  help="Our simulator, or vLLM's own scheduler code."),
     click.option("--requests", help="How many a run [600; a file: all of it]."),
+    click.option("--max-tokens", help="Every client's limit on the output [the workload's]."),
     click.option("--seed", "seeds", default="0", show_default=True, help="S,S,… one run each."),
     click.option("--arrivals", help="poisson, gamma:CV, trace, … [poisson; a file: trace]."),
     click.option("--gpu", default=DEFAULT_GPU, show_default=True, help="Step-time profile."),
@@ -50,6 +51,8 @@ _OPTIONS = [
     click.option("--async-scheduling/--sync-scheduling", "asynchronous", default=False,
                  help="Schedule one step ahead."),
     click.option("--prefix-caching/--no-prefix-caching", default=False, help="Share prefixes."),
+    click.option("--host-kv-tokens", help="Host memory for swapped KV [none: recompute]."),
+    click.option("--copy-gib-s", default="25", show_default=True, help="Bandwidth to it."),
     click.option("--replicas", default="1", show_default=True, help="Servers (--engine sim)."),
     click.option("--router", default="round-robin", show_default=True, help="Who gets a request."),
     click.option("--workers", help="Processes at once [one a core]."),
@@ -87,6 +90,7 @@ def spec_of(given: dict[str, Any]) -> RunSpec:
         seed=seeds_of(given["seeds"])[0],
         arrivals=given["arrivals"],
         slo_file=given["slo"],
+        max_output_tokens=whole("--max-tokens", given["max_tokens"]),
         digest=_digest([path for path in (trace, given["slo"]) if path is not None]),
     )
     book_of(load)
@@ -105,6 +109,10 @@ def spec_of(given: dict[str, Any]) -> RunSpec:
         prefix_caching=given["prefix_caching"],
         num_replicas=whole("--replicas", given["replicas"]) or 1,
         router=given["router"],
+        host_tokens=whole("--host-kv-tokens", given["host_kv_tokens"]) or 0,
+        copy_gib_per_s=number(
+            "--copy-gib-s", "a bandwidth", given["copy_gib_s"], minimum=0.0, above=True
+        ),
     )
     options = _object("--options", given["policy_options"])
     policy = policies_of(given["policy"], given["engine"], given["overload"], options)[0]

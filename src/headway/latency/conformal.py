@@ -17,6 +17,9 @@ import numpy.typing as npt
 NEAR_MISSES = (0.9, 0.95, 1.0, 1.05)
 """Where the tail is read, relative to the ratio asked for."""
 
+FAR = 1.8
+"""A ratio that the guess below does not expect to see."""
+
 GUESSED_SPREAD = 0.12
 """Standard deviation of log(measured / predicted) assumed before steps were seen."""
 
@@ -88,9 +91,11 @@ class RatioWindow:
         """
         if ratio <= 0:
             return 1.0
-        count = len(self._ratios)
-        beyond = sum(
-            count - bisect.bisect_right(self._ratios, ratio * near) for near in NEAR_MISSES
-        ) / len(NEAR_MISSES)
+        ratios = self._ratios
+        count = len(ratios)
+        if ratio > FAR and not (ratios and ratios[-1] > ratio * NEAR_MISSES[0]):
+            return 0.0  # The guess says less than one step in a million.
+        within = sum([bisect.bisect_right(ratios, ratio * near) for near in NEAR_MISSES])
+        beyond = count - within / len(NEAR_MISSES)
         guess = 0.5 * math.erfc(math.log(ratio) / (GUESSED_SPREAD * math.sqrt(2.0)))
         return (beyond + self._min_samples * guess) / (count + self._min_samples)

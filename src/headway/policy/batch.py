@@ -101,13 +101,14 @@ class InOrder(Batcher):
     ) -> bool:
         """Return whether a waiting request gets its KV, preempting for it when allowed."""
         needed = ctx.blocks(request.num_tokens)
-        if not gate.fits(ctx, request):
-            return False
-        if needed > ctx.num_spare_blocks:
+        victims: list[Request] = []
+        if needed > ctx.num_spare_blocks:  # Cheaper to tell than what the future holds.
             victims = self._victims(ctx, request, needed, preemptor, filled)
             if not victims:
                 return False
-            self._give_up(ctx, request, victims, filled)
+        if not gate.fits(ctx, request):
+            return False
+        self._give_up(ctx, request, victims, filled)
         ctx.num_spare_blocks -= needed
         return True
 

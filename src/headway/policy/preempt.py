@@ -62,10 +62,13 @@ class BestEffortFirst(Preemptor):
         yield from dispensable
         seen = {r.request_id for r in dispensable}
         claims = [r for r in running if r.request_id not in seen]
-        # A prompt in progress loses no gap; then the loosest gap; then the youngest.
+        # A prompt in progress loses no gap; a stream that can spare one no promise; then the
+        # loosest gap; then the youngest.
         claims.sort(
             key=lambda r: (
                 r.first_token_at_s is not None,
+                not r.can_spare_a_gap(),
+                not r.has_earned_a_gap(),
                 -(r.slo.tbt_s if r.slo.tbt_s is not None else 1e9),
                 -r.order,
             )

@@ -61,14 +61,11 @@ class Weighed(Gate):
         first = ctx.comes_first(request)
         forecast = self._of(ctx, claims_only=first)
         capacity = float(ctx.capacity_tokens)
-        before = forecast.excess(capacity)
-        after = forecast.excess_with(request, capacity)
-        victim_tokens = max(forecast.held_tokens / max(forecast.num_residents, 1), 1.0)
-        preemptions = max(after - before, 0.0) / victim_tokens
+        total = forecast.victims_with(request, capacity)
+        preemptions = max(total - forecast.victims(capacity), 0.0)
         if not first:
             return preemptions <= BEST_EFFORT_PREEMPTIONS
-        total = after / victim_tokens
-        again = ctx.pressure * victim_tokens / max(ctx.claim_tokens, 1.0)
+        again = ctx.pressure * forecast.victim_tokens / max(ctx.claim_tokens, 1.0)
         overflow_cost = preemptions * (self._victim_loss(ctx, total) + again)
         return overflow_cost <= self._waiting_cost(ctx, request, forecast, capacity)
 
@@ -107,7 +104,7 @@ class Weighed(Gate):
         """Return the promises one more preemption breaks: none while somebody can spare a gap."""
         spare = 0
         for request in ctx.live.decoding.values():
-            if not request.has_claim or can_spare_a_gap(request):
+            if not request.has_claim or request.has_earned_a_gap():
                 spare += 1
                 if spare >= num_preemptions:
                     return 0.0
@@ -125,10 +122,3 @@ class Weighed(Gate):
         if slack_s <= 0 or room_s == math.inf:
             return request.slo.weight
         return request.slo.weight * min(room_s / slack_s, 1.0)
-
-
-def can_spare_a_gap(request: Request) -> bool:
-    """Return whether one long gap more still leaves the promise whole."""
-    if request.slo.tbt_s is None:
-        return True
-    return request.num_late_gaps < request.late_gaps_allowed()

@@ -1,7 +1,9 @@
 """What the two papers measured, as far as it is known, in the sizes they give.
 
-OPT-13B on an A100 with 12 GB of KV is 14,648 tokens at 819,200 bytes each. Rates are chosen so that
-the best baseline goes from keeping nearly everything to keeping little.
+OPT-13B on an A100 with 12 GB of KV is 14,648 tokens at 819,200 bytes each; its context is 2,048
+tokens, so clients' limits are 1,024 for chat and 256 for instructions [I]. Host memory of 80,000
+tokens (61 GiB) over 25 GiB/s is there for whoever can swap, which stock vLLM cannot. Rates are
+chosen so that the best baseline goes from keeping nearly everything to keeping little.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ class Experiment:
         }
 
 
-OPT_13B = Machine("opt-13b@a100", kv_tokens=14_648)
+OPT_13B = Machine("opt-13b@a100", kv_tokens=14_648, host_tokens=80_000, noise=0.05)
 
 STOCK = tuple(Contender(name, name) for name in ("stock", "stock-static", "stock-hindsight"))
 
@@ -48,8 +50,8 @@ CACHEOPT = Experiment(
     ours="cacheopt",
     machine=OPT_13B,
     traffic=(
-        Traffic("sharegpt-turn", (0.8, 1.4, 2.0, 2.8)),
-        Traffic("alpaca", (8.0, 14.0, 20.0, 32.0)),
+        Traffic("sharegpt-turn", (2.0, 3.0, 4.5, 7.0), max_output_tokens=1024),
+        Traffic("alpaca", (50.0, 80.0, 110.0, 150.0), times=6, max_output_tokens=256),
     ),
     contenders=(
         _CACHEOPT,

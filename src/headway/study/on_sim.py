@@ -84,6 +84,8 @@ def engine_of(machine: Machine, profile: Profile) -> SimEngine:
         max_num_seqs=machine.max_num_seqs or profile.max_num_seqs,
         asynchronous=machine.asynchronous,
         prefix_caching=machine.prefix_caching,
+        host_blocks=machine.host_tokens // machine.block_size,
+        copy_gib_per_s=machine.copy_gib_per_s,
     )
     if profile.kv_bytes_per_token:
         engine = replace(engine, kv_bytes_per_token=profile.kv_bytes_per_token)

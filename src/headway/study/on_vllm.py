@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from headway.engines.virtual import Call
@@ -55,7 +56,11 @@ def serve(
         watermark=knobs.watermark or None,
         max_num_queued_tokens=knobs.max_num_queued_tokens,
         headway=None if spec.is_stock else headway,
+        host_blocks=0 if spec.is_stock else machine.host_tokens // machine.block_size,
+        copy_gib_per_s=machine.copy_gib_per_s,
     )
+    if profile.kv_bytes_per_token:
+        engine = replace(engine, kv_bytes_per_token=profile.kv_bytes_per_token)
     run = VirtualRun(engine, truth_of(0), keep_steps=keep_steps)
     plan_s: list[float] = []
     if not spec.is_stock:

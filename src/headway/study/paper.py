@@ -24,7 +24,7 @@ class Contender:
 
     label: str
     policy: str
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def engine(self) -> str:
@@ -34,11 +34,19 @@ class Contender:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """A workload and the loads it is offered at, in requests per second."""
+    """A workload and the loads it is offered at, in requests per second.
+
+    Attributes:
+        times: How many times as many requests a run as were asked for: short requests end so
+            soon that a run of few never fills the cache.
+        max_output_tokens: Every client's limit, which some baselines reserve.
+    """
 
     source: str
     rates_rps: tuple[float, ...]
     slo_file: str | None = None
+    times: int = 1
+    max_output_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +89,22 @@ def run_grid(
     seeds: Sequence[int],
     num_requests: int,
     run: RunMany,
+    tuning_seeds: Sequence[int] | None = None,
 ) -> Grid:
-    """Run every contender on every load with every seed."""
+    """Run every contender on every load with every seed.
+
+    Args:
+        tuning_seeds: Those on which stock vLLM's settings are swept, the slowest part; its tuned
+            ways then have no others. All of *seeds* when ``None``.
+    """
     grid: Grid = {}
     for one in traffic:
-        load = Load(one.source, num_requests=num_requests, slo_file=one.slo_file)
+        load = Load(
+            one.source,
+            num_requests=one.times * num_requests,
+            slo_file=one.slo_file,
+            max_output_tokens=one.max_output_tokens,
+        )
         bases = {
             c: RunSpec(c.policy, c.engine, load, machine, options=c.options)  # type: ignore[arg-type]
             for c in contenders
@@ -103,7 +122,7 @@ def run_grid(
         tuned = [c for c in contenders if c.policy in STOCK_WAYS[1:]]
         if tuned:
             base = RunSpec("stock", "vllm", load, machine)
-            tried = stock.sweep(base, list(one.rates_rps), seeds, run)
+            tried = stock.sweep(base, list(one.rates_rps), tuning_seeds or seeds, run)
             for c in tuned:
                 for found in tried.as_policy(c.policy):
                     key = (c.label, one.source, found["rate_rps"])

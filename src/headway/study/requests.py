@@ -53,6 +53,16 @@ def requests_of(load: Load) -> list[WorkloadRequest]:
     Raises:
         UserError: Neither a workload nor a readable trace, or too short for what was asked.
     """
+    most = load.max_output_tokens
+    if most is None:
+        return _offered(load)
+    return [
+        replace(r, num_output_tokens=min(r.num_output_tokens, most), max_output_tokens=most)
+        for r in _offered(load)
+    ]
+
+
+def _offered(load: Load) -> list[WorkloadRequest]:
     rng = np.random.default_rng([load.seed, 0x51B])
     if not is_file(load.source):
         if load.rate_rps is None:

@@ -59,6 +59,8 @@ class Load:
         seed: Of lengths, times and noise. With a file, seed k starts k times *num_requests*
             into it, so that seeds are different stretches of the same trace.
         arrivals: A process as ``--arrivals`` names it; ``None`` keeps the source's own.
+        max_output_tokens: What every client sends as ``max_tokens``; longer outputs end there.
+            ``None`` keeps the trace's limits, or one for all above the longest output.
         slo_file: TOML file of classes; ``None`` is the workload's own, else the built-in class.
         digest: Of the contents of the files named, so that a changed file is a new run.
     """
@@ -69,6 +71,7 @@ class Load:
     seed: int = 0
     arrivals: str | None = None
     slo_file: str | None = None
+    max_output_tokens: int | None = None
     digest: str = ""
 
 
@@ -82,6 +85,9 @@ class Machine:
         step_time_band: Every step lasts 1 + this times the profile's seconds.
         noise: Standard deviation of the log of each step's own factor.
         asynchronous: Schedule one step ahead.
+        host_tokens: Host memory for swapped KV, in tokens; 0 recomputes every victim. Stock
+            vLLM cannot swap and ignores it.
+        copy_gib_per_s: Bandwidth of the link to that memory, one copy at a time.
     """
 
     gpu: str
@@ -95,6 +101,8 @@ class Machine:
     prefix_caching: bool = False
     num_replicas: int = 1
     router: str = "round-robin"
+    host_tokens: int = 0
+    copy_gib_per_s: float = 25.0
 
 
 @dataclass(frozen=True, slots=True)

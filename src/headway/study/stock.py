@@ -13,8 +13,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from headway.latency import profile as profiles
+from headway.study.requests import book_of, requests_of
 from headway.study.spec import Knobs, RunSpec
 from headway.study.sweep import Run, mean_attainment
+from headway.workloads.schema import slo_of
 
 BATCHED_SHARES = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 2)
 """Step budgets tried, as shares of the GPU's default (8,192 on an H100: 128 to 16,384)."""
@@ -60,10 +62,12 @@ def sweep(
 ) -> Sweep:
     """Try vLLM's settings on the load and machine of *base*; see the module."""
     default_tokens = profiles.load(base.machine.gpu).max_num_batched_tokens
-    first = [Knobs(), Knobs(by_class=True)] + [
-        Knobs(max_num_batched_tokens=max(int(share * default_tokens), 16), by_class=by_class)
-        for share in BATCHED_SHARES
-        for by_class in (False, True)
+    orders = (False, True) if _has_classes(base, rates[0]) else (False,)
+    budgets = [None, *(max(int(share * default_tokens), 16) for share in BATCHED_SHARES)]
+    first = [
+        Knobs(max_num_batched_tokens=tokens, by_class=by_class)
+        for tokens in budgets
+        for by_class in orders
     ]
     tried = _try(first, base, rates, seeds, run)
     winners = list(dict.fromkeys(Sweep(tried).best_at(rate_rps) for rate_rps in rates))
@@ -74,6 +78,12 @@ def sweep(
         ]
     tried.update(_try(second, base, rates, seeds, run))
     return Sweep(tried)
+
+
+def _has_classes(base: RunSpec, rate_rps: float | None) -> bool:
+    """Return whether the load has several classes; with one, priority is first come."""
+    requests = requests_of(base.at(rate_rps).load)
+    return len({slo_of(r, book_of(base.load)).class_name for r in requests}) > 1
 
 
 def _try(

@@ -17,17 +17,18 @@ PROBE_TOKENS = 512
 
 
 class Critical:
-    """Tells slack and who is critical; what a prompt token costs is asked once a plan."""
+    """Tells slack and who is critical; what a step and a prompt token cost is asked once a plan."""
 
     def __init__(self) -> None:
         self._ctx: PlanContext | None = None
-        self._token_s = 0.0
+        self._step_s = self._token_s = 0.0
 
     def slack_s(self, ctx: PlanContext, request: Request, even_if_lost: bool = False) -> float:
         """Return seconds from the step being planned to when *request* must have begun.
 
-        Due time less the predicted time its prompt still needs; ``inf`` without a live promise,
-        or, where a lost promise still counts, without any.
+        Due time less the predicted time still needed: the decodes of the step its token comes
+        out of, and its prompt. ``inf`` without a live promise, or, where a lost promise still
+        counts, without any.
         """
         if not (request.has_claim or (even_if_lost and request.slo.is_promise)):
             return math.inf
@@ -37,7 +38,8 @@ class Critical:
         tokens = request.prefill_target_tokens - request.num_computed_tokens
         if request.state is not State.RUNNING:
             tokens = request.num_tokens
-        return due_s - ctx.ref_s - max(tokens, 0) * self._prompt_token_s(ctx)
+        step_s, token_s = self._costs_s(ctx)
+        return due_s - ctx.ref_s - step_s - max(tokens, 0) * token_s
 
     def holds(self, ctx: PlanContext, request: Request) -> bool:
         """Return whether *request* is critical."""
@@ -54,10 +56,11 @@ class Critical:
             due_s = min(due_s, request.arrived_at_s + slo.jct_s - remaining * ctx.step_s)
         return due_s
 
-    def _prompt_token_s(self, ctx: PlanContext) -> float:
+    def _costs_s(self, ctx: PlanContext) -> tuple[float, float]:
+        """Return the seconds of a step with the decodes alone, and of one prompt token more."""
         if ctx is not self._ctx:
             self._ctx = ctx
             with_chunk = ctx.shape.with_chunk(PROBE_TOKENS, 0)
-            added_s = ctx.latency.predict_s(with_chunk) - ctx.latency.predict_s(ctx.shape)
-            self._token_s = added_s / PROBE_TOKENS
-        return self._token_s
+            self._step_s = ctx.latency.predict_s(ctx.shape)
+            self._token_s = (ctx.latency.predict_s(with_chunk) - self._step_s) / PROBE_TOKENS
+        return self._step_s, self._token_s

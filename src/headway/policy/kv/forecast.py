@@ -21,6 +21,13 @@ from headway.request import Request
 HORIZONS = np.array([1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192])
 """Steps ahead at which the future is looked at; it is smooth between them."""
 
+SQRT_2, SQRT_2_PI = math.sqrt(2.0), math.sqrt(2.0 * math.pi)
+FAR = 8.0
+"""Standard deviations beyond which nothing is worth counting."""
+
+MOST_KNOWN = 4096
+"""Answers remembered by class; whoever waits is asked about at every step, with one answer."""
+
 Floats = npt.NDArray[np.float64]
 
 
@@ -36,12 +43,14 @@ class Lifetimes:
         self._min_samples = min_samples
         self._recent: dict[str, deque[int]] = {}
         self._sorted: dict[str, npt.NDArray[np.int64]] = {}
+        self._known: dict[str, dict[tuple[int, int], tuple[Floats, float]]] = {}
 
     def learn(self, class_name: str, num_output_tokens: int) -> None:
         """Remember the length of a request that ran to its natural end."""
         recent = self._recent.setdefault(class_name, deque(maxlen=self._window))
         recent.append(num_output_tokens)
         self._sorted.pop(class_name, None)
+        self._known.pop(class_name, None)
 
     def survive(self, class_name: str, so_far: Floats, bound: Floats) -> Floats:
         """Return P(still running h steps from now | alive now).
@@ -69,10 +78,24 @@ class Lifetimes:
             alive = weight * known + (1.0 - weight) * alive
         return np.where(ahead < bound[:, None], alive, 0.0)
 
+    def of_one(self, class_name: str, so_far: int, bound: int) -> tuple[Floats, float]:
+        """Return :meth:`survive` of one request, shape (len(HORIZONS),), and the tokens to come.
+
+        The second is the mean number of tokens it will still generate, at least one.
+        """
+        known = self._known.setdefault(class_name, {})
+        answer = known.get((so_far, bound))
+        if answer is None:
+            if len(known) >= MOST_KNOWN:
+                known.clear()
+            alive = self.survive(class_name, np.array([float(so_far)]), np.array([float(bound)]))[0]
+            mean = float(np.trapezoid(np.append(1.0, alive), np.append(0, HORIZONS)))
+            answer = known[so_far, bound] = (alive, max(mean, 1.0))
+        return answer
+
     def mean_remaining(self, class_name: str, so_far: int, bound: int) -> float:
         """Return the tokens a request is expected to generate still, at least one."""
-        alive = self.survive(class_name, np.array([float(so_far)]), np.array([float(bound)]))[0]
-        return max(float(np.trapezoid(np.append(1.0, alive), np.append(0, HORIZONS))), 1.0)
+        return self.of_one(class_name, so_far, bound)[1]
 
     def _lengths(self, class_name: str) -> npt.NDArray[np.int64]:
         found = self._sorted.get(class_name)
@@ -84,47 +107,64 @@ class Lifetimes:
 
 
 class Forecast:
-    """Mean and variance of the KV in use at each of :data:`HORIZONS`, in tokens."""
+    """Mean, variance and most of the KV in use at each of :data:`HORIZONS`, in tokens."""
 
     def __init__(self, lifetimes: Lifetimes, slop_tokens: float) -> None:
         self._lifetimes = lifetimes
-        self._slop_tokens = slop_tokens
+        self._ahead = HORIZONS + slop_tokens
         self.mean: Floats = np.zeros(len(HORIZONS))
         self.variance: Floats = np.zeros(len(HORIZONS))
+        self.most: Floats = np.zeros(len(HORIZONS))
         self.num_residents = 0
         self.held_tokens = 0.0
+        self._victims: tuple[float, float] | None = None
 
     def add(self, requests: Iterable[Request]) -> None:
         """Count requests in that run, or that a plan under way admits."""
         by_class: dict[str, list[Request]] = {}
         for request in requests:
             by_class.setdefault(request.slo.class_name, []).append(request)
+        self._victims = None
         for class_name, members in by_class.items():
             held = np.array([float(max(r.prefill_target_tokens, r.num_tokens)) for r in members])
-            mean, variance = self._usage(class_name, members, held)
-            self.mean = self.mean + mean
-            self.variance = self.variance + variance
+            so_far = np.array([float(r.num_output_tokens) for r in members])
+            bound = np.array([float(r.max_output_tokens) for r in members])
+            alive = self._lifetimes.survive(class_name, so_far, bound)
+            use = held[:, None] + self._ahead[None, :]
+            self.mean = self.mean + (use * alive).sum(axis=0)
+            self.variance = self.variance + (use * use * alive * (1.0 - alive)).sum(axis=0)
+            self.most = self.most + (use * (alive > 0.0)).sum(axis=0)
             self.num_residents += len(members)
             self.held_tokens += float(held.sum())
 
-    def _usage(
-        self, class_name: str, members: list[Request], held: Floats
-    ) -> tuple[Floats, Floats]:
-        so_far = np.array([float(r.num_output_tokens) for r in members])
-        bound = np.array([float(r.max_output_tokens) for r in members])
-        alive = self._lifetimes.survive(class_name, so_far, bound)
-        use = held[:, None] + HORIZONS[None, :] + self._slop_tokens
-        return (use * alive).sum(axis=0), (use * use * alive * (1.0 - alive)).sum(axis=0)
+    @property
+    def victim_tokens(self) -> float:
+        """What a victim gives back: the mean a resident holds."""
+        return max(self.held_tokens / max(self.num_residents, 1), 1.0)
 
-    def excess(self, capacity: float) -> float:
-        """Return the expected tokens by which the worst moment ahead exceeds *capacity*."""
-        return expected_excess(self.mean, self.variance, capacity)
+    def victims(self, capacity: float) -> float:
+        """Return how many must be preempted, expected, at the worst moment ahead."""
+        if self._victims is None or self._victims[0] != capacity:
+            found = expected_victims(
+                self.mean, self.variance, self.most, capacity, self.victim_tokens
+            )
+            self._victims = capacity, found
+        return self._victims[1]
 
-    def excess_with(self, request: Request, capacity: float) -> float:
+    def victims_with(self, request: Request, capacity: float) -> float:
         """Return the same if *request* were admitted too."""
-        held = np.array([float(request.num_tokens)])
-        mean, variance = self._usage(request.slo.class_name, [request], held)
-        return expected_excess(self.mean + mean, self.variance + variance, capacity)
+        alive, _ = self._lifetimes.of_one(
+            request.slo.class_name, request.num_output_tokens, request.max_output_tokens
+        )
+        use = request.num_tokens + self._ahead
+        mean = use * alive
+        return expected_victims(
+            self.mean + mean,
+            self.variance + mean * use * (1.0 - alive),
+            self.most + use * (alive > 0.0),
+            capacity,
+            self.victim_tokens,
+        )
 
     def steps_until(self, num_tokens: float, capacity: float) -> float:
         """Return after how many steps *num_tokens* more are expected to fit; ``inf`` if never."""
@@ -132,18 +172,31 @@ class Forecast:
         return float(HORIZONS[fits[0]]) if len(fits) else math.inf
 
 
-def expected_excess(mean: Floats, variance: Floats, capacity: float) -> float:
-    """Return the largest over the horizons of E[(U - capacity)+] for a normal U.
+def expected_victims(
+    mean: Floats, variance: Floats, most: Floats, capacity: float, victim_tokens: float
+) -> float:
+    """Return the largest over the horizons of the expected number of victims.
 
-    The unit normal loss function of inventory theory (Silver, Pyke & Peterson, ch. 7).
+    The use U is normal, cut at *most*: a sum of a handful has no tail beyond all of them living
+    on. Tokens beyond *capacity* come from the unit normal loss (Silver, Pyke & Peterson, ch. 7);
+    a victim is preempted whole, so whenever there are any, half a victim is added for rounding up.
     """
-    deviation = np.sqrt(np.maximum(variance, 1.0))
-    z = (capacity - mean) / deviation
-    density = np.exp(-0.5 * z * z) / math.sqrt(2.0 * math.pi)
-    beyond = 0.5 * _erfc(z / math.sqrt(2.0))
-    return float(np.max(deviation * (density - z * beyond)))
+    worst = 0.0
+    for mu, square, top in zip(mean.tolist(), variance.tolist(), most.tolist(), strict=True):
+        if top <= capacity:
+            continue
+        deviation = math.sqrt(max(square, 1.0))
+        low, high = (capacity - mu) / deviation, (top - mu) / deviation
+        if low > FAR:
+            continue
+        excess = deviation * (unit_loss(low) - unit_loss(high))
+        chance = 0.5 * (math.erfc(low / SQRT_2) - math.erfc(high / SQRT_2))
+        worst = max(worst, excess / victim_tokens + 0.5 * chance)
+    return worst
 
 
-def _erfc(x: Floats) -> Floats:
-    """Return the complementary error function of a short array."""
-    return np.array([math.erfc(value) for value in x.tolist()])
+def unit_loss(z: float) -> float:
+    """Return E[(Z - z)+] of a standard normal Z."""
+    if z > FAR:
+        return 0.0
+    return math.exp(-0.5 * z * z) / SQRT_2_PI - 0.5 * z * math.erfc(z / SQRT_2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from headway.errors import UserError
@@ -62,12 +62,22 @@ def share(name: str, value: Any, may_be_0: bool = False) -> float:
     return float(value)
 
 
+def one_of(name: str, value: Any, known: Iterable[str]) -> str:
+    """Return *value* if it is among the *known* words.
+
+    Raises:
+        UserError: It is not.
+    """
+    words = list(known)
+    if not isinstance(value, str) or value not in words:
+        raise UserError(f"Option {name} must be one of {', '.join(words)}, not {value!r:.60}.")
+    return value
+
+
 def length_predictor(name: Any) -> Predictor:
     """Return the predictor called *name* in :data:`PREDICTORS`.
 
     Raises:
         UserError: There is no such predictor.
     """
-    if not isinstance(name, str) or name not in PREDICTORS:
-        raise UserError(f"Option predictor must be one of {', '.join(PREDICTORS)}, not {name!r}.")
-    return PREDICTORS[name]()
+    return PREDICTORS[one_of("predictor", name, PREDICTORS)]()

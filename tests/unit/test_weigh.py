@@ -1,0 +1,135 @@
+"""Admission weighed by what each error costs."""
+
+from __future__ import annotations
+
+import pytest
+
+from headway.errors import UserError
+from headway.policy import registry
+from headway.policy.context import PlanContext
+from headway.policy.events import Arrived, Finished, StepDone, StepScheduled
+from headway.policy.preempt import BestEffortFirst
+from headway.policy.scheduler import Scheduler
+from headway.policy.view import EngineView
+from headway.policy.weigh import Weighed
+from headway.slo import NO_PROMISE, Slo
+
+STREAM = Slo(ttft_s=1.0, tbt_s=0.1, class_name="chat")
+LONG = 400
+"""Output tokens of every request served before: four late gaps are forgiven."""
+
+
+def loaded(num_streams: int, prompt_tokens: int, so_far: int, length: int = LONG) -> Scheduler:
+    """Return a core that knows outputs of *length* tokens and runs streams *so_far* into them."""
+    core = registry.build("headway")
+    now_s = 0.0
+    for i in range(40):
+        core.observe(Arrived(now_s, f"old{i}", now_s, 10, 4000, STREAM))
+        core.observe(StepScheduled(now_s, {f"old{i}": 10}, {f"old{i}": 0}))
+        core.observe(StepDone(now_s + 0.01, {f"old{i}": length + i % 7}))
+        core.observe(Finished(now_s + 0.01, f"old{i}", "stopped"))
+        now_s += 0.01
+    for i in range(num_streams):
+        core.observe(Arrived(now_s, f"r{i}", now_s, prompt_tokens, 4000, STREAM))
+        core.observe(StepScheduled(now_s, {f"r{i}": prompt_tokens}, {f"r{i}": 0}))
+        core.observe(StepDone(now_s + 0.01, {f"r{i}": 1}))
+        now_s += 0.01
+    for i in range(num_streams):
+        core.live.requests[f"r{i}"].num_output_tokens = so_far
+    return core
+
+
+def context(core: Scheduler, capacity_blocks: int, slo: Slo) -> PlanContext:
+    """Return a plan in which a newcomer of 100 prompt tokens asks to start."""
+    core.observe(Arrived(2.0, "new", 2.0, 100, 4000, slo))
+    view = EngineView(capacity_blocks, capacity_blocks, 16, 256, 2048, 0)
+    return core._context(view, 2.0)
+
+
+def opens(core: Scheduler, capacity_blocks: int, slo: Slo = STREAM) -> bool:
+    """Return whether the weighing alone lets a newcomer in."""
+    gate = Weighed(core.parts.predictor._lifetimes, core.parts.chunker)  # type: ignore[attr-defined]
+    ctx = context(core, capacity_blocks, slo)
+    return gate.fits(ctx, core.live.requests["new"])
+
+
+def test_an_empty_server_takes_anybody() -> None:
+    """Whatever the lengths say: nobody else will end and make room."""
+    assert opens(loaded(0, 100, 0), 1)
+
+
+def test_room_for_all_takes_anybody() -> None:
+    """With no overflow in sight nothing is weighed."""
+    assert opens(loaded(5, 100, 10), 1000)
+    assert opens(loaded(5, 100, 10), 1000, NO_PROMISE)
+
+
+def test_streams_that_forgive_nothing_are_not_overbooked() -> None:
+    """Short streams forgive no late gap: a newcomer that would cost one of them waits."""
+    assert not opens(loaded(12, 100, 10, length=80), 100)
+
+
+def test_streams_that_have_earned_a_gap_are() -> None:
+    """The same pressure, from streams far enough to forgive a gap each."""
+    assert opens(loaded(12, 100, 250), 290)
+
+
+def test_best_effort_may_cost_next_to_no_preemption() -> None:
+    """Nobody waits for its promise, so it starts where even claims would be let in unweighed."""
+    assert not opens(loaded(12, 100, 250), 290, NO_PROMISE)
+
+
+def test_what_was_let_in_counts_for_the_next() -> None:
+    """A burst is not admitted against one and the same forecast."""
+    core = loaded(6, 100, 10, length=80)
+    gate = Weighed(core.parts.predictor._lifetimes, core.parts.chunker)  # type: ignore[attr-defined]
+    ctx = context(core, 110, STREAM)
+    new = core.live.requests["new"]
+    answers = []
+    for _ in range(6):
+        answers.append(gate.fits(ctx, new))
+        gate.admitted(ctx, new)
+    assert answers[0]
+    assert not answers[-1]
+    assert answers == sorted(answers, reverse=True)
+
+
+def test_whoever_has_earned_a_late_gap_is_preempted_first() -> None:
+    """Among claims: the tokens it has shown, then those predicted, then the youngest."""
+    core = loaded(3, 100, 50)
+    core.live.requests["r0"].num_output_tokens = 150
+    ctx = context(core, 1000, STREAM)
+    order = [r.request_id for r in BestEffortFirst().for_running(ctx)]
+    assert order == ["r0", "r2", "r1"]
+    core.live.requests["r0"].num_late_gaps = 1
+    core.live.requests["r2"].num_late_gaps = 99
+    order = [r.request_id for r in BestEffortFirst().for_running(ctx)]
+    assert order[-1] == "r2", "it has been late too often already"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"victims": "any"}, "Option victims must be one of cheapest, best-effort-first, not"),
+        ({"reserve": 3}, "Option reserve must be one of measured, none, not 3"),
+        ({"swap": "always"}, "Option swap must be one of cheaper, recompute, not 'always'"),
+        ({"look_ahead_steps": 0}, "Option look_ahead_steps must be"),
+        ({"confidence": 1.0}, "Option confidence must be a number between 0 and 1"),
+    ],
+)
+def test_a_wrong_option_gets_one_sentence(options: dict[str, object], message: str) -> None:
+    """Named, with what is allowed."""
+    with pytest.raises(UserError, match=message):
+        registry.build("headway", options=options)
+
+
+def test_each_component_can_be_switched_alone() -> None:
+    """CacheOPT's components in our form are options of the preset."""
+    plain = registry.build("headway").parts
+    assert plain.funder is None
+    for options in ({"look_ahead_steps": 2}, {"reserve": "measured"}):
+        assert registry.build("headway", options=options).parts.funder is not None
+    cheap = registry.build("headway", options={"victims": "cheapest"}).parts
+    assert type(cheap.preemptor) is not type(plain.preemptor)
+    kept = registry.build("headway", options={"swap": "recompute"}).parts
+    assert type(kept.swap) is not type(plain.swap)
