@@ -31,7 +31,11 @@ class Predictor(Protocol):
         """Return the total output tokens expected, more than were generated already."""
 
     def learn(self, request: Request) -> None:
-        """Take in a request that ran to its natural end."""
+        """Take in a request that ran to its natural end, or to its bound."""
+
+    def learn_cut(self, request: Request) -> None:
+        """Take in a request that left early; most predictors make nothing of it."""
+        return  # An empty body would make it abstract to mypy.
 
 
 class LengthDistribution(Protocol):

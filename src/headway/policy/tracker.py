@@ -266,6 +266,8 @@ class Tracker:
         if event.reason in ("stopped", "length"):
             self.parts.predictor.learn(request)
             self._count_served(request, event.at_s)
+        elif request.num_output_tokens:
+            self.parts.predictor.learn_cut(request)
         if not self.live.requests and not self._in_flight:
             self._idle = True
 

@@ -37,8 +37,13 @@ class Lengths(Predictor):
         return max(min(total, request.max_output_tokens), request.num_output_tokens + 1)
 
     def learn(self, request: Request) -> None:
-        """Remember the length of a finished request."""
-        self._lifetimes.learn(request.slo.class_name, request.num_output_tokens)
+        """Remember the length of a finished request; one that met its bound was cut there."""
+        cut = request.num_output_tokens >= request.max_output_tokens
+        self._lifetimes.learn(request.slo.class_name, request.num_output_tokens, cut)
+
+    def learn_cut(self, request: Request) -> None:
+        """Remember that it would have been longer."""
+        self._lifetimes.learn(request.slo.class_name, request.num_output_tokens, is_cut=True)
 
 
 class Weighed(Gate):

@@ -30,6 +30,7 @@ def serve(
         UserError: vLLM is not installed, or the machine has several replicas.
     """
     try:
+        from headway.engines.vllm import quiet  # noqa: F401  Before vLLM.
         from headway.engines.vllm.bare import Engine
         from headway.engines.vllm.harness import VirtualRun
     except ImportError:

@@ -124,7 +124,8 @@ def in_parallel(
         return results
     context = multiprocessing.get_context("forkserver")
     if engine == "vllm":
-        context.set_forkserver_preload(["headway.engines.vllm.harness"])
+        preload = ["headway.engines.vllm.quiet", "headway.engines.vllm.harness"]
+        context.set_forkserver_preload(preload)
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
         futures: dict[Future[Any], int] = {
             pool.submit(call, *args): i for i, (call, args) in enumerate(tasks)

@@ -22,7 +22,7 @@ from vllm.v1.request import Request, RequestStatus
 
 from headway.engines.virtual import Call, Outcome, StepRow
 from headway.engines.vllm import compat, wire
-from headway.engines.vllm.bare import Engine, HostLink, build  # First: it sets vLLM's environment.
+from headway.engines.vllm.bare import Engine, HostLink, build
 from headway.latency.model import StepShape
 
 StepTruth = Callable[[StepShape], float]

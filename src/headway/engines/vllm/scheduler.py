@@ -19,6 +19,7 @@ from vllm.v1.request import Request, RequestStatus
 
 from headway.config import Settings
 from headway.engines.vllm import compat, wire
+from headway.engines.vllm.clock import WallClock
 from headway.engines.vllm.queue import GatedQueue
 from headway.engines.vllm.shapes import roofline
 from headway.engines.vllm.swap import swap_connector
@@ -39,19 +40,6 @@ REASONS = {
     RequestStatus.FINISHED_LENGTH_CAPPED: "length",
     RequestStatus.FINISHED_ABORTED: "aborted",
 }
-
-
-class WallClock:
-    """The driver's clock: monotonic seconds. The harness replaces it by a virtual one."""
-
-    def now_s(self) -> float:
-        """Return now."""
-        return time.monotonic()
-
-    def arrived_at_s(self, request: Request) -> float:
-        """Return when the server received *request*, on this clock."""
-        age_s = min(max(time.time() - request.arrival_time, 0.0), 60.0)
-        return time.monotonic() - age_s
 
 
 class HeadwayMixin:

@@ -16,6 +16,7 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
+from headway.policy.lengths.curve import ROUNDING, SurvivalCurve
 from headway.request import Request
 
 HORIZONS = np.array([1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192])
@@ -35,21 +36,27 @@ class Lifetimes:
     """Output lengths by class, as survival functions over a sliding window.
 
     Until a class has shown *min_samples* lengths, a constant hazard with a mean of a quarter of
-    the bound, at most 256 tokens, stands in for as many samples as are missing.
+    the bound, at most 256 tokens, stands in for as many samples as are missing. Outputs that were
+    cut (by the client's bound, or because it left) count as longer than they got.
     """
 
     def __init__(self, window: int = 300, min_samples: int = 20) -> None:
         self._window = window
         self._min_samples = min_samples
-        self._recent: dict[str, deque[int]] = {}
-        self._sorted: dict[str, npt.NDArray[np.int64]] = {}
+        self._recent: dict[str, deque[tuple[int, bool]]] = {}
+        self._curves: dict[str, SurvivalCurve] = {}
+        self._pace: dict[str, float] = {}
         self._known: dict[str, dict[tuple[int, int], tuple[Floats, float]]] = {}
 
-    def learn(self, class_name: str, num_output_tokens: int) -> None:
-        """Remember the length of a request that ran to its natural end."""
-        recent = self._recent.setdefault(class_name, deque(maxlen=self._window))
-        recent.append(num_output_tokens)
-        self._sorted.pop(class_name, None)
+    def learn(self, class_name: str, num_output_tokens: int, is_cut: bool = False) -> None:
+        """Remember the length of an output that has ended, or that was cut there."""
+        recent = self._recent.setdefault(class_name, deque())
+        curve = self._curves.setdefault(class_name, SurvivalCurve())
+        if len(recent) == self._window:
+            curve.remove(*recent.popleft())
+        recent.append((num_output_tokens, is_cut))
+        curve.add(num_output_tokens, is_cut)
+        self._pace.pop(class_name, None)
         self._known.pop(class_name, None)
 
     def survive(self, class_name: str, so_far: Floats, bound: Floats) -> Floats:
@@ -62,21 +69,26 @@ class Lifetimes:
         Returns:
             Shape (n, len(HORIZONS)).
         """
-        lengths = self._lengths(class_name)
-        weight = min(len(lengths) / self._min_samples, 1.0)
         ahead = so_far[:, None] + HORIZONS[None, :]
         scale = np.clip(bound / 4.0, 1.0, 256.0)
         alive = np.exp(-HORIZONS[None, :] / scale[:, None])
-        if weight > 0.0:
-            count = len(lengths)
-            longer_now = count - np.searchsorted(lengths, so_far, side="right")
-            longer_then = count - np.searchsorted(lengths, ahead, side="right")
+        curve = self._curves.get(class_name)
+        if curve is not None and len(curve):
+            weight = min(len(curve) / self._min_samples, 1.0)
+            now, then = curve.at(so_far)[:, None], curve.at(ahead)
             # Who outlived the whole window goes on at the window's own pace.
-            known = longer_then / np.maximum(longer_now, 1)[:, None]
-            pace = np.exp(-HORIZONS / max(float(lengths.mean()) / 2.0, 1.0))
-            known = np.where(longer_now[:, None] > 0, known, pace[None, :])
+            pace = np.exp(-HORIZONS / self._pace_of(class_name))
+            known = np.where(now > ROUNDING, then / np.maximum(now, ROUNDING), pace[None, :])
             alive = weight * known + (1.0 - weight) * alive
         return np.where(ahead < bound[:, None], alive, 0.0)
+
+    def _pace_of(self, class_name: str) -> float:
+        """Return half the mean length of the window, in tokens."""
+        if class_name not in self._pace:
+            recent = self._recent[class_name]
+            mean = sum(tokens for tokens, _ in recent) / len(recent)
+            self._pace[class_name] = max(mean / 2.0, 1.0)
+        return self._pace[class_name]
 
     def of_one(self, class_name: str, so_far: int, bound: int) -> tuple[Floats, float]:
         """Return :meth:`survive` of one request, shape (len(HORIZONS),), and the tokens to come.
@@ -96,14 +108,6 @@ class Lifetimes:
     def mean_remaining(self, class_name: str, so_far: int, bound: int) -> float:
         """Return the tokens a request is expected to generate still, at least one."""
         return self.of_one(class_name, so_far, bound)[1]
-
-    def _lengths(self, class_name: str) -> npt.NDArray[np.int64]:
-        found = self._sorted.get(class_name)
-        if found is None:
-            recent = self._recent.get(class_name, ())
-            found = np.sort(np.fromiter(recent, np.int64, len(recent)))
-            self._sorted[class_name] = found
-        return found
 
 
 class Forecast:

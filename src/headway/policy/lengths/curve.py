@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 
 import numpy as np
+import numpy.typing as npt
 from sortedcontainers import SortedList
 
 ROUNDING = 1e-9
@@ -62,6 +63,12 @@ class SurvivalCurve:
         """
         alive = self._at(so_far_tokens)
         return min(self._at(num_tokens) / alive, 1.0) if alive > ROUNDING else 1.0
+
+    def at(self, num_tokens: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Return P(longer than each of *num_tokens*), same shape."""
+        ends, negative = self._curve()
+        index = np.searchsorted(np.array(ends), num_tokens, side="right")
+        return np.append(1.0, -np.array(negative))[index]
 
     def _at(self, num_tokens: int) -> float:
         ends, negative = self._curve()
