@@ -80,12 +80,10 @@ def run_experiment(
         return runs
 
     document: dict[str, Any] = {"schema": 1, "experiment": experiment.name, "seeds": numbers}
-    for name, contenders in experiment.parts().items():
+    for name, (contenders, traffic) in experiment.parts().items():
         if part not in ("all", name):
             continue
-        grid = run_grid(
-            contenders, experiment.traffic, experiment.machine, numbers, count, run_many, tuned
-        )
+        grid = run_grid(contenders, traffic, experiment.machine, numbers, count, run_many, tuned)
         console.print(_table(grid, f"{experiment.name}: {name}"))
         document[name] = _rows(grid)
         if name == "main":

@@ -56,7 +56,8 @@ class HoeffdingPadding(Predictor):
         min_errors: int = 8,
         rate_window_s: float = 60.0,
     ) -> None:
-        self._inner = inner
+        self.inner = inner
+        """The predictor that is padded; experiments put one of known quality in its place."""
         self._alpha = alpha
         self._beta = beta
         self._window = window
@@ -79,7 +80,7 @@ class HoeffdingPadding(Predictor):
 
     def predict(self, request: Request) -> int:
         """Return the padded prediction; a request asked about for the first time has arrived."""
-        guess = self._inner.predict(request)
+        guess = self.inner.predict(request)
         is_new = request.num_output_tokens == 0
         if is_new and request.request_id not in self._first:
             self._arrived(request.queued_at_s)
@@ -103,7 +104,7 @@ class HoeffdingPadding(Predictor):
             bucket = guess.bit_length()
             errors = self._errors.setdefault(bucket, deque(maxlen=self._window))
             errors.append(request.num_output_tokens - guess)
-        self._inner.learn(request)
+        self.inner.learn(request)
 
     def _arrived(self, at_s: float) -> None:
         self._arrivals_s.append(at_s)

@@ -9,7 +9,7 @@ chosen so that the best baseline goes from keeping nearly everything to keeping 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from headway.study.paper import Contender, Traffic, variants
 from headway.study.spec import Machine
@@ -27,14 +27,19 @@ class Experiment:
     baselines: tuple[str, ...]
     ablation: tuple[Contender, ...] = ()
     sensitivity: tuple[Contender, ...] = ()
+    pressed: tuple[Traffic, ...] = ()
     published: Mapping[str, str] = field(default_factory=dict)
 
-    def parts(self) -> dict[str, tuple[Contender, ...]]:
-        """Return the contenders of each table."""
+    def parts(self) -> dict[str, tuple[tuple[Contender, ...], tuple[Traffic, ...]]]:
+        """Return the contenders of each table and the traffic they get.
+
+        What a component or an option is worth is asked where it matters, under ``pressed``.
+        """
+        pressed = self.pressed or self.traffic
         return {
-            "main": self.contenders,
-            "ablation": self.ablation,
-            "sensitivity": self.sensitivity,
+            "main": (self.contenders, self.traffic),
+            "ablation": (self.ablation, pressed),
+            "sensitivity": (self.sensitivity, pressed),
         }
 
 
@@ -43,6 +48,18 @@ OPT_13B = Machine("opt-13b@a100", kv_tokens=14_648, host_tokens=80_000, noise=0.
 STOCK = tuple(Contender(name, name) for name in ("stock", "stock-static", "stock-hindsight"))
 
 _CACHEOPT = Contender("cacheopt", "cacheopt")
+_HEADWAY = Contender("headway", "headway")
+_OPTIONS: dict[str, tuple[float, ...]] = {
+    "alpha": (0.5, 0.8),
+    "beta": (0.01, 0.1),
+    "reserve_blocks": (0, 32, 64),
+    "look_ahead_steps": (1, 4, 8),
+    "buffer_tokens": (0, 64),
+    "gap_bucket_s": (0.2,),
+    "remaining_bucket_tokens": (16, 256),
+}
+"""One at a time, beside the defaults."""
+
 _COMPONENTS = ("C1", "C2", "C3", "C4", "C5", "B")
 
 CACHEOPT = Experiment(
@@ -55,7 +72,7 @@ CACHEOPT = Experiment(
     ),
     contenders=(
         _CACHEOPT,
-        Contender("headway", "headway"),
+        _HEADWAY,
         *STOCK,
         *(Contender(n, n) for n in ("sarathi", "s3", "rlp", "orca", "pastfuture")),
     ),
@@ -70,6 +87,35 @@ CACHEOPT = Experiment(
             },
         ),
         *variants(_CACHEOPT, {f"{name} alone": {"components": name} for name in _COMPONENTS}),
+        _HEADWAY,
+        *variants(
+            _HEADWAY,
+            {
+                "headway, fixed median": {"confidence": 0.5},
+                "headway, C3 two steps ahead": {"look_ahead_steps": 2},
+                "headway, C3 measured reserve": {"look_ahead_steps": 2, "reserve": "measured"},
+                "headway, C4 cheapest set": {"victims": "cheapest"},
+                "headway without C5": {"swap": "recompute"},
+            },
+        ),
+    ),
+    sensitivity=(
+        *variants(
+            _CACHEOPT,
+            {
+                f"{name} {value:g}": {name: value}
+                for name, values in _OPTIONS.items()
+                for value in values
+            },
+        ),
+        *(
+            replace(_CACHEOPT, label=f"lengths known, error {spread:g}", length_error=spread)
+            for spread in (0.0, 0.3, 1.0)
+        ),
+    ),
+    pressed=(
+        Traffic("sharegpt-turn", (4.5,), max_output_tokens=1024),
+        Traffic("alpaca", (110.0,), times=6, max_output_tokens=256),
     ),
     published={
         "gap p95": "3.29 ×",

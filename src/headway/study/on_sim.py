@@ -14,6 +14,9 @@ from headway.errors import UserError
 from headway.latency.profile import Profile
 from headway.latency.truth import Truth
 from headway.policy import registry
+from headway.policy.padding import HoeffdingPadding
+from headway.policy.predict import Oracle
+from headway.policy.scheduler import Scheduler
 from headway.slo import SloBook
 from headway.study.served import Served, quantiles_us
 from headway.study.spec import Machine, RunSpec
@@ -50,6 +53,8 @@ def serve(
 
     def build(index: int) -> SimRun:
         policy = registry.build(spec.policy, overload=spec.overload, options=spec.options)
+        if spec.length_error is not None:
+            _tell_lengths(policy, calls, spec.length_error, spec.load.seed)
         keep = keep_steps and machine.num_replicas == 1
         return SimRun(engine, truth_of(index), policy, book=book, keep_steps=keep, time_plans=True)
 
@@ -72,6 +77,19 @@ def serve(
         num_swapped=kinds.get("swap", 0),
         plan_us=plan_us,
     )
+
+
+def _tell_lengths(policy: Scheduler, calls: Sequence[Call], spread: float, seed: int) -> None:
+    """Let the policy's padding rest on the true lengths, off by a log-normal factor.
+
+    Raises:
+        UserError: The policy pads no predictions.
+    """
+    padding = policy.parts.predictor
+    if not isinstance(padding, HoeffdingPadding):
+        raise UserError(f"Policy {policy.name!r} pads no predicted length: use cacheopt with C1.")
+    lengths = {call.request_id: call.num_output_tokens for call in calls}
+    padding.inner = Oracle(lengths, spread, seed)
 
 
 def engine_of(machine: Machine, profile: Profile) -> SimEngine:

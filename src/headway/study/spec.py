@@ -107,7 +107,12 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class RunSpec:
-    """One run, complete: the same spec gives the same result, plan times aside."""
+    """One run, complete: the same spec gives the same result, plan times aside.
+
+    Attributes:
+        length_error: Tell the policy every output length, off by a log-normal factor of this
+            spread; ``None`` lets it predict by itself.
+    """
 
     policy: str
     engine: EngineName
@@ -116,6 +121,7 @@ class RunSpec:
     overload: str = "demote"
     options: Mapping[str, Any] = field(default_factory=dict)
     knobs: Knobs = field(default_factory=Knobs)
+    length_error: float | None = None
 
     @property
     def is_stock(self) -> bool:

@@ -55,6 +55,8 @@ def parts(
     reserve_blocks: int = 8,
     buffer_tokens: int = 8,
     sweet_spot_tokens: int | None = None,
+    gap_bucket_s: float = 0.05,
+    remaining_bucket_tokens: int = 64,
     spends_late: bool = False,
     max_wait_s: float = 300.0,
 ) -> Parts:
@@ -68,6 +70,7 @@ def parts(
         reserve_blocks: The global reserve of C3; 0 sets nothing aside.
         buffer_tokens: b of C2.
         sweet_spot_tokens: The length of C5; profiled when ``None``.
+        gap_bucket_s, remaining_bucket_tokens: Widths of C4's buckets.
         spends_late: Whether C4 counts a request whose promise is lost as infinitely patient [I].
         max_wait_s: Bound on how long a request may wait for its turn.
 
@@ -103,7 +106,13 @@ def parts(
         funder = Proactive(FixedReserve(reserve_blocks), critical, look_ahead_steps)
         base = replace(base, funder=funder)
     if "C4" in on:
-        victims = Buckets(may_pay, look_ahead_steps=look_ahead_steps, spends_late=bool(spends_late))
+        victims = Buckets(
+            may_pay,
+            positive_s("gap_bucket_s", gap_bucket_s),
+            positive_tokens("remaining_bucket_tokens", remaining_bucket_tokens),
+            look_ahead_steps,
+            bool(spends_late),
+        )
         base = replace(base, preemptor=victims)
     return replace(base, swap=SweetSpot(sweet_spot_tokens)) if "C5" in on else base
 

@@ -1,0 +1,141 @@
+"""The papers' experiments as commands: a grid of runs, gains against the best, capacity."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from headway.cli.paper import run_experiment
+from headway.errors import UserError
+from headway.policy.presets import cacheopt
+from headway.study import stock
+from headway.study.experiments import ACCELGEN, CACHEOPT, Experiment
+from headway.study.paper import Contender, Traffic, capacity_of, gains
+from headway.study.requests import requests_of
+from headway.study.run import execute
+from headway.study.spec import Load, Machine, RunSpec
+
+TINY = Experiment(
+    name="tiny",
+    ours="cacheopt",
+    machine=Machine("opt-13b@a100", kv_tokens=3000, host_tokens=20_000),
+    traffic=(Traffic("sharegpt-turn", (2.0, 4.0), max_output_tokens=200),),
+    contenders=(Contender("cacheopt", "cacheopt"), Contender("fcfs", "fcfs")),
+    baselines=("fcfs",),
+    published={"attainment": "+10 points"},
+)
+
+
+def run(
+    tmp_path: Path, experiment: Experiment, part: str = "main", seeds: str = "0"
+) -> dict[str, Any]:
+    """Run an experiment in this process and return what it wrote."""
+    run_experiment(experiment, tmp_path, "25", seeds, None, "1", part)
+    return dict(json.loads((tmp_path / f"{experiment.name}.json").read_text()))
+
+
+def test_the_experiment_writes_its_tables(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rows of both contenders at both rates, gains against the baseline, capacity, all runs."""
+    document = run(tmp_path, TINY, seeds="0,1")
+    assert {(r["policy"], r["rate_rps"]) for r in document["main"]} == {
+        (policy, rate) for policy in ("cacheopt", "fcfs") for rate in (2.0, 4.0)
+    }
+    assert all(len(r["attainment_per_seed"]) == 2 for r in document["main"])
+    kept = {(r["policy"], r["rate_rps"]): r["attainment"] for r in document["main"]}
+    gain = next(g for g in document["gains"] if g["figure"] == "attainment")
+    largest = max(kept["cacheopt", r] - kept["fcfs", r] for r in (2.0, 4.0))
+    assert gain["gain"] == pytest.approx(100 * largest)
+    assert document["capacity_at_90"]["sharegpt-turn"].keys() == {"cacheopt", "fcfs"}
+    runs = json.loads((tmp_path / "tiny-runs.json").read_text())["runs"]
+    assert len(runs) == 8
+    assert "+10 points" in capsys.readouterr().out
+
+
+def test_stock_vllm_is_tuned_by_its_own_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its best setting for each load keeps at least what its defaults keep."""
+    pytest.importorskip("vllm")
+    monkeypatch.setattr(stock, "BATCHED_SHARES", (1 / 8,))
+    monkeypatch.setattr(stock, "WATERMARKS", (0.01,))
+    names = ("stock", "stock-static", "stock-hindsight")
+    document = run(
+        tmp_path, replace(TINY, contenders=tuple(Contender(n, n) for n in names), ours="stock")
+    )
+    kept = {(r["policy"], r["rate_rps"]): r["attainment"] for r in document["main"]}
+    assert len(kept) == 6
+    for rate in (2.0, 4.0):
+        assert kept["stock-hindsight", rate] >= kept["stock", rate]
+        assert kept["stock-hindsight", rate] >= kept["stock-static", rate]
+
+
+def test_the_best_baseline_counts_not_the_weakest() -> None:
+    """An "up to" figure is taken against whoever does best at that load."""
+
+    def one(kept: float) -> list[dict[str, Any]]:
+        spread = {"p95": 1.0, "p99": 1.0, "max": 1.0}
+        return [{"attainment": kept, "ttft_attainment": kept, "tbt_attainment": kept,
+                 "ttft_s": spread, "tbt_s": spread, "normalised_latency_s": 1.0,
+                 "goodput_rps": 1.0, "output_tokens_per_s": 1.0}]  # fmt: skip
+
+    grid = {("us", "w", 1.0): one(0.9), ("weak", "w", 1.0): one(0.1), ("good", "w", 1.0): one(0.8)}
+    found = {gain.figure: gain for gain in gains(grid, "us", ("weak", "good"))}
+    assert found["attainment"].gain == pytest.approx(10.0)
+    assert found["attainment"].baseline == "good"
+    grid["us", "w", 2.0] = one(0.7)
+    assert capacity_of(grid, "us", "w", 0.8) == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize("experiment", [CACHEOPT, ACCELGEN])
+def test_the_papers_contenders_exist(experiment: Experiment) -> None:
+    """Every policy and option named is known, and labels tell contenders apart."""
+    for contenders, traffic in experiment.parts().values():
+        labels = [c.label for c in contenders]
+        assert len(labels) == len(set(labels))
+        assert traffic
+        for c in contenders:
+            if c.policy == "cacheopt":
+                cacheopt.parts(**dict(c.options))
+
+
+def test_components_left_out_leave_the_others() -> None:
+    """Every subset of CacheOPT's components is a policy."""
+    for components in ("", "C1", "C2,C4", "C1,C2,C3,C4,C5,B"):
+        assert cacheopt.parts(components=components).lending is None or "C2" in components
+
+
+def test_every_client_sends_the_limit() -> None:
+    """Longer outputs end at it, and it is what policies are told."""
+    load = Load("sharegpt-turn", 2.0, 200, 0)
+    free, capped = requests_of(load), requests_of(replace(load, max_output_tokens=300))
+    assert max(r.num_output_tokens for r in free) > 300
+    assert [r.num_output_tokens for r in capped] == [min(r.num_output_tokens, 300) for r in free]
+    assert {r.max_output_tokens for r in capped} == {300}
+
+
+def test_a_virtual_machine_swaps_where_it_has_host_memory() -> None:
+    """The same pressure with and without: victims are copied, or computed again."""
+    load = Load("sharegpt-turn", 6.0, 60, 0, max_output_tokens=400)
+    kinds = []
+    for host_tokens in (0, 50_000):
+        machine = Machine("opt-13b@a100", kv_tokens=2000, host_tokens=host_tokens)
+        kinds.append(execute(RunSpec("headway", "sim", load, machine)).run["preemptions"])
+    assert kinds[0]["swap"] == 0 < kinds[0]["recompute"]
+    assert kinds[1]["swap"] > 0
+
+
+def test_lengths_can_be_told_to_a_policy_that_pads_them() -> None:
+    """Known lengths change what cacheopt does; a policy without padding refuses."""
+    load = Load("sharegpt-turn", 5.0, 60, 0, max_output_tokens=400)
+    machine = Machine("opt-13b@a100", kv_tokens=3000)
+    told = RunSpec("cacheopt", "sim", load, machine, length_error=0.0)
+    guessed = execute(replace(told, length_error=None)).run
+    assert execute(told).run["ttft_s"] != guessed["ttft_s"]
+    with pytest.raises(UserError, match="pads no predicted length"):
+        execute(replace(told, policy="fcfs"))
