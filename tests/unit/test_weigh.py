@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from headway.errors import UserError
@@ -72,6 +74,22 @@ def test_streams_that_forgive_nothing_are_not_overbooked() -> None:
 def test_streams_that_have_earned_a_gap_are() -> None:
     """The same pressure, from streams far enough to forgive a gap each."""
     assert opens(loaded(12, 100, 250), 290)
+
+
+def test_a_plan_says_what_an_overbooking_buys() -> None:
+    """Preemptions expected of a newcomer, and the promises both ways would cost."""
+    core = loaded(12, 100, 250)
+    ctx = context(core, 290, STREAM)
+    gate = Weighed(core.parts.predictor._lifetimes, core.parts.chunker)  # type: ignore[attr-defined]
+    assert gate.fits(ctx, core.live.requests["new"])
+    assert re.fullmatch(
+        r"first token due: \d+\.\d preemptions are expected of it and cost \d\.\d\d promises,"
+        r" waiting \d\.\d\d",
+        ctx.risks["new"],
+    )
+    roomy = context(loaded(5, 100, 10), 1000, STREAM)
+    gate.fits(roomy, roomy.live.requests["new"])
+    assert not roomy.risks
 
 
 def test_best_effort_may_cost_next_to_no_preemption() -> None:

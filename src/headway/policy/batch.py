@@ -149,6 +149,8 @@ def _why(ctx: PlanContext, request: Request) -> str:
     """Return the reason of a chunk for the plan and the story."""
     if request.state is State.RUNNING:
         return "prompt in progress"
+    if request.request_id in ctx.risks:
+        return ctx.risks[request.request_id]
     if request.request_id in ctx.set_aside:
         return "room left beside the promises"
     return "first token due" if request.has_claim else "best effort"

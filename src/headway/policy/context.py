@@ -45,6 +45,7 @@ class PlanContext:
         num_short_blocks: Blocks missing while victims are looked for.
         swap: Decides whether a victim's KV is copied out or thrown away.
         num_copied_blocks: Blocks this plan swaps out.
+        risks: Why a gate let somebody in who may cost others their KV, by request.
     """
 
     view: EngineView
@@ -70,6 +71,7 @@ class PlanContext:
     num_short_blocks: int = 0
     swap: SwapChoice = field(default_factory=AlwaysRecompute)
     num_copied_blocks: int = 0
+    risks: dict[str, str] = field(default_factory=dict)
 
     def blocks(self, num_tokens: int) -> int:
         """Return the blocks *num_tokens* occupy."""

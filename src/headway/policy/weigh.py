@@ -22,6 +22,10 @@ BEST_EFFORT_PREEMPTIONS = 0.02
 """Expected preemptions that starting a request without a live promise may cause."""
 
 
+WORTH_TELLING = 0.05
+"""Expected preemptions from which a plan says what they buy."""
+
+
 class Lengths(Predictor):
     """Feeds :class:`Lifetimes` and answers with expected lengths."""
 
@@ -72,7 +76,15 @@ class Weighed(Gate):
             return preemptions <= BEST_EFFORT_PREEMPTIONS
         again = ctx.pressure * forecast.victim_tokens / max(ctx.claim_tokens, 1.0)
         overflow_cost = preemptions * (self._victim_loss(ctx, total) + again)
-        return overflow_cost <= self._waiting_cost(ctx, request, forecast, capacity)
+        waiting_cost = self._waiting_cost(ctx, request, forecast, capacity)
+        if overflow_cost > waiting_cost:
+            return False
+        if preemptions >= WORTH_TELLING:
+            ctx.risks[request.request_id] = (
+                f"first token due: {preemptions:.1f} preemptions are expected of it and cost"
+                f" {overflow_cost:.2f} promises, waiting {waiting_cost:.2f}"
+            )
+        return True
 
     def admitted(self, ctx: PlanContext, request: Request) -> None:
         """Count *request* in for the rest of the plan."""
