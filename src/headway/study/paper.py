@@ -98,8 +98,8 @@ def run_grid(
     """Run every contender on every load with every seed.
 
     Args:
-        tuning_seeds: Those on which stock vLLM's settings are swept, the slowest part; its tuned
-            ways then have no others. All of *seeds* when ``None``.
+        tuning_seeds: Those on which stock vLLM's settings are swept, the slowest part; what wins
+            there runs on all *seeds*. ``None`` sweeps on all of them.
     """
     grid: Grid = {}
     for one in traffic:
@@ -134,10 +134,16 @@ def run_grid(
         if tuned:
             base = RunSpec("stock", "vllm", load, machine)
             tried = stock.sweep(base, list(one.rates_rps), tuning_seeds or seeds, run)
-            for c in tuned:
-                for found in tried.as_policy(c.policy):
-                    key = (c.label, one.source, found["rate_rps"])
-                    grid.setdefault(key, []).append(found)
+            chosen = {
+                (c, rate, seed): replace(base, knobs=knobs).at(rate, seed)
+                for c in tuned
+                for rate, knobs in tried.chosen(c.policy).items()
+                for seed in seeds
+            }
+            runs = run(list(chosen.values()))
+            for (c, rate, _), spec in chosen.items():
+                found = {**runs[spec.key()], "policy": c.policy}
+                grid.setdefault((c.label, one.source, rate or 0.0), []).append(found)
     return grid
 
 

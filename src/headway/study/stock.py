@@ -46,15 +46,19 @@ class Sweep:
 
         return max(self.runs, key=everywhere)
 
-    def as_policy(self, way: str) -> list[Run]:
-        """Return the runs of ``stock-static`` or ``stock-hindsight`` under that name."""
-        chosen: list[Run] = []
+    def chosen(self, way: str) -> dict[float | None, Knobs]:
+        """Return the setting of ``stock-static`` or ``stock-hindsight`` at each load."""
         rates = next(iter(self.runs.values()))
         static = self.best_overall()
-        for rate_rps in rates:
-            knobs = static if way == "stock-static" else self.best_at(rate_rps)
-            chosen += [{**run, "policy": way} for run in self.runs[knobs][rate_rps]]
-        return chosen
+        return {r: static if way == "stock-static" else self.best_at(r) for r in rates}
+
+    def as_policy(self, way: str) -> list[Run]:
+        """Return the runs of ``stock-static`` or ``stock-hindsight`` under that name."""
+        return [
+            {**run, "policy": way}
+            for rate_rps, knobs in self.chosen(way).items()
+            for run in self.runs[knobs][rate_rps]
+        ]
 
 
 def sweep(
