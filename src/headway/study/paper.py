@@ -135,15 +135,15 @@ def run_grid(
             base = RunSpec("stock", "vllm", load, machine)
             tried = stock.sweep(base, list(one.rates_rps), tuning_seeds or seeds, run)
             chosen = {
-                (c, rate, seed): replace(base, knobs=knobs).at(rate, seed)
+                (c, rate, seed): replace(base, knobs=tried.chosen(c.policy)[rate]).at(rate, seed)
                 for c in tuned
-                for rate, knobs in tried.chosen(c.policy).items()
+                for rate in one.rates_rps
                 for seed in seeds
             }
             runs = run(list(chosen.values()))
             for (c, rate, _), spec in chosen.items():
                 found = {**runs[spec.key()], "policy": c.policy}
-                grid.setdefault((c.label, one.source, rate or 0.0), []).append(found)
+                grid.setdefault((c.label, one.source, rate), []).append(found)
     return grid
 
 
