@@ -42,7 +42,7 @@ def loaded(running: int, waiting: int, folder: Path | None) -> VirtualRun:
         num_blocks=running * (OUTPUT_TOKENS // 16 + 20),
         max_num_batched_tokens=8192,
         max_num_seqs=running,
-        headway={"policy": "slack"},
+        headway={"policy": "headway"},
     )
     run = VirtualRun(engine, lambda shape: STEP_S)
     if folder is not None:

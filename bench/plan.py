@@ -114,7 +114,7 @@ def compare(policy: str, running: int, waiting: int, rounds: int, steps: int) ->
 def main() -> None:
     """Run the grid and print one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--policy", default="slack")
+    parser.add_argument("--policy", default="headway")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--grid", default="256x0,256x1000,1024x0,1024x1000,256x20000,1024x20000")

@@ -311,7 +311,8 @@ class FakeEngine:
             num_partial += chunk.num_tokens < remaining
         assert num_partial <= 1, "at most one prompt is cut short"
         prompt_tokens = sum(c.num_tokens for c in plan.chunks)
-        decodes = [i for i in live.decoding if i not in plan.hold and i not in preempted]
+        idle = {*plan.hold, *preempted, *leaving}
+        decodes = [i for i in live.decoding if i not in idle]
         if plan.chunks:
             assert prompt_tokens + len(decodes) <= view.max_step_tokens
         assert plan.token_budget >= prompt_tokens

@@ -48,11 +48,6 @@ class Settings:
         settings = cls(**given)
         if not isinstance(settings.options, Mapping):
             raise UserError('"options" must be an object of the policy\'s own options.')
-        if settings.policy in registry.SIMULATED_ONLY:
-            raise UserError(
-                f"Policy {settings.policy!r} runs in the simulator only so far;"
-                f" the policies are {', '.join(registry.names())}."
-            )
         settings.build()
         return settings
 

@@ -39,7 +39,7 @@ def test_abort_storm(lab: Any, policy: str, asynchronous: bool) -> None:
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_hanging_up_frees_blocks_within_two_steps(lab: Any, asynchronous: bool) -> None:
     """Two steps after a client hung up mid-stream its blocks are free again."""
-    engine = lab.Engine(num_blocks=200, asynchronous=asynchronous, headway={"policy": "slack"})
+    engine = lab.Engine(num_blocks=200, asynchronous=asynchronous, headway={"policy": "headway"})
     run = lab.start(engine)
     run.add(lab.Call("stays", 0.0, 100, 500))
     run.add(lab.Call("leaves", 0.0, 1000, 500))

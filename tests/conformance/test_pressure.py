@@ -42,7 +42,7 @@ def test_prefix_cache_under_pressure(lab: Any, asynchronous: bool) -> None:
         max_num_batched_tokens=512,
         prefix_caching=True,
         asynchronous=asynchronous,
-        headway={"policy": "slack"},
+        headway={"policy": "headway"},
     )
     run = lab.start(engine)
     calls = [

@@ -25,7 +25,7 @@ def engine_of(lab: Any, **headway: Any) -> Any:
         block_size=32,
         max_num_batched_tokens=2048,
         max_num_seqs=64,
-        headway={"policy": "slack", **headway},
+        headway={"policy": "headway", **headway},
     )
 
 
@@ -210,7 +210,7 @@ def long_prompts(lab: Any, seed: int, *, blind: bool) -> float:
         else:
             wishes = {"slo_ttft_ms": 1000, "slo_tbt_ms": 35}
             calls.append(lab.Call(f"chat{i}", at_s, int(rng.integers(50, 300)), 80, wishes))
-    engine = lab.Engine(num_blocks=8000, max_num_batched_tokens=2048, headway={"policy": "slack"})
+    engine = lab.Engine(num_blocks=8000, max_num_batched_tokens=2048, headway={"policy": "headway"})
     run = lab.VirtualRun(engine, truth)
     if blind:
         model = Blind(roofline(run.scheduler.vllm_config))

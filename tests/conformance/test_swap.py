@@ -169,7 +169,7 @@ def test_the_bandwidth_is_measured(lab: Any) -> None:
 @BOTH
 @pytest.mark.parametrize(
     ("policy", "how", "host_blocks"),
-    [("fcfs", always, 200), ("fcfs", half, 12), ("slack", always, 200)],
+    [("fcfs", always, 200), ("fcfs", half, 12), ("headway", always, 200)],
 )
 def test_everyone_is_served(
     lab: Any, policy: str, how: Callable[[Preempt], str], host_blocks: int, asynchronous: bool
@@ -274,7 +274,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "tiny blocks": {"num_blocks": 400, "host_blocks": 900, "block_size": 2},
     "prefix cache": {"num_blocks": 44, "host_blocks": 300, "prefix_caching": True},
 }
-CASES = [(name, "fcfs") for name in SHAPES] + [("ample", "slack"), ("prefix cache", "slack")]
+CASES = [(name, "fcfs") for name in SHAPES] + [("ample", "headway"), ("prefix cache", "headway")]
 
 
 @BOTH

@@ -23,7 +23,7 @@ from headway.engines.vllm.shapes import roofline
 from headway.latency.online import OnlineModel
 from headway.policy import registry
 
-POLICIES = ("fcfs", "sarathi", "slack")
+POLICIES = ("fcfs", "sarathi", "slack", "accelgen", "headway")
 
 
 @dataclass(frozen=True)

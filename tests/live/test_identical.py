@@ -37,7 +37,7 @@ def reference(generate: Generate) -> dict[str, Any]:
     return result
 
 
-@pytest.mark.parametrize("policy", ["fcfs", "slack"])
+@pytest.mark.parametrize("policy", ["fcfs", "headway"])
 def test_tokens_are_identical_under_forced_preemption(
     policy: str, generate: Generate, reference: dict[str, Any]
 ) -> None:

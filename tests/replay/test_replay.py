@@ -54,7 +54,7 @@ def test_a_recording_replays(lab: Any, tmp_path: Path, policy: str, asynchronous
 def test_the_same_seed_gives_the_same_bytes(lab: Any, tmp_path: Path) -> None:
     """Two runs of one seed leave identical recordings; another seed does not."""
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        record(lab, tmp_path / name, "slack", seed, asynchronous=False)
+        record(lab, tmp_path / name, "headway", seed, asynchronous=False)
     a, b, c = ((tmp_path / name).read_bytes() for name in "abc")
     assert a == b
     assert a != c
@@ -68,7 +68,7 @@ from headway.policy.log import event_line, plan_line
 from headway.policy.view import EngineView
 from headway.slo import NO_PROMISE, Slo
 
-rng, core, free, digest = random.Random(5), registry.build("slack"), 60, hashlib.sha256()
+rng, core, free, digest = random.Random(5), registry.build("headway"), 60, hashlib.sha256()
 now_s, held, left = 0.0, {}, {}
 
 def tell(event):

@@ -31,6 +31,7 @@ WAYS: tuple[dict[str, Any], ...] = (
     {"packing": False},
     {"packer": "aligned"},
     {"packer": "exact"},
+    {"exact_chunk": True},
     {"with_context": False, "late_last": False, "careful": False},
     {"chunking": False, "ordering": False, "packing": False},
 )
@@ -94,6 +95,7 @@ def test_serves_everyone(fake_engine: Any, options: dict[str, Any], depth: int, 
         ({"chunking": 1}, "chunking"),
         ({"ordering": "no"}, "ordering"),
         ({"packing": None}, "packing"),
+        ({"exact_chunk": "yes"}, "exact_chunk"),
         ({"packer": "best"}, "nearest, aligned, exact"),
         ({"packer": ["nearest"]}, "packer"),
         ({"gamma_s": 0}, "gamma_s"),
@@ -145,6 +147,35 @@ def test_the_tightest_promise_in_the_step_decides_its_length(fake_engine: Any) -
     # S_pf is 128 tokens in 138 ms. The line through the origin forgets the fixed 10 ms.
     assert one.token_budget == int(0.98 * 0.08 / (0.138 / 128)) == 72
     assert one.predicted_s == pytest.approx(0.082)
+
+
+def test_an_exact_step_is_the_longest_that_keeps_the_promise(fake_engine: Any) -> None:
+    """With 10 ms before the first token and 1 ms each, 80 ms less 2 % hold 68 tokens: as many as
+    a search of every size finds, where the line through the origin planned 72."""
+    engine = server(fake_engine, {"exact_chunk": True}, max_step_tokens=256)
+    engine.arrive("long", 700, 2, slo=Slo(ttft_s=30.0, tbt_s=1.0))
+    plan(engine)
+    engine.arrive("chat", 4, 20, slo=Slo(ttft_s=0.5, tbt_s=0.08))
+    plan(engine)
+    one = plan(engine)
+    assert one.token_budget == max(n for n in range(256) if 0.01 + 0.001 * n <= 0.98 * 0.08) == 68
+    assert one.predicted_s == pytest.approx(0.078)
+    engine.drain(50)
+
+
+def test_sizes_of_an_exact_step(fake_engine: Any) -> None:
+    """None below 1, none above the engine's; the time it expects is that of its size."""
+    engine = server(fake_engine, max_step_tokens=64)
+    engine.arrive("r", 1, 5)
+    engine.step()
+    contexts: list[Any] = []
+    engine.core.parts.holder.hold = lambda ctx: contexts.append(ctx) or ()
+    engine.core.plan(engine.view, engine.now_s)
+    budget = DynamicChunk(with_context=False, exact=True)
+    promises_s = (0.037, 0.0185, 1e-9, math.inf, 0.148)
+    assert [budget.tokens(contexts[0], s) for s in promises_s] == [26, 8, 1, 64, 64]
+    assert budget.longest_s(contexts[0], 0.037) == pytest.approx(0.036)
+    assert budget.longest_s(contexts[0], math.inf) == pytest.approx(0.074)
 
 
 def test_a_long_prompt_is_finished_before_another_is_opened(fake_engine: Any) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
-from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from headway.cli.main import main
 from headway.engines.sim.engine import SimEngine
 from headway.engines.sim.run import SimRun
 from headway.engines.virtual import Call, Outcome
@@ -18,10 +22,15 @@ from headway.metrics import define
 from headway.oracle.bound import bound
 from headway.oracle.model import Server, StepModel
 from headway.oracle.policy import scheduler
-from headway.oracle.search import Found, search
+from headway.oracle.search import search
+from headway.oracle.simulated import Simulated
 from headway.policy import registry
 from headway.policy.scheduler import Scheduler
 from headway.slo import NO_PROMISE, Slo
+from headway.study.bounds import bound_of
+from headway.study.on_oracle import ORACLE
+from headway.study.run import execute
+from headway.study.spec import Load, Machine, RunSpec
 from headway.workloads.schema import WorkloadRequest
 
 COST = StepCost(32, 0.01, 1e-4, 4e-4, 2e-6, 1e-4, 1e-6, 5e-4)
@@ -51,6 +60,26 @@ def load(
     return requests, {r.id: kinds[int(rng.integers(4))]() for r in requests}
 
 
+def engine_of(kv_tokens: int, asynchronous: bool = False) -> SimEngine:
+    return SimEngine(
+        num_blocks=kv_tokens // BLOCK,
+        block_size=BLOCK,
+        max_num_batched_tokens=STEP_TOKENS,
+        asynchronous=asynchronous,
+    )
+
+
+def calls_of(requests: list[WorkloadRequest], slos: dict[str, Slo]) -> list[Call]:
+    calls = []
+    for request in requests:
+        slo = slos[request.id]
+        fields = {"slo_ttft_ms": slo.ttft_s, "slo_tbt_ms": slo.tbt_s, "slo_jct_ms": slo.jct_s}
+        xargs = {name: value * 1000 for name, value in fields.items() if value is not None}
+        sizes = (request.num_prompt_tokens, request.num_output_tokens)
+        calls.append(Call(request.id, request.arrived_at_s, *sizes, xargs))
+    return calls
+
+
 def serve(
     policy: Scheduler,
     requests: list[WorkloadRequest],
@@ -59,27 +88,9 @@ def serve(
     asynchronous: bool = False,
 ) -> set[str]:
     """Run the requests through the simulator; return whose promise was kept."""
-    engine = SimEngine(
-        num_blocks=kv_tokens // BLOCK,
-        block_size=BLOCK,
-        max_num_batched_tokens=STEP_TOKENS,
-        asynchronous=asynchronous,
-    )
-    calls = []
-    for request in requests:
-        slo = slos[request.id]
-        fields = {"slo_ttft_ms": slo.ttft_s, "slo_tbt_ms": slo.tbt_s, "slo_jct_ms": slo.jct_s}
-        xargs = {name: value * 1000 for name, value in fields.items() if value is not None}
-        calls.append(
-            Call(
-                request.id,
-                request.arrived_at_s,
-                request.num_prompt_tokens,
-                request.num_output_tokens,
-                xargs,
-            )
-        )
-    outcomes = SimRun(engine, COST.step_s, policy).run(calls)
+    run = SimRun(engine_of(kv_tokens, asynchronous), COST.step_s, policy)
+    outcomes = run.run(calls_of(requests, slos))
+    assert not policy.live.requests
     return {i for i, o in outcomes.items() if was_kept(o, slos[i])}
 
 
@@ -233,24 +244,6 @@ def test_a_search_is_reproducible_and_bounded() -> None:
         search(StepModel([], {}, Server(COST, 800, STEP_TOKENS)))
 
 
-class Simulated(StepModel):
-    """Plays orders in the simulator itself."""
-
-    def __init__(self, requests: list[WorkloadRequest], slos: dict[str, Slo], kv: int) -> None:
-        super().__init__(requests, slos, Server(COST, kv, STEP_TOKENS))
-        self.given, self.promises, self.kv_tokens = requests, slos, kv
-        self.index = {r.id: i for i, r in enumerate(self.requests)}
-
-    def play(self, order: Sequence[int]) -> set[int]:
-        names = [r.id for r in self.requests]
-        rank = {names[i]: at for at, i in enumerate(order)}
-        found = Found(rank, frozenset(names).difference(rank), 0.0, 1)
-        policy = scheduler(found, self.given, COST.step_s)
-        kept = serve(policy, self.given, self.promises, self.kv_tokens)
-        assert not policy.live.requests
-        return {self.index[name] for name in kept}
-
-
 def test_the_oracle_keeps_the_most() -> None:
     """Over overloads it keeps more than any preset does, polished by a few plays of the
     simulator itself, whose last word is what a run of that order gives."""
@@ -258,10 +251,10 @@ def test_the_oracle_keeps_the_most() -> None:
     for seed in range(3):
         requests, slos = load(seed, 30, 30)
         fast = StepModel(requests, slos, Server(COST, 1200, STEP_TOKENS))
-        found = search(
-            Simulated(requests, slos, 1200), seed=seed, max_plays=10,
-            start=search(fast, seed=seed, max_plays=60),
-        )  # fmt: skip
+        calls, engine = calls_of(requests, slos), engine_of(1200)
+        last_word = Simulated(requests, calls, slos, engine, COST, COST.step_s)
+        start = search(fast, seed=seed, max_plays=60)
+        found = search(last_word, seed=seed, max_plays=10, start=start)
         for name in ("oracle", "fcfs", "accelgen", "slack"):
             policy = (
                 scheduler(found, requests, COST.step_s)
@@ -288,3 +281,103 @@ def test_the_model_agrees_with_a_step_by_hand() -> None:
     assert (
         StepModel([request], {"r": Slo(ttft_s=math.inf)}, Server(COST, 100, 64)).play([]) == set()
     )
+
+
+# -- as runs of a study -------------------------------------------------------------------------
+
+MIXED = Load("mixed", rate_rps=24.0, num_requests=40, seed=1)
+MACHINE = Machine("llama-3.1-8b@h100", kv_tokens=20_000)
+SPEC = RunSpec(ORACLE, "sim", MIXED, MACHINE)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"overload": "refuse"}, {"machine": replace(MACHINE, noise=0.1, asynchronous=True)}],
+    ids=["demote", "refuse", "noisy and a step ahead"],
+)
+def test_a_run_of_the_oracle(change: dict[str, Any]) -> None:
+    """It is a run like any other: repeatable, nobody is lost, and it keeps more than fcfs."""
+    spec = replace(SPEC, **change)
+    one, two = (execute(spec).run for _ in range(2))
+    del one["plan_time_us"], two["plan_time_us"]
+    assert one == two
+    assert one["num_requests"] == 40
+    assert one["lost"] == 0
+    assert one["policy"] == ORACLE
+    stock_like = execute(replace(spec, policy="fcfs")).run
+    assert one["attainment"] > stock_like["attainment"]
+
+
+def test_the_bound_of_a_run_holds_for_it() -> None:
+    """Slower steps never raise it, stock's larger steps never lower it."""
+    load = replace(MIXED, rate_rps=400.0, num_requests=60)
+    spec = replace(SPEC, load=load)
+    most = bound_of(spec)
+    assert execute(replace(spec, policy="slack")).run["attainment"] <= most < 1.0
+    assert bound_of(replace(spec, policy="stock")) >= most
+    slower = replace(MACHINE, step_time_band=0.2)
+    assert bound_of(replace(spec, machine=slower)) < most
+
+
+def test_a_bound_too_large_to_solve(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is refused with the number of requests that would do."""
+    requests, slos = load(3, 30, 60)
+    monkeypatch.setattr("headway.oracle.bound.MOST_VARIABLES", 500)
+    with pytest.raises(UserError, match=r"variables, .* about \d+ requests fit"):
+        bound(requests, slos, COST, 600, STEP_TOKENS)
+
+
+SMALL = ["--workload", "mixed", "--requests", "20", "--kv-tokens", "20000", "--workers", "1"]
+
+
+def simulate(*args: str) -> int:
+    with pytest.raises(SystemExit) as caught:
+        main(["simulate", *SMALL, "--rate", "60", *args])
+    return int(caught.value.code or 0)
+
+
+def test_simulate_with_oracle_and_bound(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The oracle beside a preset whose options it does not share; every run carries its bound."""
+    out = tmp_path / "out.json"
+    code = simulate("--policy", "oracle,slack", "--options", '{"max_wait_s": 60}', "--bound",
+                    "--seed", "0,1", "--json", str(out))  # fmt: skip
+    assert code == 0
+    runs = json.loads(out.read_text())["runs"]
+    assert [(r["policy"], r["seed"]) for r in runs] == [
+        ("oracle", 0), ("oracle", 1), ("slack", 0), ("slack", 1),
+    ]  # fmt: skip
+    for seed in (0, 1):
+        bounds = {r["bound"] for r in runs if r["seed"] == seed}
+        assert bounds == {
+            bound_of(replace(SPEC, load=replace(MIXED, rate_rps=60.0, num_requests=20, seed=seed)))
+        }
+    assert all(r["attainment"] <= r["bound"] <= 1.0 for r in runs)
+    assert runs[0]["settings"] == "{}"
+    assert "bound" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("args", "hint"),
+    [
+        (["--policy", "oracle", "--engine", "vllm"], "--engine sim only"),
+        (["--policy", "slack,oracle", "--replicas", "2"], "leave out --replicas"),
+        (["--policy", "oracle", "--drift", "jump:0.5@9"], "leave out --drift"),
+        (["--policy", "oracle", "--options", '{"max_wait_s": 9}'], "takes no options"),
+        (["--policy", "oracle,best"], "the policies are"),
+        (["--policy", "oracle", "--gpu", "abacus"], "llama-3.1-8b@h100"),
+        (["--bound", "--replicas", "2"], "leave out --replicas"),
+        (["--bound", "--noise", "0.1"], "leave out --noise"),
+        (["--bound", "--drift", "jump:0.5@9"], "leave out --drift"),
+        (["--bound", "--prefix-caching"], "leave out --prefix-caching"),
+    ],
+    ids=lambda v: " ".join(v)[-40:] if isinstance(v, list) else "",
+)
+def test_what_cannot_be_known_is_one_sentence(
+    args: list[str], hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit code 2, one line, and it says what to leave out."""
+    assert simulate(*args) == 2
+    said = capsys.readouterr().err.strip()
+    assert hint in said
+    assert said.startswith("headway: ")
+    assert len(said.splitlines()) == 1

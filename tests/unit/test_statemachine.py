@@ -29,7 +29,7 @@ SLOS = (
     Slo(ttft_s=1.0, tbt_s=0.05, jct_s=2.0, weight=5.0, class_name="gold"),
 )
 
-OURS = ("fcfs", "sarathi", "slack")
+OURS = ("fcfs", "sarathi", "slack", "headway")
 """Presets people serve with; rivals get fewer examples."""
 
 ENOUGH = settings(max_examples=60, derandomize=True, phases=(Phase.generate,))
@@ -54,7 +54,7 @@ def test_scheduler(fake_engine, policy: str) -> None:  # type: ignore[no-untyped
         def begin(
             self, overload: str, depth: int, num_blocks: int, max_running: int, max_step_tokens: int
         ) -> None:
-            options = {"max_wait_s": 2.0} if policy == "slack" else {}
+            options = {"max_wait_s": 2.0} if policy in ("slack", "headway") else {}
             core = registry.build(policy, overload=overload, options=options)
             self.engine = fake_engine(
                 core,

@@ -94,7 +94,7 @@ def stock_best(path: Path = STOCK_BEST_FILE) -> Contender:
 
 def headway() -> Contender:
     """Return Headway, with no setting tuned: only the classes' promises are named."""
-    return Contender("headway", "Headway", "slack", ("--slo", str(SLO_FILE)))
+    return Contender("headway", "Headway", "headway", ("--slo", str(SLO_FILE)))
 
 
 def everyone() -> list[Contender]:

@@ -139,12 +139,10 @@ def policies_of(text: str, engine: str, overload: str, options: dict[str, Any]) 
                 raise UserError(
                     f"{name} is vLLM's own code: use --engine vllm, or fcfs on --engine sim."
                 )
-        elif name in registry.SIMULATED_ONLY and engine == "vllm":
-            raise UserError(f"Policy {name!r} runs on --engine sim only so far.")
-        elif name in registry.simulated_names():
+        elif name in registry.names():
             registry.build(name, overload=overload, options=options)
         else:
-            known = ", ".join((*STOCK_WAYS, *registry.simulated_names()))
+            known = ", ".join((*STOCK_WAYS, *registry.names()))
             raise UserError(f"Policy {name!r:.60} is not known; the policies are {known}.")
     return found
 

@@ -25,25 +25,35 @@ from headway.cli.run_options import (
     whole,
     writable,
 )
+from headway.errors import UserError
+from headway.policy import registry
 from headway.study import stock
+from headway.study.bounds import bound_of, check_bound
+from headway.study.on_oracle import ORACLE, check_oracle
 from headway.study.spec import STOCK, STOCK_WAYS, RunSpec
-from headway.study.sweep import Ledger, Run, mean_attainment, run_all
+from headway.study.sweep import Ledger, Run, in_parallel, mean_attainment, run_all
 from headway.units import format_s
 
 
 @click.command()
 @run_options
 @click.option("--rate", help="R,R,… requests per second [a file: as recorded].")
+@click.option("--bound", is_flag=True, help="Also what no policy could exceed.")
 @click.option("--keep", type=click.Path(path_type=Path), help="Folder for whole runs, to report.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Summaries as JSON.")
-def simulate(rate: str | None, keep: Path | None, json_path: Path | None, **given: Any) -> None:
+def simulate(
+    rate: str | None, bound: bool, keep: Path | None, json_path: Path | None, **given: Any
+) -> None:
     """Serve a load under each policy, at each rate, with each seed, and compare.
+
+    The policy "oracle" knows every length in advance and serves in the best order it found.
 
     A sweep that was stopped goes on where it was when called again with the same --json or --keep.
     """
-    base = spec_of(given)
-    policies = policies_of(given["policy"], base.engine, base.overload, dict(base.options))
+    base, policies = _chosen(given)
     rates, seeds = rates_of(rate), seeds_of(given["seeds"])
+    if bound:
+        check_bound(base)
     check_load(base.at(rates[0]))
     writable(json_path, keep)
     if keep is not None:
@@ -51,16 +61,65 @@ def simulate(rate: str | None, keep: Path | None, json_path: Path | None, **give
     console = Console()
     ledger = Ledger(json_path.with_suffix(".part") if json_path else None, keep)
     workers = whole("--workers", given["workers"])
+    bands = bands_of(base, given["step_time_band"])
+    bounds = _bounds(console, bands, policies, rates, seeds, workers) if bound else {}
     runs: list[Run] = []
-    for band in bands_of(base, given["step_time_band"]):
+    for band in bands:
         runs += _plain(console, band, policies, rates, seeds, ledger, workers)
         runs += _stock_ways(console, band, policies, rates, seeds, ledger, workers)
+    if bound:
+        runs = [
+            {**run, "bound": bounds[run["rate_rps"], run["seed"], run["step_time_band"]]}
+            for run in runs
+        ]
     console.print(table_of(runs, title_of(base)))
     for line in settings_of(runs):
         console.print(line, highlight=False, markup=False)
     if json_path is not None:
         save(json_path, {"schema": 1, "runs": runs})
     ledger.close()
+
+
+def _chosen(given: dict[str, Any]) -> tuple[RunSpec, list[str]]:
+    """Return what all runs share, and the policies; the oracle is in no registry.
+
+    Raises:
+        UserError: An option or a policy is wrong, or the oracle cannot serve such runs.
+    """
+    names = list(dict.fromkeys(part.strip() for part in given["policy"].split(",")))
+    if ORACLE not in names:
+        base = spec_of(given)
+        return base, policies_of(given["policy"], base.engine, base.overload, dict(base.options))
+    others = [name for name in names if name and name != ORACLE]
+    if not others and given["policy_options"] != "{}":
+        raise UserError(f"Policy {ORACLE!r} takes no options; leave out --options.")
+    base = spec_of({**given, "policy": ",".join(others) or registry.DEFAULT})
+    check_oracle(replace(base, policy=ORACLE, options={}))
+    policies_of(",".join(others) or registry.DEFAULT, base.engine, base.overload, {**base.options})
+    return base, [name for name in names if name]
+
+
+def _bounds(
+    console: Console,
+    bands: Sequence[RunSpec],
+    policies: Sequence[str],
+    rates: Sequence[float | None],
+    seeds: Sequence[int],
+    workers: int | None,
+) -> dict[tuple[float | None, int, float], float]:
+    """Return the bound of each load by rate, seed and band; it is the same for all policies."""
+    stocks = [policy for policy in policies if policy in STOCK_WAYS]
+    specs = [
+        replace(band, policy=stocks[0] if stocks else band.policy).at(rate_rps, seed)
+        for band in bands
+        for rate_rps in rates
+        for seed in seeds
+    ]
+    with progress(console, "bound", len(specs)) as advance:
+        calls = [(bound_of, (spec,)) for spec in specs]
+        found = in_parallel(calls, workers, lambda i, value: advance(), "sim")
+    places = [(s.load.rate_rps, s.load.seed, s.machine.step_time_band) for s in specs]
+    return dict(zip(places, found, strict=True))
 
 
 def _plain(
@@ -79,8 +138,8 @@ def _plain(
         for rate_rps in rates
         for seed in seeds
     ]
-    # Stock vLLM knows no policy options; two runs that differ in them only are one run.
-    specs = [replace(s, options={}) if s.policy == STOCK else s for s in specs]
+    # Stock vLLM and the oracle know no policy options; runs that differ in them only are one run.
+    specs = [replace(s, options={}) if s.policy in (STOCK, ORACLE) else s for s in specs]
     with progress(console, "simulate", len(specs)) as advance:
         return list(run_all(specs, ledger, workers, lambda spec, run: advance()).values())
 
@@ -110,7 +169,8 @@ def table_of(runs: Sequence[Run], title: str) -> Table:
     """Return the comparison a person reads first: one line a policy and rate, over seeds."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("policy")
-    for name in ("rate", "kept", "goodput", "TTFT p95", "gap p99", "preempted", "refused"):
+    bound = ("bound",) if any("bound" in run for run in runs) else ()
+    for name in ("rate", "kept", *bound, "goodput", "TTFT p95", "gap p99", "preempted", "refused"):
         table.add_column(name, justify="right")
     for group in _over_seeds(runs):
         run = group[0]
@@ -119,6 +179,7 @@ def table_of(runs: Sequence[Run], title: str) -> Table:
             _label(run),
             f"{run['rate_rps']:g}/s" if run["rate_rps"] is not None else "as is",
             _kept(group),
+            *(f"{sum(r[name] for r in group) / len(group):.1%}" for name in bound),
             f"{sum(r['goodput_rps'] for r in group) / len(group):.2f}/s",
             format_s(_mean(r["ttft_s"]["p95"] for r in group)),
             format_s(_mean(r["tbt_s"]["p99"] for r in group)),

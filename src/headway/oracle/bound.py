@@ -38,6 +38,10 @@ PIECE_TOKENS = 50
 MOST_INSTANTS = 400
 """Ends of windows told apart. With more, windows are widened to a grid, which only loosens."""
 
+MOST_VARIABLES = 250_000
+"""Size of the program that takes the solver some 20 s on one core: 10,000 requests of
+the workload ``mixed`` at 96/s, or 600 at 40/s where every other one has ten seconds to complete."""
+
 SAFE = 1e-6
 """Added a request before rounding down: ten times the solver's tolerance."""
 
@@ -138,7 +142,7 @@ def bound(
             long as one likes after its first token and still count as kept.
 
     Raises:
-        UserError: There is no request, or a size is not positive.
+        UserError: There is no request, a size is not positive, or the program is too large.
     """
     if not requests:
         raise UserError("A bound needs at least one request.")
@@ -146,7 +150,7 @@ def bound(
     for name, value in sizes.items():
         if not value > 0:
             raise UserError(f"{name} must be greater than 0, not {value!r}.")
-    prices = Prices.of(_scaled(cost, scale), max_step_tokens)
+    prices = Prices.of(scaled(cost, scale), max_step_tokens)
     jobs: list[Job] = []
     possible = 0
     for request in requests:
@@ -220,6 +224,12 @@ def _most_kept(num_requests: int, jobs: Sequence[Job], kv_tokens: int) -> float:
     last = np.searchsorted(instants, [j.due_s for j in jobs], side="left")
     counts = last - first
     num_parts = int(counts.sum())
+    if num_parts > MOST_VARIABLES:
+        fits = max(num_requests * MOST_VARIABLES // num_parts, 1)
+        raise UserError(
+            f"The bound on {num_requests} requests is a linear program of {num_parts} variables,"
+            f" which takes longer than the 20 s of {MOST_VARIABLES}; about {fits} requests fit."
+        )
     of_job = np.repeat(np.arange(len(jobs)), counts)
     starts = np.cumsum(counts) - counts
     span = np.arange(num_parts) - starts[of_job] + first[of_job]
@@ -271,7 +281,8 @@ def _tokens_s(cost: StepCost, num_tokens: int) -> float:
     return (num_tokens - above) * cost.per_token_s + above * cost.per_token_above_s
 
 
-def _scaled(cost: StepCost, scale: float) -> StepCost:
+def scaled(cost: StepCost, scale: float) -> StepCost:
+    """Return *cost* with every second *scale* times as long."""
     return StepCost(
         cost.knee_tokens,
         *(

@@ -71,20 +71,25 @@ class Chosen(Feasibility):
 
 
 class ByRank(Prioritizer):
-    """Those who are served for their promise by rank, then the rest by arrival."""
+    """Those who are served for their promise, by rank; when none of them waits, the rest.
+
+    Whoever is given up would only lengthen the steps of the others; a prompt in progress goes on.
+    """
 
     def __init__(self, rank: Mapping[str, int]) -> None:
         self._rank = rank
 
     def candidates(self, ctx: PlanContext) -> Iterator[Request]:
         """Yield prompts in progress and waiting requests together."""
-        live, last = ctx.live, len(self._rank)
+        live = ctx.live
+        chosen = [r for r in (*live.prefilling.values(), *live.claims) if self._is_chosen(r)]
+        yield from sorted(chosen, key=lambda r: self._rank[r.request_id])
+        waiting = () if chosen else (*live.claims, *live.others)
+        rest = (r for r in (*live.prefilling.values(), *waiting) if not self._is_chosen(r))
+        yield from sorted(rest, key=lambda r: r.order)
 
-        def key(request: Request) -> tuple[int, int]:
-            place = self._rank.get(request.request_id, last) if request.has_claim else last
-            return (place, request.order)
-
-        yield from sorted([*live.prefilling.values(), *live.claims, *live.others], key=key)
+    def _is_chosen(self, request: Request) -> bool:
+        return request.has_claim and request.request_id in self._rank
 
 
 def scheduler(

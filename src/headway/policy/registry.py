@@ -47,21 +47,13 @@ PRESETS: dict[str, Callable[..., Parts]] = {
     "sliding": sliding.parts,
 }
 
-DEFAULT = "slack"
-
-SIMULATED_ONLY = ("accelgen",)
-"""Presets that hold in the simulator but not yet inside vLLM (docs/accelgen.md)."""
+DEFAULT = "headway"
 
 OVERLOADS = ("demote", "refuse")
 
 
 def names() -> tuple[str, ...]:
-    """Return the presets that run on every engine."""
-    return tuple(name for name in PRESETS if name not in SIMULATED_ONLY)
-
-
-def simulated_names() -> tuple[str, ...]:
-    """Return the presets that run in the simulator: all of them."""
+    """Return the presets; each runs on every engine."""
     return tuple(PRESETS)
 
 

@@ -137,14 +137,17 @@ ACCELGEN = Experiment(
         Contender("headway", "headway"),
         *STOCK,
         *(Contender(n, n) for n in ("orca", "fastgen", "sarathi", "fastserve", "qoserve")),
-        *(Contender(n, n) for n in ("xllm", "sliding", "pastfuture")),
+        *(Contender(n, n) for n in ("xllm", "sliding", "pastfuture", "oracle")),
     ),
     baselines=("stock", "orca", "fastgen", "sarathi", "fastserve"),
     ablation=(
         _ACCELGEN,
         *variants(
             _ACCELGEN,
-            {f"without {name}": {name: False} for name in ("chunking", "ordering", "packing")},
+            {
+                **{f"without {n}": {n: False} for n in ("chunking", "ordering", "packing")},
+                "step bounded by its own time": {"exact_chunk": True},
+            },
         ),
     ),
     published={

@@ -17,7 +17,7 @@ from headway.latency.profile import Profile
 from headway.latency.truth import Drift, Truth
 from headway.metrics.record import RequestRecord, RunFacts, summarise
 from headway.slo import Slo
-from headway.study import on_sim, on_vllm
+from headway.study import on_oracle, on_sim, on_vllm
 from headway.study.requests import book_of, calls_of, requests_of
 from headway.study.served import Served
 from headway.study.spec import Machine, RunSpec
@@ -86,14 +86,20 @@ def execute(spec: RunSpec, keep_steps: bool = False) -> RunResult:
         UserError: The spec names something that does not exist.
     """
     book = book_of(spec.load)
-    calls, slos = calls_of(requests_of(spec.load), book, by_class=spec.knobs.by_class)
+    requests = requests_of(spec.load)
+    calls, slos = calls_of(requests, book, by_class=spec.knobs.by_class)
     profile = profiles.load(spec.machine.gpu)
 
     def truth(replica: int) -> Truth:
         return truth_of(profile, spec.machine, spec.load.seed + 7919 * replica)
 
-    engine = on_vllm if spec.engine == "vllm" else on_sim
-    served = engine.serve(spec, profile, truth, calls, book, keep_steps)
+    if spec.policy == on_oracle.ORACLE:
+        served = on_oracle.serve(
+            spec, profile, truth(0), requests, calls, slos, book, keep_steps=keep_steps
+        )
+    else:
+        engine = on_vllm if spec.engine == "vllm" else on_sim
+        served = engine.serve(spec, profile, truth, calls, book, keep_steps)
     records = [record_of(served.outcomes[call.request_id], slos) for call in calls]
     facts = RunFacts(
         policy=spec.policy,

@@ -193,11 +193,11 @@ class VirtualRun:
             if count == 1 and before >= request.num_prompt_tokens:
                 decodes += 1
                 context += before
-                emitting.append(request_id)
-                continue
-            prefill_tokens += count
-            prefills += 1
-            chunk_context += count * (before + count / 2)
+            else:
+                prefill_tokens += count
+                prefills += 1
+                chunk_context += count * (before + count / 2)
+            # One token may also be a chunk of a prompt computed again: nothing comes out of that.
             if not request.is_prefill_chunk:
                 emitting.append(request_id)
         shape = StepShape(prefill_tokens, prefills, decodes, context, chunk_context)

@@ -73,31 +73,47 @@ class DynamicChunk(Budget):
     """``S_b = S_pf * SLO_min / T_pf``: the promise scales the saturating step.
 
     The time of a step is taken for a line through the origin and (S_pf, T_pf). It errs on the
-    short side when the promise is longer than T_pf and on the long side when it is shorter.
+    short side when the promise is longer than T_pf and, by what a step costs before its first
+    token, on the long side when it is shorter.
 
     Args:
         with_context: Take T_pf beside the decodes of now and behind the prompt computed so
             far; else of a step on an idle server, as a profile of S_pf would have it.
+        exact: Differs from the paper: the most tokens whose own predicted time is within the
+            promise, in place of the line's.
     """
 
     cuts = True
 
-    def __init__(self, with_context: bool = True) -> None:
+    def __init__(self, with_context: bool = True, exact: bool = False) -> None:
         self._with_context = with_context
+        self._exact = exact
         self._saturating_tokens = 0
         self._found_at_step = -REFIND_STEPS
         self._ctx: PlanContext | None = None
+        self._decodes = StepShape()
+        self._prefix_tokens = 0
         self._token_s = 1.0
+        self._sizes: dict[float, int] = {}
 
     def tokens(self, ctx: PlanContext, promise_s: float) -> int:
         """See :class:`Budget`; never more than the engine's own limit."""
-        most = ctx.view.max_step_tokens
-        wanted = (1.0 - KEPT_BACK) * promise_s / self._seconds_a_token(ctx)
-        return most if wanted >= most else max(int(wanted), 1)
+        self._look(ctx)
+        size = self._sizes.get(promise_s)
+        if size is None:
+            most, within_s = ctx.view.max_step_tokens, (1.0 - KEPT_BACK) * promise_s
+            if self._exact:
+                size = self._most_within(ctx, within_s, most)
+            else:
+                wanted = within_s / self._token_s
+                size = most if wanted >= most else int(wanted)
+            size = self._sizes[promise_s] = max(size, 1)
+        return size
 
     def longest_s(self, ctx: PlanContext, promise_s: float) -> float:
         """See :class:`Budget`: the promise, or what the engine's limit makes of it."""
-        return self.tokens(ctx, promise_s) * self._seconds_a_token(ctx)
+        tokens = self.tokens(ctx, promise_s)
+        return self._step_s(ctx, tokens) if self._exact else tokens * self._token_s
 
     def step_limit_s(self, ctx: PlanContext) -> float:
         """Return the tightest promise."""
@@ -119,26 +135,41 @@ class DynamicChunk(Budget):
         """Return the plain prediction: the rule has no margin."""
         return ctx.latency.predict_s(shape)
 
-    def _seconds_a_token(self, ctx: PlanContext) -> float:
-        """Return T_pf / S_pf, once a plan."""
-        if ctx is not self._ctx:
-            self._ctx = ctx
-            if ctx.step - self._found_at_step >= REFIND_STEPS:
-                self._found_at_step = ctx.step
-                self._saturating_tokens = saturating_tokens(
-                    ctx.latency.predict_s, ctx.view.max_step_tokens
-                )
-            shape, prefix, tokens = StepShape(), 0, self._saturating_tokens
-            if self._with_context:
-                shape = ctx.shape
-                prefix = max(
-                    (r.num_computed_tokens for r in ctx.live.prefilling.values()), default=0
-                )
-            chunk = max(tokens - shape.num_decodes, 1)
-            step_s = ctx.latency.predict_s(shape.with_chunk(chunk, prefix))
-            step_s *= ctx.latency.margin(True, MISS_RATE)
-            self._token_s = max(step_s, 1e-9) / (chunk + shape.num_decodes)
-        return self._token_s
+    def _look(self, ctx: PlanContext) -> None:
+        """Find T_pf / S_pf, once a plan."""
+        if ctx is self._ctx:
+            return
+        self._ctx = ctx
+        self._sizes.clear()
+        if ctx.step - self._found_at_step >= REFIND_STEPS:
+            self._found_at_step = ctx.step
+            most = ctx.view.max_step_tokens
+            self._saturating_tokens = saturating_tokens(ctx.latency.predict_s, most)
+        if self._with_context:
+            self._decodes = ctx.shape
+            prompts = ctx.live.prefilling.values()
+            self._prefix_tokens = max((r.num_computed_tokens for r in prompts), default=0)
+        tokens = max(self._saturating_tokens, self._decodes.num_decodes + 1)
+        self._token_s = max(self._step_s(ctx, tokens), 1e-9) / tokens
+
+    def _step_s(self, ctx: PlanContext, num_tokens: int) -> float:
+        """Return what a step of so many tokens, the decodes of now among them, stays within."""
+        chunk = max(num_tokens - self._decodes.num_decodes, 1)
+        step_s = ctx.latency.predict_s(self._decodes.with_chunk(chunk, self._prefix_tokens))
+        return step_s * ctx.latency.margin(True, MISS_RATE)
+
+    def _most_within(self, ctx: PlanContext, within_s: float, most: int) -> int:
+        """Return the most tokens of a step that stays within *within_s*; 0 when none does."""
+        if self._step_s(ctx, most) <= within_s:
+            return most
+        fits, too_many = 0, most
+        while too_many - fits > 1:
+            middle = (fits + too_many) // 2
+            if self._step_s(ctx, middle) <= within_s:
+                fits = middle
+            else:
+                too_many = middle
+        return fits
 
 
 class EngineStep(WholePrompts, Budget):

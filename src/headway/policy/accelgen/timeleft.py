@@ -103,14 +103,12 @@ def time_left_s(
 class ByTimeLeft(Order):
     """Ascending T_r. Urgent: would be late if it waited for one more step of full length.
 
-    Streams keep their place when their promise as a whole is broken: the paper's promises are
-    each iteration's own. But a step need not heed them, nor gaps that a step of the decodes
-    alone would break.
+    A step need not heed gaps that a step of the decodes alone would break.
 
     Args:
-        late_last: Prompts whose promise is broken queue behind those whose promise is alive.
-            Nothing is known of what the paper does with them; by the letter of T_r they
-            would go first.
+        late_last: Requests whose promise is broken, streams too, come behind those whose promise
+            is alive. Nothing is known of what the paper does with them; by the letter of T_r
+            they would go first.
     """
 
     def __init__(self, late_last: bool = True) -> None:

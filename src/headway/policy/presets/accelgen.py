@@ -32,6 +32,7 @@ def parts(
     with_context: bool = True,
     late_last: bool = True,
     careful: bool = True,
+    exact_chunk: bool = False,
     max_wait_s: float = 300.0,
 ) -> Parts:
     """Return the parts.
@@ -45,6 +46,8 @@ def parts(
         with_context: Whether T_pf counts the decodes and the prefix of now.
         late_last: Whether prompts with a broken promise queue behind those alive.
         careful: Whether streams are preempted for the urgent only if they can be back in time.
+        exact_chunk: Whether the step's own predicted time bounds it, in place of A1's line
+            through the origin; not the paper's.
         max_wait_s: Bounds how long anyone may wait for a turn.
     """
     if not isinstance(packer, str) or packer not in PACKERS:
@@ -57,8 +60,11 @@ def parts(
         with_context=with_context,
         late_last=late_last,
         careful=careful,
+        exact_chunk=exact_chunk,
     )
-    budget: Budget = DynamicChunk(is_on["with_context"]) if is_on["chunking"] else EngineStep()
+    budget: Budget = EngineStep()
+    if is_on["chunking"]:
+        budget = DynamicChunk(is_on["with_context"], is_on["exact_chunk"])
     order: Order = ByTimeLeft(is_on["late_last"]) if is_on["ordering"] else ByArrivalTime()
     chosen = PACKERS[packer]() if is_on["packing"] else None
     step = PackedStep(order, budget, chosen, gamma_s, is_on["careful"])

@@ -1,0 +1,90 @@
+"""A run on Headway's own simulator by a policy that knows the future.
+
+The oracle is no preset of the registry: it is built for one load, with the true length of each
+output and the profile's own step times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from headway.engines.sim.run import SimRun
+from headway.engines.virtual import Call
+from headway.errors import UserError
+from headway.latency.profile import Profile
+from headway.latency.truth import Truth
+from headway.oracle.bound import scaled
+from headway.oracle.model import StepModel
+from headway.oracle.policy import scheduler
+from headway.oracle.search import search
+from headway.oracle.simulated import Simulated, server_of
+from headway.slo import Slo, SloBook
+from headway.study.on_sim import engine_of
+from headway.study.served import Served, quantiles_us
+from headway.study.spec import RunSpec
+from headway.workloads.schema import WorkloadRequest
+
+ORACLE = "oracle"
+"""The policy's name in a run's spec."""
+
+SIMULATED_PLAYS = 12
+"""Orders tried in the simulator after the hundreds tried in the fast model."""
+
+
+def check_oracle(spec: RunSpec) -> None:
+    """Check that the oracle can serve *spec*.
+
+    Raises:
+        UserError: Its engine or machine is not one whose future is known.
+    """
+    machine = spec.machine
+    if spec.engine != "sim":
+        raise UserError(f"Policy {ORACLE!r} knows the future: it runs on --engine sim only.")
+    if machine.num_replicas != 1:
+        raise UserError(f"Policy {ORACLE!r} plans one server; leave out --replicas.")
+    if machine.drift:
+        raise UserError(
+            f"Policy {ORACLE!r} is told the profile's step times; leave out --drift,"
+            " which makes them others."
+        )
+    if spec.options:
+        raise UserError(f"Policy {ORACLE!r} takes no options, not {sorted(spec.options)}.")
+
+
+def serve(
+    spec: RunSpec,
+    profile: Profile,
+    truth: Truth,
+    requests: Sequence[WorkloadRequest],
+    calls: Sequence[Call],
+    slos: Mapping[str, Slo],
+    book: SloBook,
+    keep_steps: bool,
+) -> Served:
+    """Search an order for exactly these requests, and serve them in it.
+
+    Args:
+        truth: What steps really take; the oracle is told their seconds without the noise.
+
+    Raises:
+        UserError: See :func:`check_oracle`.
+    """
+    check_oracle(spec)
+    engine = engine_of(spec.machine, profile)
+    scale = 1.0 + spec.machine.step_time_band
+    cost, told = scaled(profile.cost, scale), Truth(profile, scale=scale)
+    seed = spec.load.seed
+    found = search(StepModel(requests, slos, server_of(engine, cost)), seed=seed)
+    player = Simulated(requests, calls, slos, engine, cost, told, book, spec.overload)
+    found = search(player, seed=seed, max_plays=SIMULATED_PLAYS, start=found)
+    policy = scheduler(found, requests, told, spec.overload)
+    run = SimRun(engine, truth, policy, book=book, keep_steps=keep_steps, time_plans=True)
+    outcomes = run.run(calls)
+    return Served(
+        outcomes=outcomes,
+        rows=run.steps,
+        capacity_tokens=engine.num_blocks * engine.block_size,
+        num_recomputed=run.num_preemptions.get("recompute", 0),
+        num_swapped=run.num_preemptions.get("swap", 0),
+        plan_us=quantiles_us(run.plan_times_s),
+    )
