@@ -2,9 +2,14 @@
 
 Serves named workloads in the simulator with ``--overload refuse``. Every refused request comes
 back after its ``Retry-After`` (whole seconds, as HTTP carries it), at most three times; a retry
-is a new request whose promise counts from its own arrival. As a control the same clients come
-back after one second, whatever they were told; and a third way of telling is tried, ``booked``
-(see :class:`Booked`). Writes results.json and the table in results.md.
+is a new request whose promise counts from its own arrival. Four ways:
+
+- ``told``: as Headway does it, by appointments.
+- ``not honoured``: the same appointments, but who returns counts no more than a newcomer.
+- ``backlog``: what Headway told before: the time to work off what waits; nobody is expected.
+- ``1 s``: appointments are given, and nobody heeds them: clients come back after a second.
+
+Writes results.json and the table in results.md (``--out`` for others).
 """
 
 from __future__ import annotations
@@ -29,6 +34,9 @@ from headway.engines.vllm import wire
 from headway.latency import profile as profiles
 from headway.metrics import define
 from headway.policy import registry
+from headway.policy.appointments import MAX_RETRY_AFTER_S, Appointments
+from headway.policy.events import Arrived
+from headway.request import Request
 from headway.slo import Slo
 from headway.study.on_sim import engine_of
 from headway.study.requests import book_of, calls_of, requests_of
@@ -79,81 +87,36 @@ def as_told_s(answer: wire.Refused) -> float:
     return float(max(1, math.ceil(answer.retry_after_s)))
 
 
-WAITS: dict[str, Wait] = {
-    "as told": as_told_s,
-    "booked": as_told_s,
-    "1 s": lambda answer: 1.0,
+class NotHonoured(Appointments):
+    """Appointments that count for nothing on return."""
+
+    def keeps(self, event: Arrived) -> bool:
+        """Expect nobody."""
+        return False
+
+
+class Backlog(NotHonoured):
+    """No appointment: the seconds of work that wait now."""
+
+    def book(self, request: Request, work_s: float, backlog_s: float, now_s: float) -> float:
+        """Return the backlog."""
+        return min(backlog_s, MAX_RETRY_AFTER_S)
+
+
+@dataclass(frozen=True)
+class Way:
+    """How clients are told when to come back, and when they do."""
+
+    book: Callable[[], Appointments]
+    wait_s: Wait = as_told_s
+
+
+WAYS = {
+    "told": Way(Appointments),
+    "not honoured": Way(NotHonoured),
+    "backlog": Way(Backlog),
+    "1 s": Way(Appointments, lambda answer: 1.0),
 }
-
-
-class Booked:
-    """A policy core that tells the refused when it expects to have room, one after the other.
-
-    A refused request is told the latest of three instants: when the work before it is done;
-    when the overload is expected to end; and when the refused before it, who will be back, are
-    served with the share of the machine that was idle lately. An overload is expected to last
-    as long as nine of ten of those seen so far that lasted as long as this one has; when none
-    did, as long again as it has lasted.
-    """
-
-    OVER_S = 60.0
-    LEAST_SHARE = 0.25
-    QUIET_S = 5.0
-    MOST_S = 600.0
-
-    def __init__(self, inner: Any) -> None:
-        self._inner = inner
-        self._free_at_s = self._busy = self._noted_at_s = 0.0
-        self._per_s = math.inf
-        self._began_s = self._last_s = -math.inf
-        self._lasted_s: list[float] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
-
-    def plan(self, view: Any, now_s: float) -> Any:
-        """Plan, and put other instants into the refusals."""
-        plan = self._inner.plan(view, now_s)
-        self._note(now_s)
-        if not plan.refuse:
-            return plan
-        live = self._inner.live
-        tokens = {r.request_id: r.remaining_prefill_tokens for r in (*live.claims, *live.others)}
-        waiting = sum(r.remaining_prefill_tokens for r in live.claims)
-        if waiting:  # The core tells seconds of this backlog: so that is its speed.
-            self._per_s = waiting / plan.refuse[0].retry_after_s
-        per_s = self._per_s
-        refused = {one.request_id for one in plan.refuse}
-        ahead = sum(r.remaining_prefill_tokens for r in live.claims if r.request_id not in refused)
-        from_s = now_s + max(ahead / per_s, self._remaining_s(now_s))
-        share = max(1.0 - self._busy, self.LEAST_SHARE)
-        refuse = []
-        for one in plan.refuse:
-            at_s = max(from_s, self._free_at_s)
-            self._free_at_s = at_s + tokens[one.request_id] / per_s / share
-            refuse.append(replace(one, retry_after_s=min(at_s - now_s, self.MOST_S)))
-        return replace(plan, refuse=tuple(refuse))
-
-    def _remaining_s(self, now_s: float) -> float:
-        """Return how much longer this overload is expected to last."""
-        if now_s - self._last_s > self.QUIET_S:
-            if self._last_s > self._began_s:
-                self._lasted_s.append(self._last_s - self._began_s)
-            self._began_s = now_s
-        self._last_s = now_s
-        age_s = now_s - self._began_s
-        longer_s = sorted(s for s in self._lasted_s if s > age_s)
-        if not longer_s:
-            return age_s
-        return longer_s[min(int(0.9 * len(longer_s)), len(longer_s) - 1)] - age_s
-
-    def _note(self, now_s: float) -> None:
-        """Keep the share of the time lately in which prompts waited or were computed."""
-        span_s = now_s - self._noted_at_s
-        self._noted_at_s = now_s
-        live = self._inner.live
-        is_busy = bool(live.claims or live.prefilling)
-        self._busy += (float(is_busy) - self._busy) * (1.0 - math.exp(-span_s / self.OVER_S))
 
 
 def serve(run: SimRun, calls: Sequence[Call], wait_s: Wait) -> list[Tries]:
@@ -214,7 +177,9 @@ def figures(clients: Sequence[Tries], slos: dict[str, Slo]) -> dict[str, Any]:
     kept_at_last = sum(
         is_kept(c.outcomes[-1], slo) for c, slo in zip(retried, promised, strict=True)
     )
-    waits_s = sorted(c.calls[1].arrived_at_s - (c.outcomes[0].ended_at_s or 0.0) for c in retried)
+    waits_s = sorted(
+        round(c.calls[1].arrived_at_s - (c.outcomes[0].ended_at_s or 0.0), 1) for c in retried
+    )
     return {
         "clients": len(clients),
         "kept_at_once": sum(is_kept(c.outcomes[0], slo_of[c.calls[0].request_id]) for c in clients),
@@ -223,27 +188,25 @@ def figures(clients: Sequence[Tries], slos: dict[str, Slo]) -> dict[str, Any]:
         "first_retry_kept": kept_first,
         "kept_within_3_retries": kept_at_last,
         "tries": sum(len(c.calls) for c in clients),
-        "median_wait_s": waits_s[len(waits_s) // 2] if waits_s else None,
+        "wait_s": {f"p{p}": waits_s[len(waits_s) * p // 100] for p in (50, 90, 99) if waits_s},
     }
 
 
-def run_one(scenario: Scenario, seed: int, wait: str, policy: str) -> dict[str, Any]:
+def run_one(scenario: Scenario, seed: int, way: str, policy: str) -> dict[str, Any]:
     """Serve one scenario once and return its figures."""
     load = Load(scenario.source, scenario.rate_rps, scenario.num_requests, seed, scenario.arrivals)
     machine = Machine(GPU, kv_tokens=scenario.kv_tokens, noise=NOISE)
     profile = profiles.load(GPU)
     book = book_of(load)
     calls, slos = calls_of(requests_of(load), book)
-    core: Any = registry.build(policy, overload="refuse")
-    if wait == "booked":
-        core = Booked(core)
+    core = registry.build(policy, overload="refuse")
+    core.appointments = WAYS[way].book()
     run = SimRun(engine_of(machine, profile), truth_of(profile, machine, seed), core, book=book)
     return {
         "scenario": scenario.name,
         "seed": seed,
-        "wait": wait,
-        "cpu_s": round(time.process_time(), 1),
-        **figures(serve(run, calls, WAITS[wait]), slos),
+        "way": way,
+        **figures(serve(run, calls, WAYS[way].wait_s), slos),
     }
 
 
@@ -254,50 +217,53 @@ COUNTS = (
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Return one line a scenario and way of waiting, over all seeds, in Markdown."""
+    """Return one line a scenario and way, over all seeds (waits: the worst seed), in Markdown."""
     lines = [
-        "| load | waits | kept at once | refused | of these kept: first retry | within 3"
-        " | median wait |",
+        "| load | way | kept at once | refused | of these kept: first retry | within 3"
+        " | waits p50, p90, p99 |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, wait in dict.fromkeys((row["scenario"], row["wait"]) for row in rows):
-        group = [row for row in rows if (row["scenario"], row["wait"]) == (name, wait)]
+    for name, way in dict.fromkeys((row["scenario"], row["way"]) for row in rows):
+        group = [row for row in rows if (row["scenario"], row["way"]) == (name, way)]
         total = {key: sum(row[key] for row in group) for key in COUNTS}
-        waits_s = sorted(row["median_wait_s"] for row in group if row["median_wait_s"] is not None)
         shares = [
             f"{row['first_retry_kept'] / row['refused']:.2f}" for row in group if row["refused"]
         ]
         refused = max(total["refused"], 1)
+        waits = [
+            f"{max(row['wait_s'].get(p, 0.0) for row in group):.0f}" for p in ("p50", "p90", "p99")
+        ]
         lines.append(
-            f"| {name} | {wait} | {total['kept_at_once'] / total['clients']:.2f} |"
+            f"| {name} | {way} | {total['kept_at_once'] / total['clients']:.3f} |"
             f" {total['refused']} of {total['clients']} |"
             f" {total['first_retry_kept'] / refused:.2f} ({', '.join(shares)}) |"
             f" {total['kept_within_3_retries'] / refused:.2f} |"
-            f" {waits_s[len(waits_s) // 2] if waits_s else 0:.0f} s |"
+            f" {', '.join(waits)} s |"
         )
     return "\n".join(lines)
 
 
 @click.command()
-@click.option("--seeds", default="0,1,2", show_default=True)
+@click.option("--seeds", default="0,1", show_default=True)
+@click.option("--ways", default=",".join(WAYS), show_default=True)
 @click.option("--requests", "num_requests", default=600, show_default=True, help="Per run.")
 @click.option("--policy", default=registry.DEFAULT, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=HERE / "results.json")
-def main(seeds: str, num_requests: int, policy: str, out: Path) -> None:
+def main(seeds: str, ways: str, num_requests: int, policy: str, out: Path) -> None:
     """Measure what a retry after Retry-After gets."""
     began_s = time.monotonic()
     rows = []
     for scenario in SCENARIOS:
-        for wait in WAITS:
+        for way in ways.split(","):
             for seed in map(int, seeds.split(",")):
                 sized = replace(scenario, num_requests=num_requests)
-                rows.append(run_one(sized, seed, wait, policy))
+                rows.append(run_one(sized, seed, way, policy))
                 print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     ).stdout.strip()
     result = {
-        "command": f"python experiments/retry_after/run.py --seeds {seeds}"
+        "command": f"python experiments/retry_after/run.py --seeds {seeds} --ways '{ways}'"
         f" --requests {num_requests} --policy {policy}",
         "commit": commit,
         "machine": platform.machine(),

@@ -49,13 +49,15 @@ class Request:
     recompute also the tokens emitted so far). ``due_at_s`` is when a waiting request's next
     token is due by its promise; ``order`` is its rank of arrival; ``work_s``
     estimates, on arrival, the seconds of the engine it will take;
-    ``is_leftover`` tells that it was started with capacity no claim wanted.
+    ``is_leftover`` tells that it was started with capacity no claim wanted, ``is_expected``
+    that it was refused before and came back when it was told to.
     """
 
     __slots__ = (
         "arrived_at_s",
         "due_at_s",
         "first_token_at_s",
+        "is_expected",
         "is_leftover",
         "last_token_at_s",
         "max_output_tokens",
@@ -99,6 +101,7 @@ class Request:
         self.num_output_tokens = 0
         self.num_preemptions = 0
         self.is_leftover = False
+        self.is_expected = False
         self.num_late_gaps = 0
         self.first_token_at_s: float | None = None
         self.last_token_at_s: float | None = None

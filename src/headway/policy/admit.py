@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from headway.latency.model import StepShape
+from headway.policy.appointments import WORTH
 from headway.policy.chunk import Chunker
 from headway.policy.context import PlanContext
 from headway.request import Request
@@ -98,7 +99,7 @@ class MooreHodgson(Feasibility):
                 # A token comes out when its step ends, on average half a step after the work.
                 r.due_at_s - ctx.ref_s - 0.5 * step_s,
                 (r.prefill_target_tokens - r.num_computed_tokens) / speed,
-                r.slo.weight,
+                r.slo.weight * (WORTH if r.is_expected else 1.0),
             )
             for r in (*running, *waiting)
         ]

@@ -77,8 +77,10 @@ class InOrder(Batcher):
             if tokens <= 0:
                 break
             if waits and not self._make_room(ctx, request, gate, preemptor, filled):
-                # Nobody who waits passes an overdue one: the next KV that comes free is its own.
-                blocked += self._may_pass + 1 if overdue else 1
+                # Nobody who waits passes an overdue one, or one that came back when it was told
+                # to: the next KV that comes free is its own.
+                first = overdue or request.is_expected
+                blocked += self._may_pass + 1 if first else 1
                 continue
             if waits:
                 gate.admitted(ctx, request)

@@ -3,34 +3,30 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from headway.policy.admit import prefill_speed
+from headway.policy.appointments import LEAD_S
 from headway.policy.chunk import Chunker
 from headway.policy.context import OVERDUE_SHARE, PlanContext
 from headway.policy.plan import Refuse
 from headway.policy.tracker import Tracker
-from headway.request import Standing, State
+from headway.request import Request, Standing, State
 
 LATE_SHARE = 0.2
 """Share of the capacity that a lasting overload may spend on promises already lost."""
 
-MAX_RETRY_AFTER_S = 600.0
-"""No client is told to stay away longer than this."""
+HOPELESS = "Not even an idle server could keep the promise asked for."
 
 
 def refusals(core: Tracker, ctx: PlanContext, chunker: Chunker) -> tuple[Refuse, ...]:
     """Refuse waiting requests whose promise does not fit, before any token of theirs."""
-    speed, _ = prefill_speed(ctx, chunker)
-    staying = (r for r in core.live.claims if r.request_id not in ctx.set_aside)
-    backlog_s = sum(r.remaining_prefill_tokens for r in staying) / speed
-    retry_s = min(max(backlog_s, core.step_s), MAX_RETRY_AFTER_S)
     aside = (r for r in core.live.claims if r.request_id in ctx.set_aside)
     lost = (r for r in core.live.others if r.standing is Standing.LOST)
-    return tuple(
-        Refuse(r.request_id, retry_s, "The promise asked for cannot be kept now.")
-        for r in (*aside, *lost)
-        if r.state is State.WAITING and r.request_id not in ctx.gone
-    )
+    refused = [
+        r for r in (*aside, *lost) if r.state is State.WAITING and r.request_id not in ctx.gone
+    ]
+    return _answers(core, ctx, chunker, refused, "The promise asked for cannot be kept now.")
 
 
 def overflow(core: Tracker, ctx: PlanContext) -> tuple[Refuse, ...]:
@@ -49,8 +45,7 @@ def overflow(core: Tracker, ctx: PlanContext) -> tuple[Refuse, ...]:
     excess_s = live.others_work_s - share * longest_s * core.work_per_s
     if excess_s <= 0:
         return ()
-    retry_s = min(live.others_work_s / core.work_per_s, MAX_RETRY_AFTER_S)
-    refuse: list[Refuse] = []
+    refused: list[Request] = []
     for request in reversed(live.others):
         if excess_s <= 0:
             break
@@ -58,6 +53,27 @@ def overflow(core: Tracker, ctx: PlanContext) -> tuple[Refuse, ...]:
             continue
         if request.standing is Standing.LOST and request.state is State.WAITING:
             excess_s -= request.work_s
-            why = "The server is overloaded beyond its longest wait."
-            refuse.append(Refuse(request.request_id, retry_s, why))
-    return tuple(refuse)
+            refused.append(request)
+    why = "The server is overloaded beyond its longest wait."
+    return _answers(core, ctx, core.parts.chunker, refused, why)
+
+
+def _answers(
+    core: Tracker, ctx: PlanContext, chunker: Chunker, refused: Sequence[Request], why: str
+) -> tuple[Refuse, ...]:
+    """Return the refusals, each with an appointment behind those given before it."""
+    if not refused:
+        return ()
+    speed, _ = prefill_speed(ctx, chunker)
+    staying = (r for r in core.live.claims if r.request_id not in ctx.set_aside)
+    backlog_s = sum(r.remaining_prefill_tokens for r in staying) / speed
+    answers: list[Refuse] = []
+    for request in refused:
+        if core.is_hopeless(request):
+            # No appointment; but the estimate may be a young one, so it may ask again.
+            answers.append(Refuse(request.request_id, LEAD_S, HOPELESS))
+            continue
+        work_s = request.num_prompt_tokens / speed
+        wait_s = core.appointments.book(request, work_s, backlog_s, ctx.now_s)
+        answers.append(Refuse(request.request_id, wait_s, why))
+    return tuple(answers)

@@ -7,6 +7,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from headway.latency.model import LatencyModel, StepShape
+from headway.policy.appointments import Appointments
 from headway.policy.context import OVERDUE_SHARE
 from headway.policy.events import Arrived, Event, Finished, StepDone, StepScheduled
 from headway.policy.kv.ledger import KvLedger
@@ -53,6 +54,7 @@ class Tracker:
         self._unchecked: list[Request] = []
         self.ended: deque[tuple[float, float, bool]] = deque(maxlen=32)
         self.work_per_s = 1.0
+        self.appointments = Appointments()
 
     def observe(self, event: Event) -> None:
         """Take in what happened. Events about unknown requests are ignored: they are gone."""
@@ -75,13 +77,14 @@ class Tracker:
         )
         if not self.parts.heeds_promises:
             request.standing = Standing.UNPROMISED
-        elif request.has_claim and self._is_hopeless(request):
+        elif request.has_claim and self.is_hopeless(request):
             request.standing = Standing.LOST
             request.note(event.at_s, "promise lost: not even an empty server could keep it")
         request.queued_at_s = event.at_s
         request.predicted_output_tokens = self.parts.predictor.predict(request)
         request.due_at_s = self._due_at_s(request)
         request.work_s = self._work_s(request)
+        request.is_expected = self.appointments.keeps(event)
         self.live.arrive(request)
         self._unchecked.append(request)
         if request.has_claim:
@@ -94,7 +97,7 @@ class Tracker:
         elif stale:
             self._tightest_ttft_s = math.inf
 
-    def _is_hopeless(self, request: Request) -> bool:
+    def is_hopeless(self, request: Request) -> bool:
         """Return whether the machine is too slow for this promise whatever the load."""
         slo, num_tokens = request.slo, request.num_prompt_tokens
         prompt_s = CERTAIN * self.latency.predict_s(StepShape().with_chunk(num_tokens, 0))

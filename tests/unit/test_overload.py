@@ -1,0 +1,98 @@
+"""Saying no: what the refused are told, and that the core keeps its word."""
+
+from __future__ import annotations
+
+import pytest
+
+from headway.policy import registry
+from headway.policy.appointments import LEAD_S
+from headway.policy.events import Arrived, Finished, StepDone, StepScheduled
+from headway.policy.overload import HOPELESS
+from headway.policy.plan import Refuse
+from headway.policy.scheduler import Scheduler
+from headway.policy.view import EngineView
+from headway.request import Request
+from headway.slo import Slo
+
+CHAT = Slo(ttft_s=1.0, tbt_s=0.1, class_name="chat")
+PATIENT = Slo(ttft_s=5.0, class_name="patient")
+VIEW = EngineView(10_000, 10_000, 16, 256, 2048)
+
+
+def arrival(at_s: float, prompt: int, slo: Slo = CHAT, name: str = "again") -> Arrived:
+    return Arrived(at_s, name, at_s, prompt, 100, slo)
+
+
+def core_with(prompts: list[tuple[str, int]], at_s: float = 0.0) -> Scheduler:
+    """A core in refuse mode that has seen the machine do 10,000 prompt tokens a second."""
+    core = registry.build("slack", overload="refuse")
+    for i in range(40):
+        began_s = at_s - 40.0 + i
+        size = 500 + 100 * (i % 10)
+        core.observe(arrival(began_s, size, name=f"past{i}"))
+        core.observe(StepScheduled(began_s, {f"past{i}": size}, {f"past{i}": 0}))
+        core.observe(StepDone(began_s + size / 10_000, {f"past{i}": 1}))
+        core.observe(Finished(began_s + size / 10_000, f"past{i}", "stopped"))
+    for name, prompt in prompts:
+        core.observe(arrival(at_s, prompt, name=name))
+    return core
+
+
+def told(core: Scheduler, at_s: float) -> dict[str, Refuse]:
+    refused = {one.request_id: one for one in core.plan(VIEW, at_s).refuse}
+    for name in refused:
+        core.observe(Finished(at_s, name, "refused"))
+    return refused
+
+
+def serve_the_others(core: Scheduler) -> None:
+    """Compute both prompts in one step and let them end."""
+    core.observe(StepScheduled(0.0, {"a": 5500, "b": 2000}, {"a": 0, "b": 0}))
+    core.observe(StepDone(0.75, {"a": 1, "b": 1}))
+    for name in ("a", "b"):
+        core.observe(Finished(0.75, name, "stopped"))
+
+
+def test_who_returns_is_preferred() -> None:
+    """Refused as the largest when it came, kept before its equals when it returns as told."""
+    core = core_with([("large", 6000), ("a", 5500), ("b", 2000)])
+    answers = told(core, 0.0)
+    assert list(answers) == ["large"]
+    back_s = answers["large"].retry_after_s
+    assert back_s == LEAD_S
+    serve_the_others(core)
+    for name, prompt in (("back", 6000), ("c", 5500), ("d", 2000)):
+        core.observe(arrival(back_s, prompt, name=name))
+    assert core.live.requests["back"].is_expected
+    assert list(told(core, back_s)) == ["c"]
+
+
+def test_who_returns_at_another_time_is_not() -> None:
+    """A client that does not wait gains nothing, and loses nothing."""
+    core = core_with([("large", 6000), ("a", 5500), ("b", 2000)])
+    told(core, 0.0)
+    serve_the_others(core)
+    for name, prompt in (("back", 6000), ("c", 5500), ("d", 2000)):
+        core.observe(arrival(5.0, prompt, name=name))
+    assert list(told(core, 5.0)) == ["back"]
+
+
+def test_what_no_server_could_keep_gets_no_appointment() -> None:
+    """Coming back would not help: the answer says so, and nothing is booked."""
+    core = core_with([])
+    core.observe(arrival(0.0, 100, Slo(ttft_s=0.0001), "fool"))
+    assert told(core, 0.0) == {"fool": Refuse("fool", LEAD_S, HOPELESS)}
+    assert len(core.appointments) == 0
+
+
+@pytest.mark.parametrize("returned", [False, True])
+def test_the_next_free_blocks_are_for_who_returned(returned: bool) -> None:
+    """A newcomer that would fit passes one that lacks KV, but not one that kept its time."""
+    core = core_with([], LEAD_S)
+    if returned:
+        core.appointments.book(Request("early", PATIENT, 0.0, 1600, 100), 0.1, 0.0, 0.0)
+    core.observe(arrival(LEAD_S, 1600, PATIENT, "back"))
+    core.observe(arrival(LEAD_S, 16, PATIENT, "small"))
+    plan = core.plan(EngineView(1000, 50, 16, 256, 2048), LEAD_S)
+    assert plan.refuse == ()
+    assert [chunk.request_id for chunk in plan.chunks] == ([] if returned else ["small"])
