@@ -31,11 +31,14 @@ REFIT_EVERY = 8
 
 WARM_STEPS = 32
 
-CHANGED = 1.3
-"""A step this many times longer (or shorter) than predicted is far off."""
+ALLOWED = math.log(1.15)
+"""Error (as a logarithm) that a step may have without speaking for a change."""
 
-CHANGED_STEPS = 12
-"""Far-off steps of one mode in a row, all to one side, that mean the machine changed."""
+LOUDEST = 0.25
+"""The most one step can say, so that a hiccup is no change."""
+
+CHANGED = 2.0
+"""Sum of what steps of one mode say, all to one side, that means the machine changed."""
 
 KEEP = 0.02
 """Weight left to the past when it did."""
@@ -54,7 +57,7 @@ class OnlineModel(LatencyModel):
         self._moment = {mixed: np.zeros(width) for mixed in (False, True)}
         self._ratios = {mixed: RatioWindow(width) for mixed in (False, True)}
         self._weight = dict.fromkeys((False, True), 0.0)
-        self._one_sided = dict.fromkeys((False, True), 0)
+        self._one_sided = {mixed: [0.0, 0.0] for mixed in (False, True)}
         self._log_scale = 0.0
         self._num_steps = 0
         self._coefficients: tuple[float, ...] = ()
@@ -103,17 +106,21 @@ class OnlineModel(LatencyModel):
             self._fit()
 
     def _notice_change(self, mixed: bool, ratio: float) -> None:
-        """Forget the past when step after step lands far to one side of the prediction."""
-        off = int(ratio > CHANGED) - int(ratio < 1 / CHANGED)
-        run = self._one_sided[mixed]
-        self._one_sided[mixed] = off if off * run <= 0 else run + off
-        if abs(self._one_sided[mixed]) >= CHANGED_STEPS and self._num_steps > WARM_STEPS:
+        """Forget the past when steps keep landing to one side of the prediction.
+
+        Page's cumulative sums (1954), one for longer and one for shorter, each step's say bounded.
+        """
+        error, sums = math.log(ratio), self._one_sided[mixed]
+        for side, sign in enumerate((1.0, -1.0)):
+            say = min(sign * error - ALLOWED, LOUDEST)
+            sums[side] = max(sums[side] + say, 0.0)
+        if max(sums) >= CHANGED and self._num_steps > WARM_STEPS:
             for mode in (False, True):
                 self._gram[mode] *= KEEP
                 self._moment[mode] *= KEEP
                 self._weight[mode] *= KEEP
                 self._ratios[mode].forget()
-                self._one_sided[mode] = 0
+                self._one_sided[mode] = [0.0, 0.0]
 
     def _rescale(self, shape: StepShape, duration_s: float) -> None:
         """Track measured / roofline, so that the guess keeps only its proportions."""
