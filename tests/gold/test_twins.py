@@ -190,7 +190,9 @@ def test_ratio_window_is_a_sorted_list(
         assert window.upper(miss_rate) == expected
     beyond = np.mean([sum(r > asked * near for r in ratios) for near in NEAR_MISSES])
     guess = 0.5 * math.erfc(math.log(asked) / (0.12 * math.sqrt(2)))
-    assert window.exceeds(asked) == pytest.approx((beyond + 5 * guess) / (len(ratios) + 5))
+    assert window.exceeds(asked) == pytest.approx(
+        (beyond + 5 * guess) / (len(ratios) + 5), abs=1e-6
+    )
 
 
 def test_ratio_window_forgets() -> None:

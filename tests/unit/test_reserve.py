@@ -237,22 +237,28 @@ def test_the_measured_reserve_grows_with_wrong_predictions() -> None:
 
 
 def test_slack_is_due_time_less_the_work_still_to_do() -> None:
-    """Waiting by its first token, streaming by its gap; nobody without a live promise."""
+    """Waiting by its first token, streaming by its gap; nobody without a live promise.
+
+    The step that the token comes out of is work still to do.
+    """
     scene, critical = Scene(num_free=50), Critical()
     stream = scene.decoding("s", 20, TIGHT)
-    assert critical.slack_s(scene.ctx, stream) == pytest.approx(0.06)
+    step_s = scene.ctx.latency.predict_s(scene.ctx.shape)
+    assert step_s > 0.01
+    assert critical.slack_s(scene.ctx, stream) == pytest.approx(0.06 - step_s)
     assert critical.holds(scene.ctx, stream)
     assert not critical.holds(scene.ctx, scene.decoding("l", 20, LOOSE))
     assert critical.slack_s(scene.ctx, scene.decoding("n", 20)) == math.inf
     job = scene.decoding("j", 20, Slo(jct_s=5.0), output=41)
-    assert critical.slack_s(scene.ctx, job) == pytest.approx(9.0 + 5.0 - 40 * 0.05 - 10.0)
+    assert critical.slack_s(scene.ctx, job) == pytest.approx(
+        9.0 + 5.0 - 40 * 0.05 - 10.0 - scene.ctx.latency.predict_s(scene.ctx.shape)
+    )
     waits = Request("w", Slo(ttft_s=1.0), 9.5, 300, 10)
     waits.due_at_s = 10.5
     ctx = scene.ctx
-    prompt_s = ctx.latency.predict_s(ctx.shape.with_chunk(512, 0)) - ctx.latency.predict_s(
-        ctx.shape
-    )
-    assert critical.slack_s(ctx, waits) == pytest.approx(0.5 - 300 * prompt_s / 512)
+    step_s = ctx.latency.predict_s(ctx.shape)
+    prompt_s = ctx.latency.predict_s(ctx.shape.with_chunk(512, 0)) - step_s
+    assert critical.slack_s(ctx, waits) == pytest.approx(0.5 - step_s - 300 * prompt_s / 512)
 
 
 def test_the_buckets_order_victims() -> None:

@@ -151,3 +151,13 @@ def test_each_component_can_be_switched_alone() -> None:
     assert type(cheap.preemptor) is not type(plain.preemptor)
     kept = registry.build("headway", options={"swap": "recompute"}).parts
     assert type(kept.swap) is not type(plain.swap)
+
+
+def test_whoever_waited_too_long_is_let_in() -> None:
+    """Starting it may cost promises; letting it starve is worse."""
+    core = loaded(12, 100, 10, length=80)
+    ctx = context(core, 100, NO_PROMISE)
+    gate = Weighed(core.parts.predictor._lifetimes, core.parts.chunker)  # type: ignore[attr-defined]
+    assert not gate.fits(ctx, core.live.requests["new"])
+    ctx.max_wait_s = 0.0
+    assert gate.fits(ctx, core.live.requests["new"])

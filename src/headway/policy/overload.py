@@ -16,6 +16,9 @@ from headway.request import Request, Standing, State
 LATE_SHARE = 0.2
 """Share of the capacity that a lasting overload may spend on promises already lost."""
 
+PLANNED_SHARE = 0.95
+"""Share of the longest wait that is planned full: the work of a request is an estimate."""
+
 HOPELESS = "Not even an idle server could keep the promise asked for."
 
 
@@ -42,7 +45,7 @@ def overflow(core: Tracker, ctx: PlanContext) -> tuple[Refuse, ...]:
         return ()
     leftover_share = sum(leftover for _, _, leftover in core.ended) / max(len(core.ended), 1)
     share = min(leftover_share + LATE_SHARE, OVERDUE_SHARE)
-    excess_s = live.others_work_s - share * longest_s * core.work_per_s
+    excess_s = live.others_work_s - PLANNED_SHARE * share * longest_s * core.work_per_s
     if excess_s <= 0:
         return ()
     refused: list[Request] = []

@@ -62,8 +62,11 @@ class Weighed(Gate):
         self._speed = 1.0
 
     def fits(self, ctx: PlanContext, request: Request) -> bool:
-        """Return whether *request* may start; an empty server takes anybody."""
-        if ctx.live.num_running == 0 and not ctx.busy:
+        """Return whether *request* may start.
+
+        An empty server takes anybody, and whoever has waited too long is not weighed any more.
+        """
+        if ctx.is_overdue(request) or (ctx.live.num_running == 0 and not ctx.busy):
             return True
         if self._for is not ctx:
             self._look(ctx)
