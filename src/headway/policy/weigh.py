@@ -59,6 +59,7 @@ class Weighed(Gate):
         self._for: PlanContext | None = None
         self._claims: Forecast | None = None
         self._everyone: Forecast | None = None
+        self._num_spare: int | None = None
         self._speed = 1.0
 
     def fits(self, ctx: PlanContext, request: Request) -> bool:
@@ -99,7 +100,7 @@ class Weighed(Gate):
 
     def _look(self, ctx: PlanContext) -> None:
         self._for = ctx
-        self._claims = self._everyone = None
+        self._claims = self._everyone = self._num_spare = None
         self._speed, _ = prefill_speed(ctx, self._chunker)
 
     def _of(self, ctx: PlanContext, claims_only: bool) -> Forecast:
@@ -119,16 +120,15 @@ class Weighed(Gate):
             if request.request_id not in ctx.gone and (not claims_only or request.has_claim):
                 yield request
 
-    @staticmethod
-    def _victim_loss(ctx: PlanContext, num_preemptions: float) -> float:
+    def _victim_loss(self, ctx: PlanContext, num_preemptions: float) -> float:
         """Return the promises one more preemption breaks: none while somebody can spare a gap."""
-        spare = 0
-        for request in ctx.live.decoding.values():
-            if not request.has_claim or request.has_earned_a_gap():
-                spare += 1
-                if spare >= num_preemptions:
-                    return 0.0
-        return min((num_preemptions - spare) / max(num_preemptions, 1e-9), 1.0)
+        if self._num_spare is None:
+            self._num_spare = sum(
+                not request.has_claim or request.has_earned_a_gap()
+                for request in ctx.live.decoding.values()
+            )
+        short = num_preemptions - self._num_spare
+        return min(short / max(num_preemptions, 1e-9), 1.0) if short > 0.0 else 0.0
 
     def _waiting_cost(
         self, ctx: PlanContext, request: Request, forecast: Forecast, capacity: float
