@@ -14,12 +14,11 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import statistics
 import time
 from typing import Any
 
-from plan import Timed, loaded
+from plan import Timed, cells, loaded, report
 
 BOOKS = ("enter", "leave", "forget", "pencil", "rub_out", "peak_with_tokens", "has_reservation_for")
 
@@ -94,21 +93,16 @@ def main() -> None:
     parser.add_argument("--policy", default="cacheopt,headway,slack")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--grid", default="256x1000,256x4000,256x16000")
+    parser.add_argument("--grid", default="256x1000,256x16000,1024x1000")
     parser.add_argument("--json", default=None)
     given = parser.parse_args()
     rows = []
     for policy in given.policy.split(","):
-        for cell in given.grid.split(","):
-            running, waiting = (int(x) for x in cell.split("x"))
+        for running, waiting in cells(given.grid):
             row = compare(policy, running, waiting, given.rounds, given.steps)
             print(row, flush=True)
             rows.append(row)
-    line = json.dumps({"bench": "ledger", "rows": rows})
-    if given.json:
-        with open(given.json, "w", encoding="utf-8") as file:
-            file.write(line + "\n")
-    print(line)
+    report("ledger", rows, given.json)
 
 
 if __name__ == "__main__":

@@ -111,6 +111,22 @@ def compare(policy: str, running: int, waiting: int, rounds: int, steps: int) ->
     }
 
 
+def cells(grid: str) -> list[tuple[int, int]]:
+    """Read ``256x0,256x1000``: requests running and waiting."""
+    return [
+        (int(running), int(waiting)) for running, waiting in (c.split("x") for c in grid.split(","))
+    ]
+
+
+def report(bench: str, rows: list[dict[str, Any]], path: str | None) -> None:
+    """Print the JSON line a benchmark ends in, and write it to *path*."""
+    line = json.dumps({"bench": bench, "rows": rows})
+    if path:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(line + "\n")
+    print(line)
+
+
 def main() -> None:
     """Run the grid and print one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -121,16 +137,11 @@ def main() -> None:
     parser.add_argument("--json", default=None)
     given = parser.parse_args()
     rows = []
-    for cell in given.grid.split(","):
-        running, waiting = (int(x) for x in cell.split("x"))
+    for running, waiting in cells(given.grid):
         row = compare(given.policy, running, waiting, given.rounds, given.steps)
         print(row, flush=True)
         rows.append(row)
-    line = json.dumps({"bench": "plan", "rows": rows})
-    if given.json:
-        with open(given.json, "w", encoding="utf-8") as file:
-            file.write(line + "\n")
-    print(line)
+    report("plan", rows, given.json)
 
 
 if __name__ == "__main__":

@@ -328,6 +328,13 @@ class FakeEngine:
         )
         assert taken <= view.num_free_blocks + freed, "no more blocks are given than there are"
 
+    def next_plan(self) -> StepPlan:
+        """Run one step, check every book, and return the plan it was carried out by."""
+        self.step()
+        self.core.validate()
+        self.agrees()
+        return self.plans[-1]
+
     def agrees(self) -> None:
         """Assert that the core knows the same requests in the same places."""
         assert set(self.core.live.requests) == set(self.jobs), "no request is lost"

@@ -9,7 +9,7 @@ stopped run goes on.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -65,11 +65,11 @@ def cell(workload: str, rate: float, name: str, runs: Sequence[Run]) -> Cell:
     return Cell(workload, rate, name, [run["attainment"] for run in runs], preempted)
 
 
-def table(cells: Sequence[Cell]) -> str:
+def table(cells: Sequence[Cell], loads: Mapping[str, Sequence[float]]) -> str:
     """Return the table: workloads and loads by contenders."""
     names = list(dict.fromkeys(c.contender for c in cells))
     lines = ["| workload | rate | " + " | ".join(names) + " |", "|---|---:|" + "---:|" * len(names)]
-    for workload, rates in LOADS.items():
+    for workload, rates in loads.items():
         for rate in rates:
             row = {c.contender: c for c in cells if (c.workload, c.rate_rps) == (workload, rate)}
             texts = [f"{row[n].attainment:.3f} ({row[n].preemptions})" for n in names]
@@ -77,23 +77,23 @@ def table(cells: Sequence[Cell]) -> str:
     return "\n".join(lines) + "\n\nShare of promises kept, mean of the seeds (preemptions, all)."
 
 
-def verdict(cells: Sequence[Cell]) -> str:
+def verdict(cells: Sequence[Cell], loads: Mapping[str, Sequence[float]]) -> str:
     """Return, in points: how far weighing is from the best quantile, each quantile and stock."""
     lines = [
         "| contender | worst against the best quantile at that load | mean |",
         "|---|---:|---:|",
     ]
-    loads = [(w, r) for w, rates in LOADS.items() for r in rates]
+    points = [(w, r) for w, rates in loads.items() for r in rates]
     by_name: dict[str, dict[tuple[str, float], float]] = {}
     for c in cells:
         by_name.setdefault(c.contender, {})[c.workload, c.rate_rps] = c.attainment
     fixed = [by_name[str(q)] for q in QUANTILES if str(q) in by_name]
     for name, kept in by_name.items():
-        gaps = [100 * (kept[load] - max(row[load] for row in fixed)) for load in loads]
+        gaps = [100 * (kept[load] - max(row[load] for row in fixed)) for load in points]
         lines.append(f"| {name} | {min(gaps):+.1f} | {sum(gaps) / len(gaps):+.1f} |")
     if HINDSIGHT in by_name and "weighed" in by_name:
         weighed, best = by_name["weighed"], by_name[HINDSIGHT]
-        lead = min(100 * (weighed[load] - best[load]) for load in loads)
+        lead = min(100 * (weighed[load] - best[load]) for load in points)
         lines += ["", f"Weighed against stock in hindsight: at worst {lead:+.1f} points."]
     return "\n".join(lines)
 
@@ -104,34 +104,40 @@ def verdict(cells: Sequence[Cell]) -> str:
 @click.option("--stock-seeds", default=5, show_default=True, help="0 leaves stock vLLM out.")
 @click.option("--workers", default=None, type=int)
 @click.option("--only", default="", help="Only these contenders, such as weighed,0.5.")
-def main(requests: int, seeds: int, stock_seeds: int, workers: int | None, only: str) -> None:
+@click.option("--workload", default="", help="Only this one; the table is shown, not written.")
+def main(
+    requests: int, seeds: int, stock_seeds: int, workers: int | None, only: str, workload: str
+) -> None:
     """Run what is missing and write the table."""
+    loads = {w: rates for w, rates in LOADS.items() if workload in ("", w)}
     contenders: dict[str, dict] = {"weighed": {}, **{str(q): {"confidence": q} for q in QUANTILES}}
     if only:
         contenders = {name: contenders[name] for name in only.split(",")}
     ledger = Ledger(HERE / "results.part")
     specs = {
-        (name, workload, rate, seed): spec(workload, rate, seed, requests, options)
+        (name, source, rate, seed): spec(source, rate, seed, requests, options)
         for name, options in contenders.items()
-        for workload, rates in LOADS.items()
+        for source, rates in loads.items()
         for rate in rates
         for seed in range(seeds)
     }
     runs = run_all(specs.values(), ledger, workers)
     groups: dict[tuple[str, str, float], list[Run]] = {}
-    for (name, workload, rate, _), one in specs.items():
-        groups.setdefault((name, workload, rate), []).append(runs[one.key()])
+    for (name, source, rate, _), one in specs.items():
+        groups.setdefault((name, source, rate), []).append(runs[one.key()])
     if stock_seeds:
-        for workload, rates in LOADS.items():
-            base = replace(spec(workload, rates[0], 0, requests, {}), policy="stock", engine="vllm")
+        for source, rates in loads.items():
+            base = replace(spec(source, rates[0], 0, requests, {}), policy="stock", engine="vllm")
             tried = stock.sweep(
                 base, rates, range(stock_seeds), lambda some: run_all(some, ledger, workers)
             )
             for run in tried.as_policy(HINDSIGHT):
-                groups.setdefault((HINDSIGHT, workload, run["rate_rps"]), []).append(run)
-    cells = [cell(workload, rate, name, some) for (name, workload, rate), some in groups.items()]
-    text = table(cells) + "\n\n" + verdict(cells) + "\n"
+                groups.setdefault((HINDSIGHT, source, run["rate_rps"]), []).append(run)
+    cells = [cell(source, rate, name, some) for (name, source, rate), some in groups.items()]
+    text = table(cells, loads) + "\n\n" + verdict(cells, loads) + "\n"
     click.echo(text)
+    if workload:
+        return
     document = {"schema": 1, "requests": requests, "cells": [asdict(c) for c in cells]}
     (HERE / "results.json").write_text(json.dumps(document, indent=1) + "\n")
     (HERE / "results.md").write_text(text)

@@ -5,7 +5,8 @@ machine is calibrated from the recording of one live run, all settings are swept
 clock by vLLM's own scheduler code, and the best of each load is then run live (run.py). Writes
 narrow.md beside itself.
 
-    python experiments/live/narrow.py RECORDING
+    gunzip -k experiments/validation/recording.jsonl.gz
+    python experiments/live/narrow.py experiments/validation/recording.jsonl
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import click
 
+from headway.policy import registry
 from headway.study import stock
 from headway.study.spec import Load, Machine, RunSpec
 from headway.study.sweep import Ledger, Run, mean_attainment, run_all
@@ -41,20 +43,24 @@ def calibrated(recording: Path, folder: Path) -> Path:
     return path
 
 
+def base_run(recording: Path, requests: int, num_seeds: int, folder: Path) -> RunSpec:
+    """Return a run of the demo's traffic on the machine that *recording* shows."""
+    trace = folder / "demo.jsonl"
+    rows = demo_workload(requests * num_seeds, 1)
+    write_jsonl(trace, [replace(row, prompt=None) for row in rows])
+    gpu = str(calibrated(recording, folder))
+    machine = Machine(gpu, KV_TOKENS, BLOCK_SIZE, max_num_seqs=128, noise=0.1)
+    load = Load(str(trace), None, requests, 0, "poisson", str(SLO_FILE))
+    return RunSpec(registry.DEFAULT, "vllm", load, machine)
+
+
 @click.command()
 @click.argument("recording", type=click.Path(path_type=Path, exists=True))
 @click.option("--requests", default=40, show_default=True)
 def main(recording: Path, requests: int) -> None:
     """Sweep stock vLLM's settings on the machine that RECORDING shows."""
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        trace = folder / "demo.jsonl"
-        rows = demo_workload(requests * len(SEEDS), 1)
-        write_jsonl(trace, [replace(row, prompt=None) for row in rows])
-        gpu = str(calibrated(recording, folder))
-        machine = Machine(gpu, KV_TOKENS, BLOCK_SIZE, max_num_seqs=128, noise=0.1)
-        load = Load(str(trace), None, requests, 0, "poisson", str(SLO_FILE))
-        base = RunSpec("slack", "vllm", load, machine)
+        base = base_run(recording, requests, len(SEEDS), Path(name))
         ledger = Ledger()
 
         def run(specs: Sequence[RunSpec]) -> Mapping[str, Run]:

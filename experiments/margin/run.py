@@ -2,7 +2,8 @@
 
 Every profile, 10 % noise in single steps, and the same with steps half as long again from the
 middle on: the share of steps longer than promised before the jump, in the 200 steps after it, and
-from then on. Writes results.json and results.md beside itself.
+from then on. Writes results.json and results.md beside itself. With --recording FILE the steps of
+a live server are judged instead, and nothing is written.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from typing import Any
 
 import click
 
+from headway.cli.calibrate import observed_steps
 from headway.engines.sim.run import SimRun
 from headway.latency import profile as profiles
 from headway.latency.model import StepShape
+from headway.latency.online import OnlineModel
 from headway.latency.truth import Drift, Truth
 from headway.policy import registry
 from headway.policy.events import Event, StepDone
@@ -96,6 +99,18 @@ def measure(name: str, rate_rps: float, requests: int, seed: int) -> Row:
     )
 
 
+def of_recording(path: Path) -> float:
+    """Return the share of a live server's steps that were longer than a new model promised."""
+    with path.open(encoding="utf-8") as lines:
+        seen, _ = observed_steps(lines, str(path))
+    model, longer = OnlineModel(), []
+    for shape, seconds in zip(seen.shapes, seen.seconds, strict=True):
+        promised_s = model.predict_s(shape) * model.margin(shape.is_mixed, 0.01)
+        longer.append(seconds > promised_s)
+        model.observe(shape, seconds)
+    return _share(longer)
+
+
 def _share(rows: list[bool]) -> float:
     return sum(rows) / max(len(rows), 1)
 
@@ -104,8 +119,12 @@ def _share(rows: list[bool]) -> float:
 @click.option("--requests", default=800, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--workers", default=None, type=int)
-def main(requests: int, seed: int, workers: int | None) -> None:
-    """Measure every profile."""
+@click.option("--recording", type=click.Path(path_type=Path, exists=True))
+def main(requests: int, seed: int, workers: int | None, recording: Path | None) -> None:
+    """Measure every profile, or the steps of a recording."""
+    if recording is not None:
+        click.echo(f"{of_recording(recording):.2%} of the steps were longer than promised.")
+        return
     names = profiles.names()
     tasks = [(measure, (name, _rate_of(name), requests, seed)) for name in names]
     rows: list[Row] = in_parallel(tasks, workers, lambda i, row: click.echo(str(row)), "sim")

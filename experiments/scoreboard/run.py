@@ -6,6 +6,9 @@ Headway's simulator, which schedules what vLLM's scheduler does, step for step (
 test_two_engines.py). Writes results.json and results.md beside itself; a stopped run goes on.
 
     python experiments/scoreboard/run.py --traces FOLDER
+    python experiments/scoreboard/run.py --no-stock --seeds 1 --requests 300 --overload demote
+
+The second leaves stock vLLM out, the slowest part by far: a look, not a result. It writes nothing.
 """
 
 from __future__ import annotations
@@ -30,6 +33,11 @@ HERE = Path(__file__).parent
 TRACES = HERE.parents[1].parent / "shared" / "traces"
 LOADS = (0.5, 1.0, 1.5, 2.0, 3.0)
 """Of the capacity of stock vLLM's best setting at 90 % attainment."""
+
+
+SARATHI_CHUNKS = (256, 512, 2048)
+Runs = dict[tuple[str, float], list[Run]]
+"""Runs over seeds, by policy and rate."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +110,8 @@ class Board:
     def capacity(self, ground: Ground) -> float:
         """Return where fcfs with the best of three chunks keeps 90 %: the unit of the loads."""
         best = 0.0
-        for tokens in (256, 512, 2048):
-            spec = replace(self.base(ground, "sarathi", "demote"), options={"chunk_tokens": tokens})
+        for tokens in SARATHI_CHUNKS:
+            spec = self.contender(ground, f"sarathi {tokens}", "demote")
 
             def kept(rate_rps: float, spec: RunSpec = spec) -> float:
                 one = spec.at(rate_rps, 0)
@@ -112,21 +120,36 @@ class Board:
             best = max(best, highest_rate(kept, 0.9, 4.0))
         return round(best, 2)
 
-    def play(self, ground: Ground, policies: Sequence[str], overload: str) -> list[dict[str, Any]]:
-        """Return one row a policy and load."""
-        unit = self.capacity(ground)
-        rates = [round(load * unit, 3) for load in LOADS]
+    def contender(self, ground: Ground, label: str, overload: str) -> RunSpec:
+        """Return a run of a policy; a number behind its name is its chunk."""
+        policy, _, tokens = label.partition(" ")
+        base = self.base(ground, policy, overload)
+        return replace(base, options={"chunk_tokens": int(tokens)}) if tokens else base
+
+    def tuned(self, ground: Ground, rates: Sequence[float], overload: str) -> Runs:
+        """Return the runs of stock vLLM's three ways."""
         tried = stock.sweep(self.base(ground, "stock", overload), rates, self.seeds, self.run)
-        runs: dict[tuple[str, float], list[Run]] = {}
+        runs: Runs = {}
         for way in STOCK_WAYS:
             found = tried.as_policy(way)
             if way == "stock":
                 found = [run for group in tried.runs[stock.Knobs()].values() for run in group]
             for run in found:
                 runs.setdefault((way, run["rate_rps"]), []).append(run)
+        return runs
+
+    def play(
+        self, ground: Ground, policies: Sequence[str], overload: str, with_stock: bool
+    ) -> list[dict[str, Any]]:
+        """Return one row a policy and load; Sarathi comes with each of its chunks."""
+        unit = self.capacity(ground)
+        rates = [round(load * unit, 3) for load in LOADS]
+        runs = self.tuned(ground, rates, overload) if with_stock else {}
+        chunks = [f"sarathi {tokens}" for tokens in SARATHI_CHUNKS]
+        labels = [p for p in policies if p != "sarathi"]
         specs = {
-            (policy, rate, seed): self.base(ground, policy, overload).at(rate, seed)
-            for policy in policies
+            (policy, rate, seed): self.contender(ground, policy, overload).at(rate, seed)
+            for policy in (*labels, *(chunks if "sarathi" in policies else ()))
             for rate in rates
             for seed in self.seeds
         }
@@ -165,6 +188,7 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 @click.option("--policy", "policies", default=",".join(registry.names()), help="A,B,…")
 @click.option("--overload", default="demote,refuse", show_default=True)
 @click.option("--ground", "wanted", default="", help="Only those whose name holds this.")
+@click.option("--stock/--no-stock", "with_stock", default=True, help="Sweep stock vLLM too.")
 @click.option("--workers", default=None, type=int)
 def main(
     traces: Path,
@@ -173,6 +197,7 @@ def main(
     policies: str,
     overload: str,
     wanted: str,
+    with_stock: bool,
     workers: int | None,
 ) -> None:
     """Play every ground and write the tables."""
@@ -181,11 +206,11 @@ def main(
     for ground in grounds(traces):
         if wanted in ground.name:
             for mode in overload.split(","):
-                rows += board.play(ground, policies.split(","), mode)
-                (HERE / "results.json").write_text(
-                    json.dumps({"schema": 1, "rows": rows}, indent=1)
-                )
-                (HERE / "results.md").write_text(markdown(rows))
+                rows += board.play(ground, policies.split(","), mode, with_stock)
+                if with_stock:
+                    document = json.dumps({"schema": 1, "rows": rows}, indent=1)
+                    (HERE / "results.json").write_text(document)
+                    (HERE / "results.md").write_text(markdown(rows))
     click.echo(markdown(rows))
 
 

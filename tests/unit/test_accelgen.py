@@ -51,14 +51,6 @@ def server(fake_engine: Any, options: dict[str, Any] | None = None, **engine: An
     return fake_engine(core, **engine)
 
 
-def plan(engine: Any) -> Any:
-    """One step; the plan it was carried out by."""
-    engine.step()
-    engine.core.validate()
-    engine.agrees()
-    return engine.plans[-1]
-
-
 def chunks(one: Any) -> list[tuple[str, int, bool]]:
     return [(c.request_id, c.num_tokens, c.admit) for c in one.chunks]
 
@@ -78,11 +70,11 @@ def test_serves_everyone(fake_engine: Any, options: dict[str, Any], depth: int, 
         output = rng.randrange(1, 24)
         engine.arrive(f"r{i}", rng.randrange(1, 70), output, output + 8, rng.choice(SLOS))
         for _ in range(rng.randrange(4)):
-            plan(engine)
+            engine.next_plan()
     for _ in range(6000):
         if not engine.jobs:
             break
-        plan(engine)
+        engine.next_plan()
     engine.drain(10)
     assert set(engine.finished) == {f"r{i}" for i in range(40)}
     assert set(engine.finished.values()) <= {"stopped", "length"}
@@ -139,10 +131,10 @@ def test_the_tightest_promise_in_the_step_decides_its_length(fake_engine: Any) -
     """A long prompt alone fills the engine's step; beside a stream only what its gap leaves."""
     engine = server(fake_engine, max_step_tokens=256)
     engine.arrive("long", 700, 2, slo=Slo(ttft_s=30.0, tbt_s=1.0))
-    assert chunks(plan(engine)) == [("long", 256, True)]
+    assert chunks(engine.next_plan()) == [("long", 256, True)]
     engine.arrive("chat", 4, 20, slo=Slo(ttft_s=0.5, tbt_s=0.08))
-    assert ("chat", 4, True) in chunks(plan(engine))
-    one = plan(engine)
+    assert ("chat", 4, True) in chunks(engine.next_plan())
+    one = engine.next_plan()
     assert [i for i, *_ in chunks(one)] == ["long"]
     # S_pf is 128 tokens in 138 ms. The line through the origin forgets the fixed 10 ms.
     assert one.token_budget == int(0.98 * 0.08 / (0.138 / 128)) == 72
@@ -154,10 +146,10 @@ def test_an_exact_step_is_the_longest_that_keeps_the_promise(fake_engine: Any) -
     a search of every size finds, where the line through the origin planned 72."""
     engine = server(fake_engine, {"exact_chunk": True}, max_step_tokens=256)
     engine.arrive("long", 700, 2, slo=Slo(ttft_s=30.0, tbt_s=1.0))
-    plan(engine)
+    engine.next_plan()
     engine.arrive("chat", 4, 20, slo=Slo(ttft_s=0.5, tbt_s=0.08))
-    plan(engine)
-    one = plan(engine)
+    engine.next_plan()
+    one = engine.next_plan()
     assert one.token_budget == max(n for n in range(256) if 0.01 + 0.001 * n <= 0.98 * 0.08) == 68
     assert one.predicted_s == pytest.approx(0.078)
     engine.drain(50)
@@ -184,13 +176,13 @@ def test_a_long_prompt_is_finished_before_another_is_opened(fake_engine: Any) ->
     loose = Slo(ttft_s=60.0, tbt_s=5.0)
     for name, prompt in (("a", 150), ("b", 150)):
         engine.arrive(name, prompt, 3, slo=loose)
-    assert chunks(plan(engine)) == [("a", 64, True)]
-    assert chunks(plan(engine)) == [("a", 64, False)]
+    assert chunks(engine.next_plan()) == [("a", 64, True)]
+    assert chunks(engine.next_plan()) == [("a", 64, False)]
     engine.arrive("short", 10, 3, slo=loose)
-    third = chunks(plan(engine))
+    third = chunks(engine.next_plan())
     assert third[0] == ("a", 22, False)
     assert ("short", 10, True) in third or third[1][0] == "b"
-    assert [i for i, n, _ in chunks(plan(engine)) if n > 10] == ["b"]
+    assert [i for i, n, _ in chunks(engine.next_plan()) if n > 10] == ["b"]
 
 
 def test_without_chunking_prompts_are_whole(fake_engine: Any) -> None:
@@ -198,8 +190,8 @@ def test_without_chunking_prompts_are_whole(fake_engine: Any) -> None:
     engine = server(fake_engine, {"chunking": False}, max_step_tokens=64)
     for name in "ab":
         engine.arrive(name, 40, 3, slo=Slo(ttft_s=9.0, tbt_s=0.02))
-    assert chunks(plan(engine)) == [("a", 40, True)]
-    assert chunks(plan(engine)) == [("b", 40, True)]
+    assert chunks(engine.next_plan()) == [("a", 40, True)]
+    assert chunks(engine.next_plan()) == [("b", 40, True)]
 
 
 # -- A2 ---------------------------------------------------------------------------------------
@@ -241,7 +233,7 @@ def test_the_order_is_by_time_left(fake_engine: Any) -> None:
     engine.arrive("loose", 60, 3, slo=Slo(ttft_s=9.0))
     engine.arrive("tight", 60, 3, slo=Slo(ttft_s=0.3))
     engine.arrive("hopeless", 60, 3, slo=Slo(ttft_s=0.001))
-    order = [chunks(plan(engine))[0][0] for _ in range(3)]
+    order = [chunks(engine.next_plan())[0][0] for _ in range(3)]
     assert order == ["tight", "loose", "hopeless"]
     engine.drain(30)
 
@@ -251,12 +243,12 @@ def test_the_urgent_take_kv_from_who_can_wait_longest(fake_engine: Any) -> None:
     engine = server(fake_engine, num_blocks=26, max_step_tokens=64)
     engine.arrive("soon", 40, 30, slo=Slo(jct_s=20.0))
     engine.arrive("late", 40, 30, slo=Slo(jct_s=200.0))
-    plan(engine)
-    plan(engine)
+    engine.next_plan()
+    engine.next_plan()
     engine.arrive("chat", 40, 5, slo=Slo(ttft_s=0.15, tbt_s=0.2))
     preempted: list[str] = []
     for _ in range(4):
-        preempted += [p.request_id for p in plan(engine).preempt]
+        preempted += [p.request_id for p in engine.next_plan().preempt]
     assert preempted == ["late"]
     engine.drain(300)
 
@@ -270,11 +262,11 @@ def test_streams_are_spared_unless_careless(fake_engine: Any) -> None:
         )  # fmt: skip
         engine.arrive("stream", 150, 8, slo=Slo(ttft_s=5.0, tbt_s=0.4))
         for _ in range(3):
-            plan(engine)
+            engine.next_plan()
         engine.arrive("chat", 36, 2, slo=Slo(ttft_s=0.13, tbt_s=0.5))
         preempted: list[str] = []
         for _ in range(3):
-            preempted += [p.request_id for p in plan(engine).preempt]
+            preempted += [p.request_id for p in engine.next_plan().preempt]
         assert preempted[:1] == expected
         engine.drain(100)
 
@@ -285,9 +277,9 @@ def test_a_loose_stream_sits_out_while_prompts_fill_the_step(fake_engine: Any) -
     engine = server(fake_engine, max_step_tokens=64)
     engine.arrive("stream", 8, 12, slo=Slo(ttft_s=1.0, tbt_s=0.4))
     engine.arrive("tight", 8, 12, slo=Slo(ttft_s=1.0, tbt_s=0.07))
-    plan(engine)
+    engine.next_plan()
     engine.arrive("long", 400, 2, slo=Slo(ttft_s=0.5))
-    held = [plan(engine).hold for _ in range(6)]
+    held = [engine.next_plan().hold for _ in range(6)]
     assert ("stream",) in held
     assert ("tight",) not in held
     engine.drain(100)
@@ -302,7 +294,7 @@ def test_who_waited_too_long_is_urgent(fake_engine: Any) -> None:
     first_s = None
     for i in range(60):
         engine.arrive(f"c{i}", 64, 1, slo=Slo(ttft_s=5.0))
-        if any(c.request_id == "patient" for c in plan(engine).chunks):
+        if any(c.request_id == "patient" for c in engine.next_plan().chunks):
             first_s = engine.now_s
             break
     assert first_s is not None
@@ -343,7 +335,7 @@ def test_the_nearest_demand_fills_the_step(fake_engine: Any) -> None:
     for name, prompt in (("head", 10), ("filler", 54), ("middle", 30)):
         engine.arrive(name, prompt, 2, slo=loose)
     # What is left then is filled exactly by a part of the middle one, nearest in KV too.
-    assert chunks(plan(engine)) == [("filler", 54, True), ("middle", 10, True)]
+    assert chunks(engine.next_plan()) == [("filler", 54, True), ("middle", 10, True)]
     engine.drain(20)
 
 
@@ -352,20 +344,20 @@ def test_only_those_near_the_head_compete(fake_engine: Any) -> None:
     engine = server(fake_engine, {"gamma_s": 0.1}, max_step_tokens=64)
     engine.arrive("head", 10, 2, slo=Slo(ttft_s=30.0))
     engine.arrive("filler", 60, 2, slo=Slo(ttft_s=31.0))
-    assert chunks(plan(engine))[0][0] == "head"
+    assert chunks(engine.next_plan())[0][0] == "head"
     wide = server(fake_engine, {"gamma_s": 2.0}, max_step_tokens=64)
     wide.arrive("head", 10, 2, slo=Slo(ttft_s=30.0))
     wide.arrive("filler", 60, 2, slo=Slo(ttft_s=31.0))
-    assert chunks(plan(wide))[0][0] == "filler"
+    assert chunks(wide.next_plan())[0][0] == "filler"
 
 
 def test_kv_counts_as_much_as_tokens(fake_engine: Any) -> None:
     """A prompt whose KV does not fit is passed over; nobody is admitted beyond the cache."""
     engine = server(fake_engine, num_blocks=12, max_step_tokens=64)
     engine.arrive("a", 30, 20, slo=Slo(ttft_s=30.0, tbt_s=1.0))
-    plan(engine)
+    engine.next_plan()
     engine.arrive("big", 24, 2, slo=Slo(ttft_s=30.0, tbt_s=1.0))
     engine.arrive("small", 8, 2, slo=Slo(ttft_s=30.0, tbt_s=1.0))
-    assert [i for i, *_ in chunks(plan(engine))] == ["small"]
+    assert [i for i, *_ in chunks(engine.next_plan())] == ["small"]
     engine.drain(100)
     assert engine.num_forced == 0

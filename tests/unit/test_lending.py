@@ -254,7 +254,7 @@ def test_one_plan_counts_whom_it_admits() -> None:
     """Pencilled requests are in every book until the plan is made, guests of each other too."""
     ledger = KvLedger(LendingBook())
     ctx = context(ledger, num_blocks=40)
-    gate = AllOf(Lending(), CurveGate(counts_admitted=True))
+    gate = AllOf(Lending(), CurveGate())
     big, small, other = (request(n, p, o) for n, p, o in
                          (("big", 100, 400), ("small", 50, 50), ("other", 100, 400)))  # fmt: skip
     assert gate.fits(ctx, big)
@@ -269,18 +269,16 @@ def test_one_plan_counts_whom_it_admits() -> None:
     ledger.validate({})
 
 
-def test_the_curve_counts_the_admitted_only_when_told() -> None:
-    """By default a burst is measured against the residents alone."""
-    for counts, second in ((True, False), (False, True)):
-        ledger = KvLedger()
-        ctx, gate = context(ledger), CurveGate(counts_admitted=counts)
-        runs(ledger, request("resident", 100, 100))
-        for name, fits in (("first", True), ("second", second)):
-            one = request(name, 200, 200)
-            assert gate.fits(ctx, one) is fits
-            gate.admitted(ctx, one)
-        ledger.rub_out()
-        assert len(ledger.everyone) == 1
+def test_the_curve_gate_measures_a_burst_against_the_residents_alone() -> None:
+    """Whom it admitted in the same plan is in no book."""
+    ledger = KvLedger()
+    ctx, gate = context(ledger), CurveGate()
+    runs(ledger, request("resident", 100, 100))
+    for name in ("first", "second"):
+        one = request(name, 200, 200)
+        assert gate.fits(ctx, one)
+        gate.admitted(ctx, one)
+    assert len(ledger.everyone) == 1
 
 
 def test_the_union_does_not_trust_an_overdrawn_book() -> None:

@@ -49,14 +49,6 @@ def server(fake_engine: Any, policy: str, latency: Any = None, **engine: Any) ->
     return fake_engine(core, **engine)
 
 
-def plan(engine: Any) -> Any:
-    """One step; the plan it was carried out by."""
-    engine.step()
-    engine.core.validate()
-    engine.agrees()
-    return engine.plans[-1]
-
-
 def chunks(one: Any) -> list[tuple[str, int, bool]]:
     return [(c.request_id, c.num_tokens, c.admit) for c in one.chunks]
 
@@ -75,11 +67,11 @@ def test_serves_everyone(fake_engine: Any, policy: str, depth: int, seed: int) -
         output = rng.randrange(1, 24)
         engine.arrive(f"r{i}", rng.randrange(1, 70), output, output + 8, rng.choice(SLOS))
         for _ in range(rng.randrange(4)):
-            plan(engine)
+            engine.next_plan()
     for _ in range(6000):
         if not engine.jobs:
             break
-        plan(engine)
+        engine.next_plan()
     engine.drain(10)
     assert set(engine.finished) == {f"r{i}" for i in range(40)}
     assert set(engine.finished.values()) <= {"stopped", "length"}
@@ -137,9 +129,9 @@ def test_the_worst_case_is_reserved(fake_engine: Any, policy: str) -> None:
     engine = server(fake_engine, policy, num_blocks=10)
     for name in "abc":
         engine.arrive(name, 4, 2, 12)
-    assert chunks(plan(engine)) == [("a", 4, True), ("b", 4, True)]
+    assert chunks(engine.next_plan()) == [("a", 4, True), ("b", 4, True)]
     assert engine.num_free == 8
-    assert chunks(plan(engine)) == []
+    assert chunks(engine.next_plan()) == []
     engine.drain(50)
     assert engine.num_forced == 0
     assert not any(p.preempt for p in engine.plans)
@@ -164,7 +156,7 @@ def test_orca_does_not_cut_a_prompt_that_fits_a_step(fake_engine: Any) -> None:
         engine = server(fake_engine, policy)
         engine.arrive("a", 40, 3)
         engine.arrive("b", 40, 3)
-        assert chunks(plan(engine)) == [("a", 40, True), *second]
+        assert chunks(engine.next_plan()) == [("a", 40, True), *second]
 
 
 def test_fastgen_fills_the_budget_exactly(fake_engine: Any) -> None:
@@ -172,9 +164,9 @@ def test_fastgen_fills_the_budget_exactly(fake_engine: Any) -> None:
     engine = server(fake_engine, "fastgen", options={"chunk_tokens": 32})
     for name, prompt in (("a", 10), ("b", 8), ("long", 60), ("c", 5)):
         engine.arrive(name, prompt, 8)
-    assert chunks(plan(engine)) == [("a", 10, True), ("b", 8, True), ("long", 14, True)]
-    assert chunks(plan(engine)) == [("long", 30, False)]
-    assert chunks(plan(engine)) == [("long", 16, False), ("c", 5, True)]
+    assert chunks(engine.next_plan()) == [("a", 10, True), ("b", 8, True), ("long", 14, True)]
+    assert chunks(engine.next_plan()) == [("long", 30, False)]
+    assert chunks(engine.next_plan()) == [("long", 16, False), ("c", 5, True)]
     assert [p.token_budget for p in engine.plans] == [32, 32, 23]
 
 
@@ -190,13 +182,13 @@ def test_s3_evicts_and_doubles_who_outgrows_its_bucket(fake_engine: Any) -> None
     engine = server(fake_engine, "s3", num_blocks=10)
     teach(engine, "x", [6] * 8)
     engine.arrive("liar", 4, 14, 40, Slo(class_name="x"))
-    plan(engine)
+    engine.next_plan()
     assert engine.core.live.requests["liar"].predicted_output_tokens == 8
     for i in range(3):
         engine.arrive(f"other{i}", 20, 6, 40, Slo(class_name="x"))
     plans = []
     while not plans or not plans[-1].preempt:
-        plans.append(plan(engine))
+        plans.append(engine.next_plan())
     assert [p.request_id for p in plans[-1].preempt] == ["liar"]
     assert engine.jobs["liar"].num_emitted == 9
     assert engine.core.live.requests["liar"].predicted_output_tokens == 16
@@ -209,7 +201,7 @@ def test_s3_takes_the_largest_reservation_first(fake_engine: Any) -> None:
     engine = server(fake_engine, "s3", num_blocks=100, options={"predictor": "max_tokens"})
     for name, prompt in (("small", 4), ("large", 30), ("middle", 12)):
         engine.arrive(name, prompt, 3)
-    assert [i for i, _, _ in chunks(plan(engine))] == ["large", "middle", "small"]
+    assert [i for i, _, _ in chunks(engine.next_plan())] == ["large", "middle", "small"]
 
 
 def test_rlp_runs_one_length_at_a_time(fake_engine: Any) -> None:
@@ -219,9 +211,9 @@ def test_rlp_runs_one_length_at_a_time(fake_engine: Any) -> None:
     )
     for name, bound in (("long", 30), ("a", 8), ("b", 9)):
         engine.arrive(name, 4, 5, bound)
-    assert [i for i, _, _ in chunks(plan(engine))] == ["a"]  # 8 and 9 are bounds, not edges
+    assert [i for i, _, _ in chunks(engine.next_plan())] == ["a"]  # 8 and 9 are bounds, not edges
     engine.arrive("late", 4, 5, 8)
-    order = [i for p in (plan(engine) for _ in range(24)) for i, _, _ in chunks(p)]
+    order = [i for p in (engine.next_plan() for _ in range(24)) for i, _, _ in chunks(p)]
     assert order == ["b", "long", "late"]
 
 
@@ -246,11 +238,11 @@ def test_pastfuture_draws_from_the_past(fake_engine: Any) -> None:
     engine = server(fake_engine, "pastfuture", num_blocks=20)
     for name in "abc":
         engine.arrive(name, 8, 4, 40)
-    assert [i for i, _, _ in chunks(plan(engine))] == ["a"]
+    assert [i for i, _, _ in chunks(engine.next_plan())] == ["a"]
     engine.drain(100)
     for name in "abc":
         engine.arrive(f"2{name}", 8, 4, 40)
-    assert [i for i, _, _ in chunks(plan(engine))] == ["2a", "2b", "2c"]
+    assert [i for i, _, _ in chunks(engine.next_plan())] == ["2a", "2b", "2c"]
 
 
 # -- FastServe ------------------------------------------------------------------------------
@@ -267,7 +259,7 @@ def test_fastserve_skips_levels_by_the_first_iteration(fake_engine: Any) -> None
     engine, queue = fastserve(fake_engine, max_step_tokens=256)
     for name, prompt in (("big", 100), ("mid", 40), ("small", 25)):
         engine.arrive(name, prompt, 4)
-    assert [i for i, _, _ in chunks(plan(engine))] == ["small", "mid", "big"]
+    assert [i for i, _, _ in chunks(engine.next_plan())] == ["small", "mid", "big"]
     levels = {i: queue.level(r) for i, r in engine.core.live.requests.items()}
     assert levels == {"big": 2, "mid": 1, "small": 0}
 
@@ -278,7 +270,7 @@ def test_fastserve_demotes_by_attained_service(fake_engine: Any) -> None:
     engine.arrive("a", 5, 30)
     levels = []
     for _ in range(6):
-        plan(engine)
+        engine.next_plan()
         levels.append(queue.level(engine.core.live.requests["a"]))
     assert levels == [0, 0, 0, 0, 1, 1]
 
@@ -291,13 +283,13 @@ def test_fastserve_lets_low_levels_sit_out(fake_engine: Any) -> None:
     engine, _ = fastserve(fake_engine, options={"max_batch": 1})
     engine.arrive("old", 5, 30)
     for _ in range(6):
-        plan(engine)
+        engine.next_plan()
     engine.arrive("new", 5, 3)
-    held = [plan(engine) for _ in range(3)]
+    held = [engine.next_plan() for _ in range(3)]
     assert [p.hold for p in held] == [("old",)] * 3
     assert chunks(held[0]) == [("new", 5, True)]
     assert not any(p.preempt for p in held)
-    assert plan(engine).hold == ()
+    assert engine.next_plan().hold == ()
     assert engine.finished["new"] == "length"
 
 
@@ -305,11 +297,11 @@ def test_fastserve_evicts_a_lower_level_only(fake_engine: Any) -> None:
     """KV for a newcomer comes from the demoted stream; an equal has to wait."""
     engine, _ = fastserve(fake_engine, num_blocks=6)
     engine.arrive("old", 12, 12)
-    plan(engine)
+    engine.next_plan()
     engine.arrive("equal", 12, 2)
-    assert not plan(engine).preempt
+    assert not engine.next_plan().preempt
     for _ in range(4):
-        last = plan(engine)
+        last = engine.next_plan()
         if last.preempt:
             break
     assert [v.request_id for v in last.preempt] == ["old"]
@@ -324,7 +316,7 @@ def test_fastserve_promotes_the_starving(fake_engine: Any, starve_s: float, star
     started = set()
     for i in range(30):
         engine.arrive(f"n{i}", 5, 1)
-        started |= {name for name, _, _ in chunks(plan(engine))}
+        started |= {name for name, _, _ in chunks(engine.next_plan())}
     assert ("old" in started) is starts
 
 
@@ -339,10 +331,10 @@ def test_qoserve_spends_the_slack_of_early_tokens(fake_engine: Any) -> None:
     """
     engine = server(fake_engine, "qoserve", flat(), max_step_tokens=512, num_blocks=500)
     engine.arrive("stream", 5, 40, slo=Slo(ttft_s=0.1, tbt_s=0.03))
-    plan(engine)
+    engine.next_plan()
     engine.arrive("long", 400, 4, slo=Slo(ttft_s=5.0, tbt_s=1.0))
-    assert chunks(plan(engine)) == [("long", 104, True)]
-    assert chunks(plan(engine)) == [("long", 19, False)]
+    assert chunks(engine.next_plan()) == [("long", 104, True)]
+    assert chunks(engine.next_plan()) == [("long", 19, False)]
 
 
 @pytest.mark.parametrize(
@@ -355,7 +347,7 @@ def test_qoserve_weighs_due_time_against_work(
     engine = server(fake_engine, "qoserve", flat(), options={"alpha_s": alpha_s})
     engine.arrive("short", 10, 2, slo=Slo(ttft_s=1.1))
     engine.arrive("long", 50, 2, slo=Slo(ttft_s=1.0))
-    assert [i for i, _, _ in chunks(plan(engine))] == order
+    assert [i for i, _, _ in chunks(engine.next_plan())] == order
 
 
 def test_qoserve_relegates_who_would_be_late(fake_engine: Any) -> None:
@@ -363,7 +355,7 @@ def test_qoserve_relegates_who_would_be_late(fake_engine: Any) -> None:
     engine = server(fake_engine, "qoserve", flat(fixed_s=0.0))
     engine.arrive("lost", 60, 2, slo=Slo(ttft_s=0.06 * 0.99 + 1e-3 * 0.5, tbt_s=1.0))
     engine.arrive("kept", 40, 2, slo=Slo(ttft_s=0.07, tbt_s=1.0))
-    one = plan(engine)
+    one = engine.next_plan()
     assert one.demoted == ("lost",)
     assert [i for i, _, _ in chunks(one)] == ["kept", "lost"]
 
@@ -387,9 +379,9 @@ def test_xllm_urgent_goes_before_a_stream_with_time(fake_engine: Any) -> None:
     """The step may take 120.5 ms: the urgent prompt takes 120, so the patient stream sits out."""
     engine = server(fake_engine, "xllm", flat(), max_step_tokens=512, num_blocks=200)
     engine.arrive("patient", 5, 30, slo=Slo(ttft_s=5.0, tbt_s=2.0))
-    plan(engine)
+    engine.next_plan()
     engine.arrive("urgent", 110, 3, slo=Slo(ttft_s=0.1205, tbt_s=0.1))
-    one = plan(engine)
+    one = engine.next_plan()
     assert chunks(one) == [("urgent", 110, True)]
     assert one.hold == ("patient",)
 
@@ -401,7 +393,7 @@ def test_sliding_orders_by_protection_urgency_and_work(fake_engine: Any) -> None
     engine.arrive("long", 90, 2, slo=Slo(ttft_s=9.0))
     engine.arrive("short", 20, 2, slo=Slo(ttft_s=9.0))
     engine.arrive("urgent", 100, 2, slo=Slo(ttft_s=0.15))
-    assert [i for i, _, _ in chunks(plan(engine))] == ["urgent", "short", "long", "none"]
+    assert [i for i, _, _ in chunks(engine.next_plan())] == ["urgent", "short", "long", "none"]
 
 
 def test_a_context_is_walked_once(fake_engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -412,5 +404,5 @@ def test_a_context_is_walked_once(fake_engine: Any, monkeypatch: pytest.MonkeyPa
     walk = step._walk
     monkeypatch.setattr(step, "_walk", lambda ctx: (seen.append(ctx), walk(ctx))[1])
     engine.arrive("a", 5, 3)
-    plan(engine)
+    engine.next_plan()
     assert len(seen) == 1

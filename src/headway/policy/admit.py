@@ -189,22 +189,15 @@ class CurveGate(Gate):
     """Admit when the peak of the predicted usage stays within the cache.
 
     A request whose promise is alive is measured against the others with a claim only:
-    best-effort residents are preempted when they stand in its way.
+    best-effort residents are preempted when they stand in its way. Who was admitted earlier in the
+    same plan is not in the curve: counted, a burst waits longer and fewer promises are kept.
 
     Args:
         reserve_share: Share of the cache kept free of predictions.
-        counts_admitted: Whether requests admitted earlier in the same plan are in the curve
-            already. Without it a burst is admitted against the same peak.
     """
 
-    def __init__(self, reserve_share: float = 0.02, counts_admitted: bool = False) -> None:
+    def __init__(self, reserve_share: float = 0.02) -> None:
         self._reserve_share = reserve_share
-        self._counts_admitted = counts_admitted
-
-    def admitted(self, ctx: PlanContext, request: Request) -> None:
-        """Pencil *request* in for the rest of the plan."""
-        if self._counts_admitted:
-            ctx.ledger.pencil(request, ctx.step)
 
     def fits(self, ctx: PlanContext, request: Request) -> bool:
         """Return whether the peak with *request* stays below capacity minus the reserve."""

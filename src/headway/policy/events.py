@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from headway.request import Request
 from headway.slo import Slo
 
 
@@ -24,6 +25,16 @@ class Arrived:
     num_prompt_tokens: int
     max_output_tokens: int
     slo: Slo
+
+    def request(self) -> Request:
+        """Return the request as it is when it arrives: nothing computed, nothing decided."""
+        return Request(
+            self.request_id,
+            self.slo,
+            self.arrived_at_s,
+            self.num_prompt_tokens,
+            self.max_output_tokens,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,13 +68,7 @@ class Tracker:
             self._on_finished(event)
 
     def _on_arrived(self, event: Arrived) -> None:
-        request = Request(
-            event.request_id,
-            event.slo,
-            event.arrived_at_s,
-            event.num_prompt_tokens,
-            event.max_output_tokens,
-        )
+        request = event.request()
         if not self.parts.heeds_promises:
             request.standing = Standing.UNPROMISED
         elif request.has_claim and self.is_hopeless(request):

@@ -15,12 +15,11 @@ from headway.policy.admit import Gate, prefill_speed
 from headway.policy.chunk import Chunker
 from headway.policy.context import PlanContext
 from headway.policy.kv.forecast import Forecast, Lifetimes
-from headway.policy.predict import Predictor
+from headway.policy.predict import Predictor, within
 from headway.request import Request
 
 BEST_EFFORT_PREEMPTIONS = 0.02
 """Expected preemptions that starting a request without a live promise may cause."""
-
 
 WORTH_TELLING = 0.05
 """Expected preemptions from which a plan says what they buy."""
@@ -37,8 +36,7 @@ class Lengths(Predictor):
         remaining = self._lifetimes.mean_remaining(
             request.slo.class_name, request.num_output_tokens, request.max_output_tokens
         )
-        total = request.num_output_tokens + max(int(remaining), 1)
-        return max(min(total, request.max_output_tokens), request.num_output_tokens + 1)
+        return within(request, request.num_output_tokens + int(remaining))
 
     def learn(self, request: Request) -> None:
         """Remember the length of a finished request; one that met its bound was cut there."""

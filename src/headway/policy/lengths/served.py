@@ -34,14 +34,7 @@ def served(events: Iterable[Event]) -> list[Served]:
     found: list[Served] = []
     for event in events:
         if isinstance(event, Arrived):
-            request = Request(
-                event.request_id,
-                event.slo,
-                event.arrived_at_s,
-                event.num_prompt_tokens,
-                event.max_output_tokens,
-            )
-            live[event.request_id] = request, event.at_s
+            live[event.request_id] = event.request(), event.at_s
         elif isinstance(event, StepDone):
             for request_id, num_tokens in event.num_new_tokens.items():
                 if request_id in live:

@@ -37,9 +37,14 @@ from headway.policy.kv.proactive import Proactive
 from headway.policy.kv.reserve import FixedReserve
 from headway.policy.padding import HoeffdingPadding
 from headway.policy.parts import Parts
-from headway.policy.predict import Predictor, SlidingHistogram
+from headway.policy.predict import SlidingHistogram
 from headway.policy.presets import fcfs
-from headway.policy.presets.options import positive_s, positive_tokens, share
+from headway.policy.presets.options import (
+    count_from_0,
+    positive_s,
+    positive_tokens,
+    share,
+)
 from headway.policy.swap_choice import SweetSpot
 from headway.policy.victims.buckets import Buckets
 
@@ -57,7 +62,6 @@ def parts(
     sweet_spot_tokens: int | None = None,
     gap_bucket_s: float = 0.05,
     remaining_bucket_tokens: int = 64,
-    spends_late: bool = False,
     max_wait_s: float = 300.0,
 ) -> Parts:
     """Return the parts.
@@ -71,50 +75,43 @@ def parts(
         buffer_tokens: b of C2.
         sweet_spot_tokens: The length of C5; profiled when ``None``.
         gap_bucket_s, remaining_bucket_tokens: Widths of C4's buckets.
-        spends_late: Whether C4 counts a request whose promise is lost as infinitely patient [I].
         max_wait_s: Bound on how long a request may wait for its turn.
 
     Raises:
         UserError: An option is not what it must be.
     """
     on = _components(components)
-    lengths: Predictor = SlidingHistogram()
-    if "C1" in on:
-        lengths = HoeffdingPadding(lengths, share("alpha", alpha), positive_s("beta", beta))
-    for name, value in (("chunk_tokens", chunk_tokens), ("sweet_spot_tokens", sweet_spot_tokens)):
-        if value is not None:
-            positive_tokens(name, value)
-    positive_tokens("look_ahead_steps", look_ahead_steps)
-    _at_least_0("reserve_blocks", reserve_blocks)
-    _at_least_0("buffer_tokens", buffer_tokens)
     critical = Critical()
     may_pay = critical if "B" in on else None
-    base = replace(
+    steps = positive_tokens("look_ahead_steps", look_ahead_steps)
+    reserve = FixedReserve(count_from_0("reserve_blocks", reserve_blocks))
+    book = LendingBook(count_from_0("buffer_tokens", buffer_tokens))
+    if sweet_spot_tokens is not None:
+        positive_tokens("sweet_spot_tokens", sweet_spot_tokens)
+    widths = (
+        positive_s("gap_bucket_s", gap_bucket_s),
+        positive_tokens("remaining_bucket_tokens", remaining_bucket_tokens),
+    )
+    lengths = SlidingHistogram()
+    padded = HoeffdingPadding(lengths, share("alpha", alpha), positive_s("beta", beta))
+    built: dict[str, dict[str, Any]] = {
+        "C1": {"predictor": padded},
+        "C2": {"gate": Lending("pairwise", may_pay), "lending": book},
+        "C3": {"funder": Proactive(reserve, critical, steps)},
+        "C4": {"preemptor": Buckets(may_pay, *widths, steps)},
+        "C5": {"swap": SweetSpot(sweet_spot_tokens)},
+        "B": {"prioritizer": CriticalFirst(critical), "batcher": MinimumFirst(critical)},
+    }
+    preset = replace(
         fcfs.parts(chunk_tokens),
         predictor=lengths,
+        prioritizer=AsTheyCame(),
         max_wait_s=positive_s("max_wait_s", max_wait_s),
         heeds_promises=True,
     )
-    if "B" in on:
-        order, batcher = CriticalFirst(critical), MinimumFirst(critical)
-        base = replace(base, prioritizer=order, batcher=batcher)
-    else:
-        base = replace(base, prioritizer=AsTheyCame())
-    if "C2" in on:
-        base = replace(base, gate=Lending("pairwise", may_pay), lending=LendingBook(buffer_tokens))
-    if "C3" in on:
-        funder = Proactive(FixedReserve(reserve_blocks), critical, look_ahead_steps)
-        base = replace(base, funder=funder)
-    if "C4" in on:
-        victims = Buckets(
-            may_pay,
-            positive_s("gap_bucket_s", gap_bucket_s),
-            positive_tokens("remaining_bucket_tokens", remaining_bucket_tokens),
-            look_ahead_steps,
-            bool(spends_late),
-        )
-        base = replace(base, preemptor=victims)
-    return replace(base, swap=SweetSpot(sweet_spot_tokens)) if "C5" in on else base
+    for name in on:
+        preset = replace(preset, **built[name])
+    return preset
 
 
 def _components(text: Any) -> frozenset[str]:
@@ -124,8 +121,3 @@ def _components(text: Any) -> frozenset[str]:
             f"Option components must be some of {','.join(COMPONENTS)}, not {text!r:.60}."
         )
     return frozenset(names)
-
-
-def _at_least_0(name: str, value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise UserError(f"Option {name} must be a whole number, 0 or more, not {value!r}.")

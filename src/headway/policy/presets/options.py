@@ -49,6 +49,17 @@ def positive_count(name: str, value: Any) -> int:
     return value
 
 
+def count_from_0(name: str, value: Any) -> int:
+    """Return *value* as a whole number, 0 or more.
+
+    Raises:
+        UserError: It is anything else.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise UserError(f"Option {name} must be a whole number, 0 or more, not {value!r}.")
+    return value
+
+
 def share(name: str, value: Any, may_be_0: bool = False) -> float:
     """Return *value* as a share of a whole, below 1 and above 0 (or from 0 on).
 

@@ -5,8 +5,7 @@ are compared in buckets, so that the next criterion has a say. Bucket widths are
 a request without a promise counts as infinitely patient. Before all of them go guests that
 stand in their owner's way.
 
-The paper knows no lost promise: a late request keeps its rank. ``spends_late`` makes it patient
-instead, which keeps more promises and preempts far more often.
+The paper knows no lost promise: a late request keeps its rank.
 """
 
 from __future__ import annotations
@@ -29,7 +28,6 @@ class Buckets(Preemptor):
         gap_bucket_s: Width of a bucket of promised gaps.
         remaining_bucket_tokens: Width of a bucket of predicted remaining output.
         look_ahead_steps: Guests are in the way this many steps before their owner needs the room.
-        spends_late: Whether a request whose promise is lost counts as patient.
     """
 
     def __init__(
@@ -38,13 +36,11 @@ class Buckets(Preemptor):
         gap_bucket_s: float = 0.05,
         remaining_bucket_tokens: int = 64,
         look_ahead_steps: int = 2,
-        spends_late: bool = False,
     ) -> None:
         self._critical = critical
         self._gap_bucket_s = gap_bucket_s
         self._remaining_bucket_tokens = remaining_bucket_tokens
         self._look_ahead_steps = look_ahead_steps
-        self._spends_late = spends_late
 
     def for_running(self, ctx: PlanContext) -> Iterator[Request]:
         """Yield guests in the way, then everybody by the buckets; the overdue last."""
@@ -74,7 +70,7 @@ class Buckets(Preemptor):
                 yield victim
 
     def _can_afford(self, ctx: PlanContext, critical: Critical, victim: Request) -> bool:
-        if not victim.has_claim and (self._spends_late or not victim.slo.is_promise):
+        if not victim.has_claim and not victim.slo.is_promise:
             return True
         if victim.slo.tbt_s is not None:
             return False
@@ -83,8 +79,6 @@ class Buckets(Preemptor):
 
     def _rank(self, request: Request) -> tuple[float, int, int, int]:
         gap_s = request.slo.tbt_s
-        if self._spends_late and not request.has_claim:
-            gap_s = None
         gap = -math.inf if gap_s is None else -(gap_s // self._gap_bucket_s)
         remaining = max(request.predicted_output_tokens - request.num_output_tokens, 0)
         bucket = -(remaining // self._remaining_bucket_tokens)
