@@ -11,13 +11,16 @@ import pytest
 
 from headway.cli.paper import run_experiment
 from headway.errors import UserError
+from headway.policy import registry
 from headway.policy.presets import cacheopt
 from headway.study import stock
+from headway.study.drawn import Drawn
 from headway.study.experiments import ACCELGEN, CACHEOPT, Experiment
+from headway.study.on_oracle import ORACLE
 from headway.study.paper import Contender, Traffic, capacity_of, gains
 from headway.study.requests import requests_of
 from headway.study.run import execute
-from headway.study.spec import Load, Machine, RunSpec
+from headway.study.spec import STOCK_WAYS, Load, Machine, RunSpec
 
 TINY = Experiment(
     name="tiny",
@@ -79,9 +82,9 @@ def test_the_best_baseline_counts_not_the_weakest() -> None:
     """An "up to" figure is taken against whoever does best at that load."""
 
     def one(kept: float) -> list[dict[str, Any]]:
-        spread = {"p95": 1.0, "p99": 1.0, "max": 1.0}
+        spread = {"p50": 1.0, "p95": 1.0, "p99": 1.0, "max": 1.0}
         return [{"attainment": kept, "ttft_attainment": kept, "tbt_attainment": kept,
-                 "ttft_s": spread, "tbt_s": spread, "normalised_latency_s": 1.0,
+                 "ttft_s": spread, "tbt_s": spread, "jct_s": spread, "normalised_latency_s": 1.0,
                  "goodput_rps": 1.0, "output_tokens_per_s": 1.0}]  # fmt: skip
 
     grid = {("us", "w", 1.0): one(0.9), ("weak", "w", 1.0): one(0.1), ("good", "w", 1.0): one(0.8)}
@@ -95,13 +98,13 @@ def test_the_best_baseline_counts_not_the_weakest() -> None:
 @pytest.mark.parametrize("experiment", [CACHEOPT, ACCELGEN])
 def test_the_papers_contenders_exist(experiment: Experiment) -> None:
     """Every policy and option named is known, and labels tell contenders apart."""
-    for contenders, traffic in experiment.parts().values():
-        labels = [c.label for c in contenders]
+    for table in experiment.tables().values():
+        labels = [c.label for c in table.contenders]
         assert len(labels) == len(set(labels))
-        assert traffic
-        for c in contenders:
-            if c.policy == "cacheopt":
-                cacheopt.parts(**dict(c.options))
+        assert table.traffic
+        for c in table.contenders:
+            if c.policy not in (*STOCK_WAYS, ORACLE):
+                registry.build(c.policy, options=c.options)
 
 
 def test_components_left_out_leave_the_others() -> None:
@@ -139,3 +142,36 @@ def test_lengths_can_be_told_to_a_policy_that_pads_them() -> None:
     assert execute(told).run["ttft_s"] != guessed["ttft_s"]
     with pytest.raises(UserError, match="pads no predicted length"):
         execute(replace(told, policy="fcfs"))
+
+
+def test_promises_are_drawn_the_same_whatever_the_mix() -> None:
+    """Other shares of documents, other scales: the same requests have the same promises."""
+    machine = Machine("opt-13b@a100", kv_tokens=14_648)
+    plain = Drawn(0.3, prompt_scale=0.12)
+    few, doubled = replace(plain, document_share=0.1), replace(plain, slo_scale=2.0)
+    mine = {r.id: r for r in plain.requests(machine, 40)}
+    assert sum(r.slo_class == "document" for r in mine.values()) == 14
+    others = {r.id: r for r in few.requests(machine, 40)}
+    assert sum(r.slo_class == "document" for r in others.values()) == 4
+    assert len(others) == len(mine) == 40
+    for name in mine.keys() & others.keys():
+        assert others[name].ttft_slo_s == mine[name].ttft_slo_s
+    for r in doubled.requests(machine, 40):
+        assert r.ttft_slo_s == pytest.approx(2 * (mine[r.id].ttft_slo_s or 0))
+        assert 0.75 * 0.1875 <= (mine[r.id].tbt_slo_s or 0) <= 1.25 * 0.1875
+
+
+def test_a_table_that_is_not_there(tmp_path: Path) -> None:
+    """The sentence names the tables."""
+    with pytest.raises(UserError, match="it can be all, main, ablation, sensitivity"):
+        run(tmp_path, TINY, part="everything")
+
+
+def test_the_experiment_writes_drawn_traffic_once(tmp_path: Path) -> None:
+    """It is a trace file beside the results, named after the traffic, and served whole."""
+    traffic = Traffic("drawn", (1.0,), drawn=Drawn(0.3, prompt_scale=0.12))
+    machine = Machine("opt-13b@a100", kv_tokens=14_648)
+    document = run(tmp_path, replace(TINY, machine=machine, traffic=(traffic,)))
+    assert {r["workload"] for r in document["main"]} == {"drawn-25"}
+    assert all(0 < r["KV held"] <= 1 < r["tokens a step"] for r in document["main"])
+    assert len((tmp_path / "drawn-25.jsonl").read_text().splitlines()) == 25

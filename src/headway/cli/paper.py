@@ -13,8 +13,10 @@ from rich.console import Console
 from rich.table import Table
 
 from headway.cli.run_options import progress, save, seeds_of, whole
+from headway.errors import UserError
 from headway.study.experiments import ACCELGEN, CACHEOPT, Experiment
-from headway.study.paper import FIGURES, Gain, Grid, capacity_of, gains, mean_of, run_grid
+from headway.study.experiments import Table as Setup
+from headway.study.paper import FIGURES, SHOWN, Gain, Grid, capacity_of, gains, mean_of, run_grid
 from headway.study.spec import RunSpec
 from headway.study.sweep import Ledger, Run, run_all
 
@@ -25,8 +27,7 @@ _SHARED = [
     click.option("--seed", "seeds", default="0,1,2,3,4", show_default=True, help="S,S,…"),
     click.option("--tuning-seeds", help="Seeds on which stock vLLM is tuned [those of --seed]."),
     click.option("--workers", help="Processes at once [one a core]."),
-    click.option("--part", type=click.Choice(["all", "main", "ablation", "sensitivity"]),
-                 default="all", show_default=True, help="Which tables."),
+    click.option("--part", default="all", show_default=True, help="Which tables: A,B,… or all."),
 ]  # fmt: skip
 
 
@@ -80,10 +81,10 @@ def run_experiment(
         return runs
 
     document: dict[str, Any] = {"schema": 1, "experiment": experiment.name, "seeds": numbers}
-    for name, (contenders, traffic) in experiment.parts().items():
-        if part not in ("all", name):
-            continue
-        grid = run_grid(contenders, traffic, experiment.machine, numbers, count, run_many, tuned)
+    for name, setup in tables_of(experiment, part).items():
+        total = count * (max(numbers) + 1)
+        traffic = [one.written(out, setup.machine, total) for one in setup.traffic]
+        grid = run_grid(setup.contenders, traffic, setup.machine, numbers, count, run_many, tuned)
         console.print(_table(grid, f"{experiment.name}: {name}"))
         document[name] = _rows(grid)
         if name == "main":
@@ -100,6 +101,20 @@ def run_experiment(
     )
 
 
+def tables_of(experiment: Experiment, part: str) -> dict[str, Setup]:
+    """Return the tables asked for.
+
+    Raises:
+        UserError: One of them is not known.
+    """
+    every = experiment.tables()
+    names = list(every) if part == "all" else part.split(",")
+    for name in names:
+        if name not in every:
+            raise UserError(f"--part {name!r:.40} is not known; it can be all, {', '.join(every)}.")
+    return {name: every[name] for name in names}
+
+
 def _rows(grid: Grid) -> list[dict[str, Any]]:
     return [
         {
@@ -108,7 +123,7 @@ def _rows(grid: Grid) -> list[dict[str, Any]]:
             "rate_rps": rate,
             "attainment_per_seed": [run["attainment"] for run in runs],
             "preemptions": sum(sum(run["preemptions"].values()) for run in runs) / len(runs),
-            **{figure.label: mean_of(runs, figure) for figure in FIGURES},
+            **{figure.label: mean_of(runs, figure) for figure in SHOWN},
         }
         for (label, workload, rate), runs in grid.items()
     ]

@@ -11,13 +11,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from headway.study.drawn import Drawn
 from headway.study.paper import Contender, Traffic, variants
 from headway.study.spec import Machine
 
 
 @dataclass(frozen=True, slots=True)
+class Table:
+    """Who is run on what, under which loads."""
+
+    machine: Machine
+    contenders: tuple[Contender, ...]
+    traffic: tuple[Traffic, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Experiment:
-    """One paper's experiment: who, on what, under which loads, and what was claimed."""
+    """One paper's experiment: its tables, and what was claimed."""
 
     name: str
     ours: str
@@ -28,18 +38,20 @@ class Experiment:
     ablation: tuple[Contender, ...] = ()
     sensitivity: tuple[Contender, ...] = ()
     pressed: tuple[Traffic, ...] = ()
+    more: Mapping[str, Table] = field(default_factory=dict)
     published: Mapping[str, str] = field(default_factory=dict)
 
-    def parts(self) -> dict[str, tuple[tuple[Contender, ...], tuple[Traffic, ...]]]:
-        """Return the contenders of each table and the traffic they get.
+    def tables(self) -> dict[str, Table]:
+        """Return every table by name.
 
         What a component or an option is worth is asked where it matters, under ``pressed``.
         """
         pressed = self.pressed or self.traffic
         return {
-            "main": (self.contenders, self.traffic),
-            "ablation": (self.ablation, pressed),
-            "sensitivity": (self.sensitivity, pressed),
+            "main": Table(self.machine, self.contenders, self.traffic),
+            "ablation": Table(self.machine, self.ablation, pressed),
+            "sensitivity": Table(self.machine, self.sensitivity, pressed),
+            **self.more,
         }
 
 
@@ -126,20 +138,38 @@ CACHEOPT = Experiment(
 )
 
 _ACCELGEN = Contender("accelgen", "accelgen")
+_BASELINES = ("orca", "fastgen", "sarathi", "fastserve")
+_RIVALS = ("qoserve", "xllm", "sliding", "pastfuture")
+_FEW = (
+    _ACCELGEN,
+    _HEADWAY,
+    STOCK[0],
+    STOCK[2],
+    *(Contender(n, n) for n in ("sarathi", "fastserve", "qoserve")),
+)
+"""Where what matters is how the figures move with the load."""
+
+# 12 GB hold 14,648 tokens of a 13B model: 100k tokens x 0.12 and 2,048 out fit.
+_DRAWN_13B = Drawn(reference_rps=0.3, prompt_scale=0.12)
+_ONE_LOAD = Traffic("accelgen-13b", (1.2,), drawn=_DRAWN_13B)
+
+
+def _one_load(name: str, drawn: Drawn) -> Traffic:
+    return replace(_ONE_LOAD, source=name, drawn=drawn)
+
 
 ACCELGEN = Experiment(
     name="accelgen",
     ours="accelgen",
     machine=OPT_13B,
-    traffic=(Traffic("accelgen-13b", (0.5, 1.0, 2.0, 4.0)),),
+    traffic=(replace(_ONE_LOAD, rates_rps=(0.3, 0.6, 1.2, 2.4)),),
     contenders=(
         _ACCELGEN,
-        Contender("headway", "headway"),
+        _HEADWAY,
         *STOCK,
-        *(Contender(n, n) for n in ("orca", "fastgen", "sarathi", "fastserve", "qoserve")),
-        *(Contender(n, n) for n in ("xllm", "sliding", "pastfuture", "oracle")),
+        *(Contender(n, n) for n in (*_BASELINES, *_RIVALS, "oracle")),
     ),
-    baselines=("stock", "orca", "fastgen", "sarathi", "fastserve"),
+    baselines=("stock", *_BASELINES),
     ablation=(
         _ACCELGEN,
         *variants(
@@ -149,7 +179,48 @@ ACCELGEN = Experiment(
                 "step bounded by its own time": {"exact_chunk": True},
             },
         ),
+        _HEADWAY,
     ),
+    sensitivity=tuple(
+        variants(
+            _ACCELGEN,
+            {
+                **{f"gamma {value:g} s": {"gamma_s": value} for value in (0.1, 0.3, 1.5, 3.0)},
+                **{f"packer {name}": {"packer": name} for name in ("aligned", "exact")},
+            },
+        )
+    ),
+    pressed=(_ONE_LOAD,),
+    more={
+        "documents": Table(
+            OPT_13B,
+            _FEW,
+            tuple(
+                _one_load(f"documents-{share:.0%}", replace(_DRAWN_13B, document_share=share))
+                for share in (0.15, 0.55)
+            ),
+        ),
+        "slo-scale": Table(
+            OPT_13B,
+            _FEW,
+            tuple(
+                _one_load(f"slo-x{scale:g}", replace(_DRAWN_13B, slo_scale=scale))
+                for scale in (0.5, 2.0)
+            ),
+        ),
+        # Llama-3.1-8B beside 12 GB: 91,552 tokens, so prompts x 0.8.
+        "8b": Table(
+            Machine("llama-3.1-8b@a100", kv_tokens=91_552, noise=0.05),
+            _FEW,
+            (Traffic("accelgen-8b", (0.3, 0.6), drawn=Drawn(0.3, prompt_scale=0.8)),),
+        ),
+        # 135 GB of KV on four GPUs, 327,680 bytes a token.
+        "70b": Table(
+            Machine("llama-3.1-70b@a100x4", kv_tokens=411_984, noise=0.05),
+            _FEW,
+            (Traffic("accelgen-70b", (0.1, 0.2), drawn=Drawn(0.1)),),
+        ),
+    },
     published={
         "throughput": "1.42 to 11.21 ×",
         "goodput": "1.43 to 13.71 ×",

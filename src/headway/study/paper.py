@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from headway.study import stock
+from headway.study.drawn import Drawn
 from headway.study.spec import STOCK_WAYS, EngineName, Load, Machine, RunSpec
 from headway.study.sweep import Run
+from headway.workloads import named
 
 RunMany = Callable[[Sequence[RunSpec]], Mapping[str, Run]]
 
@@ -41,13 +44,41 @@ class Traffic:
         times: How many times as many requests a run as were asked for: short requests end so
             soon that a run of few never fills the cache.
         max_output_tokens: Every client's limit, which some baselines reserve.
+        arrivals: A process as ``--arrivals`` names it; ``None`` keeps the source's own.
+        drawn: What :meth:`written` fills a file with; *source* names it.
     """
 
     source: str
     rates_rps: tuple[float, ...]
     slo_file: str | None = None
-    times: int = 1
+    times: float = 1
     max_output_tokens: int | None = None
+    arrivals: str | None = None
+    drawn: Drawn | None = None
+
+    @property
+    def name(self) -> str:
+        """Return the name of the workload or file."""
+        return Path(self.source).stem
+
+    def written(self, folder: Path, machine: Machine, num_requests: int) -> Traffic:
+        """Return the same with its requests in a file in *folder*, where they must be drawn."""
+        if self.drawn is None:
+            return self
+        path = folder / f"{self.source}-{num_requests}.jsonl"
+        self.drawn.write(path, machine, num_requests)
+        book = str(named.SLO_FILE)
+        return replace(self, source=str(path), arrivals="poisson", slo_file=book, drawn=None)
+
+    def load(self, num_requests: int) -> Load:
+        """Return a run's load, its rate still open, where *num_requests* were asked for."""
+        return Load(
+            self.source,
+            num_requests=int(self.times * num_requests),
+            arrivals=self.arrivals,
+            slo_file=self.slo_file,
+            max_output_tokens=self.max_output_tokens,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +110,18 @@ FIGURES = (
     Figure("TTFT attainment", ("ttft_attainment",), is_share=True),
     Figure("TBT attainment", ("tbt_attainment",), is_share=True),
     Figure("goodput", ("goodput_rps",)),
+    Figure("JCT p50", ("jct_s", "p50"), less_is_better=True),
+    Figure("JCT p95", ("jct_s", "p95"), less_is_better=True),
     Figure("throughput", ("output_tokens_per_s",)),
 )
+
+SHOWN = (
+    *FIGURES,
+    Figure("tokens a step", ("step_tokens",)),
+    Figure("KV held", ("kv_held_share",), is_share=True),
+    Figure("plan time p50, µs", ("plan_time_us", "p50"), less_is_better=True),
+)
+"""Every figure of a row; in those beyond ``FIGURES`` more is not better by itself."""
 
 Grid = dict[tuple[str, str, float], list[Run]]
 """Runs over seeds, by contender's label, workload and rate."""
@@ -94,6 +135,7 @@ def run_grid(
     num_requests: int,
     run: RunMany,
     tuning_seeds: Sequence[int] | None = None,
+    overload: str = "demote",
 ) -> Grid:
     """Run every contender on every load with every seed.
 
@@ -103,18 +145,14 @@ def run_grid(
     """
     grid: Grid = {}
     for one in traffic:
-        load = Load(
-            one.source,
-            num_requests=one.times * num_requests,
-            slo_file=one.slo_file,
-            max_output_tokens=one.max_output_tokens,
-        )
+        load = one.load(num_requests)
         bases = {
             c: RunSpec(
                 c.policy,
                 c.engine,
                 load,
                 machine,
+                overload,
                 options=c.options,
                 length_error=c.length_error,
             )
@@ -129,10 +167,10 @@ def run_grid(
         }
         runs = run(list(specs.values()))
         for (c, rate, _), spec in specs.items():
-            grid.setdefault((c.label, one.source, rate), []).append(runs[spec.key()])
+            grid.setdefault((c.label, one.name, rate), []).append(runs[spec.key()])
         tuned = [c for c in contenders if c.policy in STOCK_WAYS[1:]]
         if tuned:
-            base = RunSpec("stock", "vllm", load, machine)
+            base = RunSpec("stock", "vllm", load, machine, overload)
             tried = stock.sweep(base, list(one.rates_rps), tuning_seeds or seeds, run)
             chosen = {
                 (c, rate, seed): replace(base, knobs=tried.chosen(c.policy)[rate]).at(rate, seed)
@@ -143,7 +181,7 @@ def run_grid(
             runs = run(list(chosen.values()))
             for (c, rate, _), spec in chosen.items():
                 found = {**runs[spec.key()], "policy": c.policy}
-                grid.setdefault((c.label, one.source, rate), []).append(found)
+                grid.setdefault((c.label, one.name, rate), []).append(found)
     return grid
 
 

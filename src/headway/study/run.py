@@ -118,8 +118,25 @@ def execute(spec: RunSpec, keep_steps: bool = False) -> RunResult:
         "workload": Path(spec.load.source).name,
         "gpu": Path(spec.machine.gpu).name,
         "kv_tokens": served.capacity_tokens,
+        **use_of(served.rows, served.capacity_tokens),
     }
     return RunResult(spec, run, records, served)
+
+
+def use_of(rows: Sequence[StepRow], capacity_tokens: int) -> dict[str, float | None]:
+    """Return how full steps and the KV cache were, by the seconds of the steps.
+
+    ``step_tokens`` are computed in a mean step; ``None`` where no steps were kept.
+    """
+    busy_s = sum(row.ends_s - row.begins_s for row in rows)
+    if not busy_s:
+        return {"step_tokens": None, "kv_held_share": None}
+    held = sum(row.held_tokens * (row.ends_s - row.begins_s) for row in rows) / busy_s
+    computed = sum(row.num_prefill_tokens + row.num_decodes for row in rows)
+    return {
+        "step_tokens": round(computed / len(rows), 2),
+        "kv_held_share": round(held / capacity_tokens, 4),
+    }
 
 
 def truth_of(profile: Profile, machine: Machine, seed: int) -> Truth:

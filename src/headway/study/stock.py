@@ -97,8 +97,14 @@ def _try(
     seeds: Sequence[int],
     run: RunMany,
 ) -> dict[Knobs, dict[float | None, list[Run]]]:
+    # Without a cap stock vLLM refuses nobody: the runs of demote mode serve refuse mode too.
     specs = {
-        (knobs, rate_rps, seed): replace(base, policy="stock", knobs=knobs).at(rate_rps, seed)
+        (knobs, rate_rps, seed): replace(
+            base,
+            policy="stock",
+            knobs=knobs,
+            overload=base.overload if knobs.max_num_queued_tokens else "demote",
+        ).at(rate_rps, seed)
         for knobs in settings
         for rate_rps in rates
         for seed in seeds

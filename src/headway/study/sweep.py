@@ -143,7 +143,7 @@ def in_parallel(
 
 def one_run(spec: RunSpec, keep: Path | None) -> Run:
     """Execute one run and return its summary; with *keep*, write it whole."""
-    result = execute(spec, keep_steps=keep is not None)
+    result = execute(spec, keep_steps=True)
     if keep is not None:
         result.keep(keep)
     return result.run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from headway.workloads.schema import WorkloadRequest
 
 SLO_FILE = Path(__file__).with_name("named_slo.toml")
 """The promises of every class the named workloads use."""
+
+BOOK = SloBook.load(SLO_FILE)
 
 POISSON = Arrivals("poisson")
 
@@ -92,7 +95,7 @@ def book(name: str) -> SloBook:
         UserError: There is no such workload.
     """
     _workload(name)
-    return SloBook.load(SLO_FILE)
+    return BOOK
 
 
 def make(
@@ -107,13 +110,28 @@ def make(
         UserError: No such workload, no request, or arrival times that would have to be recorded.
     """
     parts = _workload(name).parts
-    if num_requests < 1:
-        raise UserError(f"A workload needs at least one request, not {num_requests}.")
     if arrivals.kind == "trace":
         raise UserError(
             f"The workload {name!r} has no recorded times; use --arrivals poisson, gamma:CV,"
             " onoff:ON_S:OFF_S or diurnal:PERIOD_S:DEPTH."
         )
+    return of_parts(parts, num_requests, rate_rps, seed, arrivals)
+
+
+def of_parts(
+    parts: Sequence[Part],
+    num_requests: int,
+    rate_rps: float,
+    seed: int,
+    arrivals: Arrivals = POISSON,
+) -> list[WorkloadRequest]:
+    """Return a mix of *parts*, as :func:`make` returns a named one.
+
+    Raises:
+        UserError: No request.
+    """
+    if num_requests < 1:
+        raise UserError(f"A workload needs at least one request, not {num_requests}.")
     counts = mix.counts_of([part.share for part in parts], num_requests)
     made = {
         part.kind: (
