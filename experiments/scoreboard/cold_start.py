@@ -39,7 +39,7 @@ def main(traces: Path, seeds: int, wanted: str, workers: int | None) -> None:
     for ground in grounds(traces):
         if wanted not in ground.name:
             continue
-        unit = unit_rps(ground, 200, range(seeds), lambda specs: run_all(specs, ledger, workers))
+        unit = unit_rps(ground, 200, range(seeds), lambda specs: run_all(specs, ledger, 1))
         base = ground.run_of(ours, 400, "demote")
         for load in LOADS:
             specs = [base.at(round(load * unit, 3), seed) for seed in range(seeds)]

@@ -18,6 +18,9 @@ TRACES = HERE.parents[1].parent / "shared" / "traces"
 LOADS = (0.5, 1.0, 1.5, 2.0, 3.0)
 """Of the rate at which first come, first served with its best chunk keeps 90 %."""
 
+UNIT_TOLERANCE = 0.1
+"""How exactly that rate is found: it only places the loads."""
+
 CHUNKS = (256, 512, 2048)
 """Sarathi's, beside vLLM's default of 8,192 tokens a step."""
 
@@ -90,5 +93,5 @@ def unit_rps(ground: Ground, requests: int, seeds: Sequence[int], run: RunMany) 
             specs = [spec.at(round(rate_rps, 3), seed) for seed in seeds]
             return mean_attainment(run(specs).values())
 
-        best = max(best, highest_rate(kept, 0.9, best or 4.0))
+        best = max(best, highest_rate(kept, 0.9, best or 4.0, UNIT_TOLERANCE))
     return round(best, 2)

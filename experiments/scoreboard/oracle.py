@@ -65,9 +65,7 @@ def main(traces: Path, seeds: int, requests: int, wanted: str, workers: int | No
     for ground in grounds(traces):
         if not any(part in ground.name for part in wanted.split(";")):
             continue
-        unit = unit_rps(
-            ground, requests, range(seeds), lambda specs: run_all(specs, ledger, workers)
-        )
+        unit = unit_rps(ground, requests, range(seeds), lambda specs: run_all(specs, ledger, 1))
         load = ground.traffic.load(requests)
         machine = replace(ground.machine, noise=0.0)
         for times in LOADS:

@@ -1,6 +1,6 @@
 """What a finished board says: a table a ground, and the verdicts on the default policy.
 
-python experiments/scoreboard/read.py        # results.json again as tables
+``python experiments/scoreboard/read.py`` writes results.md, and README's table, from results.json.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from pathlib import Path
 
 import click
 
-OURS, HINDSIGHT = "headway", "stock-hindsight"
-OURS_TOO = ("slack",)
-"""No rival: the default policy with a fixed quantile of the lengths, its predecessor."""
+OURS = ("headway", "slack")
+"""The default policy, and its predecessor: the same with a fixed quantile of the lengths."""
+
+HINDSIGHT = "stock-hindsight"
+MARKS = ("<!-- scoreboard -->", "<!-- /scoreboard -->")
 STOCK = ("stock", "stock-static", HINDSIGHT)
 
 
@@ -51,8 +53,8 @@ def markdown(rows: Sequence[Row]) -> str:
 def _verdicts(rows: Sequence[Row], played: Sequence[tuple[str, str]]) -> list[str]:
     lines = [
         "| ground | | worst against stock in hindsight | mean of it where that keeps 50 to 90 %"
-        " | capacity at 90 % against hindsight, static, stock | worst against the best preset"
-        " | mean of it above the unit |",
+        " | capacity at 90 % against hindsight, static, stock | worst against the best rival"
+        " | mean of it above 1 × |",
         "|---|---|---:|---:|---:|---:|---:|",
     ]
     for ground, overload in played:
@@ -63,8 +65,8 @@ def _verdicts(rows: Sequence[Row], played: Sequence[tuple[str, str]]) -> list[st
 
 def _verdict(rows: Sequence[Row]) -> list[str]:
     kept = kept_by(whole(rows))
-    ours, stock = kept[OURS], kept[HINDSIGHT]
-    rivals = {name: row for name, row in kept.items() if name not in (*OURS_TOO, OURS, *STOCK)}
+    ours, stock = kept[OURS[0]], kept[HINDSIGHT]
+    rivals = {name: row for name, row in kept.items() if name not in (*OURS, *STOCK)}
     lead = {load: 100 * (ours[load] - stock[load]) for load in ours}
     rival = {x: 100 * (ours[x] - max(row[x] for row in rivals.values())) for x in ours}
     pressed = [lead[load] for load in lead if 0.5 <= stock[load] < 0.9]
@@ -141,12 +143,43 @@ def _cell(row: Row) -> str:
     return f"{row.attainment:.3f} ({low:.2f}–{high:.2f})"
 
 
+def readme_table(rows: Sequence[Row], load: float = 2.0) -> str:
+    """Return what is kept at one load on every ground, demote mode, in whole per cent."""
+    lines = [
+        "| promises kept | stock vLLM, defaults | stock vLLM, best setting for the load"
+        " | best published rival | Headway |",
+        "|---|---|---|---|---|",
+    ]
+    for ground in dict.fromkeys(row.ground for row in rows if row.overload == "demote"):
+        here = [row for row in rows if (row.ground, row.overload) == (ground, "demote")]
+        kept = {name: by_load[load] for name, by_load in kept_by(whole(here)).items()}
+        rivals = {name: share for name, share in kept.items() if name not in (*OURS, *STOCK)}
+        best = max(rivals, key=lambda name: rivals[name])
+        lines.append(
+            f"| {ground} | {kept['stock']:.0%} | {kept[HINDSIGHT]:.0%}"
+            f" | {rivals[best]:.0%} ({best}) | **{kept[OURS[0]]:.0%}** |"
+        )
+    return "\n".join(lines)
+
+
+def write_readme(rows: Sequence[Row]) -> None:
+    """Put the table between its marks in the project's README."""
+    path = Path(__file__).parents[2] / "README.md"
+    before, mark, rest = path.read_text(encoding="utf-8").partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
+    text = f"{before}{mark}\n\n{readme_table(rows)}\n\n{end}{after}"
+    path.write_text(text, encoding="utf-8")
+
+
 @click.command()
 def main() -> None:
-    """Show the results again."""
+    """Write the tables again."""
     path = Path(__file__).parent / "results.json"
     document = json.loads(path.read_text(encoding="utf-8"))
-    click.echo(markdown([Row(**row) for row in document["rows"]]))
+    rows = [Row(**row) for row in document["rows"]]
+    (path.parent / "results.md").write_text(markdown(rows), encoding="utf-8")
+    write_readme(rows)
+    click.echo(markdown(rows))
 
 
 if __name__ == "__main__":

@@ -21,11 +21,10 @@ from pathlib import Path
 
 import click
 from grounds import LOADS, TRACES, Ground, everybody, grounds, unit_rps
-from read import Row, markdown
+from read import OURS, Row, markdown
 from rich.console import Console
 
 from headway.cli.run_options import progress
-from headway.policy import registry
 from headway.study.paper import ATTAINMENT, Contender, Grid, mean_of, run_grid
 from headway.study.spec import STOCK_WAYS, RunSpec
 from headway.study.sweep import Ledger, Run, run_all
@@ -55,7 +54,9 @@ class Board:
     def play(self, ground: Ground, overload: str) -> list[Row]:
         """Return a row a contender and load."""
         presets = everybody()
-        unit = unit_rps(ground, self.requests, self.seeds, self.run)
+        unit = unit_rps(
+            ground, self.requests, self.seeds, lambda specs: run_all(specs, self.ledger, 1)
+        )
         rates = tuple(round(load * unit, 3) for load in LOADS)
         traffic = replace(ground.traffic, rates_rps=rates)
 
@@ -72,7 +73,7 @@ class Board:
             )
 
         looked = grid(presets, self.tuning_seeds)
-        chosen = [c for c in presets if c.policy == registry.DEFAULT or is_near(looked, c)]
+        chosen = [c for c in presets if c.policy in OURS or is_near(looked, c)]
         whole = grid([*STOCK, *chosen], self.seeds)
         return [
             Row(
@@ -91,9 +92,9 @@ class Board:
 
 
 def is_near(grid: Grid, contender: Contender) -> bool:
-    """Return whether *contender* is near the best of the other presets at some load."""
+    """Return whether *contender* is near the best rival at some load."""
     kept = {key: mean_of(runs, ATTAINMENT) or 0.0 for key, runs in grid.items()}
-    others = [key for key in kept if key[0] != registry.DEFAULT]
+    others = [key for key in kept if key[0] not in OURS]
     return any(
         kept[key] >= max(kept[other] for other in others if other[1:] == key[1:]) - NEAR
         for key in others

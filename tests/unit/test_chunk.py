@@ -45,6 +45,7 @@ def context(
     pressure: float = 1.0,
     lagging_due_s: float = math.inf,
     model: LatencyModel | None = None,
+    num_free_blocks: int = 1000,
 ) -> PlanContext:
     live = LiveRequests()
     for i, gap_s in enumerate(g for g, n in (gaps or {}).items() for _ in range(n)):
@@ -56,7 +57,7 @@ def context(
         live.start_prefill(request)
         live.start_decode(request)
     return PlanContext(
-        view=EngineView(1000, 1000, 16, 64, max_step_tokens),
+        view=EngineView(1000, num_free_blocks, 16, 64, max_step_tokens),
         now_s=10.0,
         ref_s=10.0,
         step=5,
@@ -108,6 +109,22 @@ def test_an_unsure_model_makes_shorter_steps() -> None:
     assert SlackChunk().largest(unsure, unsure.shape, 0, 5000) < SlackChunk().largest(
         sure, sure.shape, 0, 5000
     )
+
+
+@pytest.mark.parametrize(
+    ("num_free_blocks", "pressure", "is_short"),
+    [(500, 0.5, False), (300, 0.5, True), (300, 1.0, False)],
+)
+def test_a_crowded_cache_keeps_steps_short(
+    num_free_blocks: int, pressure: float, is_short: bool
+) -> None:
+    """Within twice the decodes' time: but not while there is room, nor while prefill is pressed."""
+    ctx = context({0.1: 5}, num_decodes=5, pressure=pressure, num_free_blocks=num_free_blocks)
+    tokens = SlackChunk().largest(ctx, ctx.shape, 0, 5000)
+    decode_s = ctx.latency.predict_s(ctx.shape)
+    length_s = ctx.latency.predict_s(ctx.shape.with_chunk(tokens, 0))
+    assert (length_s <= 2 * decode_s) is is_short
+    assert tokens >= LEAST_CHUNK_TOKENS
 
 
 def test_a_decode_out_of_step_is_waited_for() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -95,6 +96,25 @@ def test_a_plan_says_what_an_overbooking_buys() -> None:
 def test_best_effort_may_cost_next_to_no_preemption() -> None:
     """Nobody waits for its promise, so it starts where even claims would be let in unweighed."""
     assert not opens(loaded(12, 100, 250), 290, NO_PROMISE)
+
+
+@pytest.mark.parametrize(
+    ("num_preemptions", "num_spare", "may"),
+    [(0, 70, True), (1, 699, False), (1, 700, True), (2, 1299, False), (2, 1300, True),
+     (9, 1900, True)],
+)  # fmt: skip
+def test_best_effort_comes_back_to_room_for_claims_too(
+    num_preemptions: int, num_spare: int, may: bool
+) -> None:
+    """Preempted n times, it leaves room for 2^n claims of 300 tokens; an empty cache suffices."""
+    core = loaded(1, 100, 10)
+    ctx = context(core, 2000, NO_PROMISE)
+    ctx.view = replace(ctx.view, block_size_tokens=1)
+    ctx.num_spare_blocks, ctx.claim_tokens = num_spare, 300.0
+    new = core.live.requests["new"]
+    assert new.num_tokens == 100
+    new.num_preemptions = num_preemptions
+    assert Weighed._may_come_back(ctx, new) is may
 
 
 def test_what_was_let_in_counts_for_the_next() -> None:

@@ -19,6 +19,12 @@ LEAST_CHUNK_TOKENS = 64
 PROBE_TOKENS = 128
 """Size of the chunk that tells what a prompt token costs now."""
 
+CROWDED_SHARE = 0.6
+"""Share of the KV cache in use from which streams that end soon are worth more than prompts."""
+
+CROWDED_STEPS = 2.0
+"""How many times as long as its decodes alone a step may then last."""
+
 LENGTHS = tuple(share / 100 for share in range(20, 101, 4))
 """Step lengths weighed against each other, as shares of the limit."""
 
@@ -117,7 +123,8 @@ class SlackChunk(Chunker):
     every stream whose gap it exceeds. The step length is the one with the best balance per
     second, by the measured distribution of the model's error; a newsvendor's choice, so there
     is no quantile to tune. While prefill is not pressed its tokens are worth less and steps
-    stay short of any risk.
+    stay short of any risk. If the KV cache fills up meanwhile, steps are shorter still: prompts
+    computed long before they are due hold KV, and slow down the streams that would give some back.
 
     Args:
         responsive: Share of the tightest recent TTFT a step may last, since a request that
@@ -181,6 +188,9 @@ class SlackChunk(Chunker):
         if limit_s == math.inf or not (ctx.live.claim_gaps or ctx.lagging_due_s < math.inf):
             return limit_s
         decode_s = ctx.latency.predict_s(ctx.shape)
+        if ctx.pressure < 1.0 and ctx.held_share > CROWDED_SHARE:
+            least_s = ctx.latency.predict_s(ctx.shape.with_chunk(LEAST_CHUNK_TOKENS, 0))
+            limit_s = min(limit_s, max(CROWDED_STEPS * decode_s, least_s))
         at_risk = [(gap_s, n) for gap_s, n in ctx.live.claim_gaps.items() if gap_s > decode_s]
         if ctx.lagging_due_s < math.inf:
             at_risk.append((ctx.lagging_due_s - ctx.ref_s, 1))

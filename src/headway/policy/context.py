@@ -82,6 +82,11 @@ class PlanContext:
         """Tokens the whole KV cache holds."""
         return self.view.num_total_blocks * self.view.block_size_tokens
 
+    @property
+    def held_share(self) -> float:
+        """Share of the KV cache that is in use."""
+        return 1.0 - self.view.num_free_blocks / max(self.view.num_total_blocks, 1)
+
     def freed_blocks(self, victim: Request) -> int:
         """Return the blocks a running request gives back: its newest token has no KV yet."""
         if victim.num_computed_tokens < victim.prefill_target_tokens:

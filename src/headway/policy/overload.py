@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import islice
 
 from headway.policy.admit import prefill_speed
 from headway.policy.appointments import LEAD_S
@@ -49,7 +50,9 @@ def overflow(core: Tracker, ctx: PlanContext) -> tuple[Refuse, ...]:
     if excess_s <= 0:
         return ()
     refused: list[Request] = []
-    for request in reversed(live.others):
+    # On an idle server the oldest waits for nobody, however long it may take.
+    num_refusable = len(live.others) - (live.num_running == 0)
+    for request in islice(reversed(live.others), num_refusable):
         if excess_s <= 0:
             break
         if request.request_id in ctx.gone:

@@ -75,7 +75,7 @@ class Weighed(Gate):
         total = forecast.victims_with(request, capacity)
         preemptions = max(total - forecast.victims(capacity), 0.0)
         if not first:
-            return preemptions <= BEST_EFFORT_PREEMPTIONS
+            return preemptions <= BEST_EFFORT_PREEMPTIONS and self._may_come_back(ctx, request)
         again = ctx.pressure * forecast.victim_tokens / max(ctx.claim_tokens, 1.0)
         overflow_cost = preemptions * (self._victim_loss(ctx, total) + again)
         waiting_cost = self._waiting_cost(ctx, request, forecast, capacity)
@@ -87,6 +87,18 @@ class Weighed(Gate):
                 f" {overflow_cost:.2f} promises, waiting {waiting_cost:.2f}"
             )
         return True
+
+    @staticmethod
+    def _may_come_back(ctx: PlanContext, request: Request) -> bool:
+        """Return whether best effort that lost its KV n times leaves room for 2^n claims.
+
+        With less it would lose it to the next claims, and its prompt be computed for nothing.
+        """
+        if not request.num_preemptions:
+            return True
+        spare = ctx.num_spare_blocks * ctx.view.block_size_tokens - request.num_tokens
+        wanted = 2.0 ** min(request.num_preemptions, 32) * ctx.claim_tokens
+        return spare >= min(wanted, ctx.capacity_tokens - 2 * request.num_tokens)
 
     def admitted(self, ctx: PlanContext, request: Request) -> None:
         """Count *request* in for the rest of the plan."""

@@ -12,7 +12,7 @@ AttainmentAt = Callable[[float], float]
 """Attainment (0 to 1) of one seed at a rate in requests per second."""
 
 TOLERANCE = 0.02
-"""Relative width at which the bisection stops."""
+"""Relative width at which the bisection stops, unless told otherwise."""
 
 LEAST_RPS, MOST_RPS = 1e-3, 1e5
 
@@ -32,8 +32,10 @@ class Capacity:
     per_seed_rps: tuple[float, ...]
 
 
-def highest_rate(attainment_at: AttainmentAt, target: float, start_rps: float) -> float:
-    """Return the highest rate whose attainment is at least *target*, within 2 %.
+def highest_rate(
+    attainment_at: AttainmentAt, target: float, start_rps: float, tolerance: float = TOLERANCE
+) -> float:
+    """Return the highest rate whose attainment is at least *target*, within *tolerance* of it.
 
     Doubles or halves from *start_rps* until the target lies between two rates, then bisects
     their logarithms. Attainment need not fall smoothly; one crossing is found. 0 when not even
@@ -54,7 +56,7 @@ def highest_rate(attainment_at: AttainmentAt, target: float, start_rps: float) -
                 return 0.0
             if attainment_at(low) >= target:
                 break
-    while high / low > 1 + TOLERANCE:
+    while high / low > 1 + tolerance:
         middle = math.sqrt(low * high)
         if attainment_at(middle) >= target:
             low = middle

@@ -2,9 +2,10 @@
 
 FastServe (arXiv 2305.05920 §4): newcomers join the level whose quantum holds their first
 iteration; attained service demotes, starving promotes; every iteration computes the highest
-levels first. Differs: who is outranked keeps its KV and sits out while there is room, and
-loses it to recompute, not to a swap prepared ahead (§4.2), when a higher level needs it; the
-number of levels (6), the ratio of the quanta (2) and the starving time (10 s) are ours.
+levels first. Differs: who is outranked keeps its KV and sits out while there is room; its KV is
+copied to the host when a higher level needs it, not ahead of that (§4.2), and computed again
+where the host has no room; the number of levels (6), the ratio of the quanta (2) and the
+starving time (300 s, as the longest wait of ours) are ours.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from headway.policy.predict import MaxTokens
 from headway.policy.presets.options import positive_count, positive_s
 from headway.policy.rivals.mlfq import SkipJoin
 from headway.policy.rivals.ranked import RankedStep
+from headway.policy.swap_choice import SweetSpot
 
 
 def parts(
     num_levels: int = 6,
     quantum_s: float | None = None,
-    starve_s: float = 10.0,
+    starve_s: float = 300.0,
     max_batch: int | None = None,
 ) -> Parts:
     """Return the parts.
@@ -48,4 +50,5 @@ def parts(
         preemptor=step,
         heeds_promises=False,
         holder=step,
+        swap=SweetSpot(0),  # Whatever can be copied.
     )
