@@ -7,6 +7,8 @@ within 2 % of stock's, the 99th percentile of the gaps no longer. Writes results
 results.md beside itself; exit code 1 when a bound is missed.
 
     python experiments/one_flag/run.py [--only NAME] [--seeds 0,1,2] [--workers N] [--out FOLDER]
+
+A pair that is in results.json is not run again; delete the file to measure anew.
 """
 
 from __future__ import annotations
@@ -191,33 +193,57 @@ def main(only: str | None, seeds: str, requests: int, workers: int | None, out: 
     cells = [cell for cell in CELLS if only is None or only in cell.name]
     if not cells:
         raise click.UsageError(f"--only matches none of {', '.join(c.name for c in CELLS)}.")
+    done = kept_rows(out, requests)
     tasks = [
         (pair, (cell, requests, int(seed), asynchronous))
         for cell in cells
         for seed in seeds.split(",")
         for asynchronous in (False, True)
+        if (cell.name, int(seed), asynchronous) not in done
     ]
+    out.mkdir(parents=True, exist_ok=True)
 
-    def told(number: int, row: dict[str, Any]) -> None:
+    def take(number: int, row: dict[str, Any]) -> None:
+        row["commit"] = commit(HERE.parent.parent)
+        done[row["cell"], row["seed"], row["async"]] = row
+        write(out, requests, list(done.values()))
         words = f"{row['cell']}, seed {row['seed']}, async {row['async']}:"
         figures = (f"{name} {row[name]:.3f}" for name in ("throughput", "gap_p99", "ttft_p99"))
         click.echo(f"{words} {', '.join(figures)} {misses(row) or ''}")
 
-    rows = in_parallel(tasks, workers, told, "vllm")
-    text = markdown(rows)
+    in_parallel(tasks, workers, take, "vllm")
+    rows = list(done.values())
+    write(out, requests, rows)
+    click.echo(markdown(rows))
+    sys.exit(1 if any(misses(row) for row in rows) else 0)
+
+
+def kept_rows(out: Path, requests: int) -> dict[tuple[str, int, bool], dict[str, Any]]:
+    """Return the pairs that an earlier run of as many requests left in *out*."""
+    path = out / "results.json"
+    if not path.exists():
+        return {}
+    document = json.loads(path.read_text(encoding="utf-8"))
+    if document["requests"] != requests:
+        raise click.UsageError(
+            f"{path} is of {document['requests']} requests a run: delete it, or name another --out."
+        )
+    return {(row["cell"], row["seed"], row["async"]): row for row in document["rows"]}
+
+
+def write(out: Path, requests: int, rows: Sequence[dict[str, Any]]) -> None:
+    """Write what is measured so far, and the table."""
     document = {
         "schema": 1,
-        "commit": commit(HERE.parent.parent),
         "gpu": GPU,
         "requests": requests,
         "bounds": {"throughput": THROUGHPUT_WITHIN, "gap_p99": GAPS_WITHIN},
         "rows": rows,
     }
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "results.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    (out / "results.md").write_text(text, encoding="utf-8")
-    click.echo(text)
-    sys.exit(1 if any(misses(row) for row in rows) else 0)
+    part = out / "results.json.part"
+    part.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    part.replace(out / "results.json")
+    (out / "results.md").write_text(markdown(rows), encoding="utf-8")
 
 
 if __name__ == "__main__":

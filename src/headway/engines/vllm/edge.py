@@ -86,9 +86,13 @@ class SloEdge:
         token = _current.set(exchange)
         try:
             await self._app(scope, exchange.receive, exchange.send)
-            await exchange.finish()
+        except Exception:
+            # An application that was shown a hang-up may answer it with an exception.
+            if not exchange.has_shown_hang_up:
+                raise
         finally:
             _current.reset(token)
+        await exchange.finish()
 
     def _watch(self, slo_file: str | None) -> None:
         self._is_ready = True
@@ -104,6 +108,9 @@ class _Exchange:
 
     Args:
         book: The operator's promises; ``None`` where there is no SLO file.
+
+    Attributes:
+        has_shown_hang_up: Whether vLLM was told that the client is gone, which is not.
     """
 
     def __init__(self, book: SloBook | None, scope: Scope, receive: Receive, send: Send) -> None:
@@ -121,6 +128,7 @@ class _Exchange:
         self._answered = False
         self._engine_spoke = False
         self._problem: Refused | Invalid | None = None
+        self.has_shown_hang_up = False
 
     def tell(self, params: Any) -> None:
         """Put the promise into *params*, vLLM's ``SamplingParams`` of an engine's call.
@@ -156,6 +164,7 @@ class _Exchange:
             self._problem = self._judge()
             self._body.clear()
             if self._problem is not None:
+                self.has_shown_hang_up = True
                 return {"type": "http.disconnect"}
         return message
 
