@@ -12,7 +12,7 @@ STAMP := $(VENV)/.headway-setup
 LOCK := requirements/lock.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve bench test test-live lint clean
+.PHONY: help setup demo serve bench test test-live lint docs clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1 \t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -44,6 +44,10 @@ lint: setup ## Check style, types and import direction.
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
+docs: setup ## Build the documentation into site/, which works without a network.
+	$(BIN)/python scripts/docs/docs_reference.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 clean: ## Remove what the other targets made, .venv too.
-	rm -rf $(VENV) build dist src/*.egg-info demo-out
+	rm -rf $(VENV) build dist src/*.egg-info demo-out site
 	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

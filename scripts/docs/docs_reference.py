@@ -1,0 +1,291 @@
+"""Write the pages of the docs that repeat the code: commands, policies, settings and so on.
+
+    python scripts/docs/docs_reference.py            # write them
+    python scripts/docs/docs_reference.py --check    # fail when one is out of date
+
+``tests/unit/test_docs.py`` asserts that they are up to date.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+import click
+from docs_commands import commands_page
+from docs_text import attributes_of, escaped, markdown, table
+from docstring_parser import DocstringStyle, parse
+
+from headway.config import Settings
+from headway.engines.vllm import channel, edge, headers, promise, serve
+from headway.metrics import prometheus
+from headway.policy import registry
+from headway.slo import MAX_PROMISE_S, Slo, SloBook
+from headway.slo_rules import MAX_WEIGHT
+from headway.workloads import named
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+WRITTEN = "<!-- Written by scripts/docs/docs_reference.py from the code; do not edit. -->"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Write all pages, or with ``--check`` say which differ; return the exit code."""
+    stale = []
+    for path, text in pages().items():
+        if path.is_file() and path.read_text(encoding="utf-8") == text:
+            continue
+        stale.append(path)
+        if "--check" not in argv:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+    for path in stale:
+        click.echo(f"{'differs' if '--check' in argv else 'wrote'}: {path.relative_to(ROOT)}")
+    return int(bool(stale) and "--check" in argv)
+
+
+def pages() -> dict[Path, str]:
+    """Return every generated page by its path."""
+    reference = DOCS / "reference"
+    written: dict[str, Callable[[], Iterable[str]]] = {
+        "commands": commands_page,
+        "policies": policies_page,
+        "promises": promises_page,
+        "settings": settings_page,
+        "workloads": workloads_page,
+    }
+    made = {reference / f"{name}.md": _page(lines()) for name, lines in written.items()}
+    made[reference / "metrics.md"] = prometheus.reference()
+    made[DOCS / "decisions" / "index.md"] = _page(decisions_page())
+    return made
+
+
+def _page(lines: Iterable[str]) -> str:
+    return "\n".join([WRITTEN, "", *lines]).rstrip() + "\n"
+
+
+def policies_page() -> Iterator[str]:
+    """Every preset: its own words, and its options."""
+    yield from [
+        "# Policies",
+        "",
+        f"`--policy NAME`; the default is `{registry.DEFAULT}`. Each is a file under"
+        " `src/headway/policy/presets/`, and runs in the server, in the simulator and in vLLM's"
+        " scheduler under a virtual clock. Options go into"
+        " `--options '{\"max_wait_s\": 60}'` of a virtual run, or into"
+        " [`options`](settings.md#settings-of-a-server) of a server's settings. How faithful the"
+        " published rivals are is in [rivals](../rivals.md).",
+        "",
+        "`headway serve --policy stock` is vLLM alone. `headway simulate` also knows `oracle`,"
+        " which is told every length in advance, and with `--engine vllm` the names `stock`,"
+        " `stock-static` and `stock-hindsight`: vLLM's own code as shipped, with the one setting"
+        " that is best over the whole sweep, and with the best setting for each load.",
+    ]
+    for name, preset in registry.PRESETS.items():
+        yield from ["", f"## {name}", ""]
+        words = markdown(inspect.getdoc(inspect.getmodule(preset)) or "")
+        words = words.removeprefix(f"`{name}`: ").strip()
+        yield words[:1].upper() + words[1:]
+        rows = list(_options(preset))
+        if rows:
+            yield from ["", *table(("option", "default", "meaning"), rows)]
+        else:
+            yield from ["", "No options."]
+
+
+def _options(preset: Callable[..., Any]) -> Iterator[tuple[str, str, str]]:
+    text = parse(inspect.getdoc(preset) or "", DocstringStyle.GOOGLE)
+    meanings = {
+        name.strip(): param.description or ""
+        for param in text.params
+        for name in param.arg_name.split(",")
+    }
+    summary = re.sub(r"^Return the parts[;,]? ?", "", text.short_description or "").rstrip(".")
+    for name, parameter in inspect.signature(preset).parameters.items():
+        meaning = meanings.get(name) or summary
+        default = "none" if parameter.default is None else f"`{_literal(parameter.default)}`"
+        yield f"`{name}`", default, escaped(markdown(meaning))
+
+
+def promises_page() -> Iterator[str]:
+    """What a request may carry, in the body and in headers."""
+    by_field: dict[str, list[str]] = {}
+    for header, name in {**headers.OWN, **headers.OTHERS}.items():
+        by_field.setdefault(name, []).append(header)
+    by_field["slo_tbt_ms"].append(headers.TOKENS_PER_S)
+    yield from [
+        "# Promises in a request",
+        "",
+        "How to use them: [clients](../how-to/clients.md). Body over header over API key over model"
+        " over default, field by field; where several headers stand for one field, the first of its"
+        " line counts.",
+        "",
+    ]
+    rows = [
+        (
+            f"`{plain}`",
+            f"`{name}`",
+            ", ".join(f"`{header}`" for header in by_field[name]),
+            _field_of_slo(name),
+        )
+        for plain, name in promise.BODY_FIELDS.items()
+    ]
+    yield from table(("`slo` in the body", "`vllm_xargs`", "headers", "meaning"), rows)
+    yield from [
+        "",
+        f"Spans are above 0 and at most {MAX_PROMISE_S:,.0f} s (a week), weights at most"
+        f" {MAX_WEIGHT:,.0f}. `{headers.TOKENS_PER_S}` is in tokens a second, and its inverse"
+        " becomes the gap. Any other header that begins with `X-Slo-`, and any other `slo_` name"
+        " in the body, is answered with 400.",
+        "",
+        "## Endpoints on which promises count",
+        "",
+        *(f"- `POST {path}`" for path in sorted(edge.PATHS)),
+    ]
+
+
+def _field_of_slo(name: str) -> str:
+    attributes = attributes_of(Slo)
+    key = {"slo_class": "class_name", "slo_weight": "weight"}.get(name)
+    text = attributes[key or name.removeprefix("slo_").removesuffix("_ms") + "_s"]
+    if key == "class_name":
+        return "A class of the server's SLO file."
+    return text.replace("Seconds", "Milliseconds") if name.endswith("_ms") else text
+
+
+def settings_page() -> Iterator[str]:
+    """Settings of a server, the SLO file, environment variables, what serve sets."""
+    yield from [
+        "# Settings",
+        "",
+        "## Settings of a server",
+        "",
+        "What `--additional-config '{\"headway\": {...}}'` of vLLM may hold; the options of"
+        " [`headway serve`](commands.md#headway-serve) write them.",
+        "",
+    ]
+    attributes = attributes_of(Settings)
+    yield from table(
+        ("setting", "default", "meaning"),
+        [(f"`{f.name}`", _default(f), escaped(attributes[f.name])) for f in fields(Settings)],
+    )
+    yield from ["", "## The SLO file", "", *slo_file_lines()]
+    yield from ["", "## Environment", ""]
+    yield from table(("variable", "meaning"), ENVIRONMENT)
+    yield from [
+        "",
+        "## What `headway serve smollm2` sets on a CPU",
+        "",
+        "Each gives way to the same option of yours.",
+        "",
+        *(f"- `{' '.join(words)}`" for words in serve.EMBEDDED_CPU_ARGUMENTS),
+        "- " + ", ".join(f"`{k}={v}`" for k, v in serve.QUIET_ENVIRONMENT.items()),
+    ]
+
+
+ENVIRONMENT = (
+    (
+        f"`{channel.CHANNEL_VARIABLE}`",
+        "Folder of the channel between scheduler and HTTP server; without it nothing is counted."
+        " `headway serve --page` makes one.",
+    ),
+    (
+        f"`{edge.SLO_FILE_VARIABLE}`",
+        "SLO file of the middleware; without it, the one that the scheduler's settings name."
+        " `headway serve --slo` sets both.",
+    ),
+    (
+        "`HEADWAY_CACHE`",
+        "Folder for the converted small model; `headway` in the user's cache folder without it.",
+    ),
+    ("`VLLM_API_KEY`", "The server's API key, for `headway top` and `headway explain` as well."),
+)
+
+
+def slo_file_lines() -> Iterator[str]:
+    """The tables of an SLO file."""
+    yield "TOML, spans in seconds; an example with every table is in"
+    yield "[choose promises](../how-to/choose-slos.md#the-file)."
+    yield ""
+    spans = "`ttft_s`, `tbt_s`, `jct_s`"
+    yield from table(
+        ("table", "keys", "meaning"),
+        [
+            ("`default`", "a class", "Of requests that ask for nothing; none without it."),
+            ("`[classes.NAME]`", f"{spans}, `weight`", "One class; at least one is needed."),
+            ("`[models.NAME]`", "`class`", "By the name that clients put into `model`."),
+            (
+                "`[keys.KEY]`",
+                "`class`, `classes`",
+                "By API key, written as `sha256:` and its digest: the class of its requests that"
+                " name none, and what it may name.",
+            ),
+            (
+                "`[limits]`",
+                f"{spans}, `weight` (each `{{min, max}}`), `classes`",
+                "What clients may ask for themselves.",
+            ),
+        ],
+    )
+
+
+def workloads_page() -> Iterator[str]:
+    """The named workloads and their classes."""
+    yield from [
+        "# Named workloads",
+        "",
+        "`--workload NAME` of `headway simulate`, `capacity` and `bench`, and"
+        " `headway trace synth NAME`: made up from published length statistics, the same for the"
+        " same seed.",
+        "",
+    ]
+    yield from table(
+        ("workload", "what", "classes"),
+        [
+            (
+                f"`{name}`",
+                one.summary,
+                ", ".join(dict.fromkeys(f"`{p.slo_class}`" for p in one.parts)),
+            )
+            for name, one in named.WORKLOADS.items()
+        ],
+    )
+    yield from ["", "## Their promises", ""]
+    book = SloBook.load(named.SLO_FILE)
+    yield from table(
+        ("class", "first token within", "gaps of at most"),
+        [(f"`{name}`", f"{c.ttft_s:g} s", f"{c.tbt_s:g} s") for name, c in book.classes.items()],
+    )
+
+
+def decisions_page() -> Iterator[str]:
+    """The decisions, by their titles."""
+    yield from [
+        "# Decisions",
+        "",
+        "One page for each choice that is hard to undo, with the test that enforces it.",
+        "",
+    ]
+    for path in sorted((DOCS / "decisions").glob("[0-9]*.md")):
+        title = path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+        yield f"- [{title}]({path.name})"
+
+
+def _default(one: Any) -> str:
+    if one.default is MISSING:
+        return "`{}`"
+    return "none" if one.default is None else f"`{_literal(one.default)}`"
+
+
+def _literal(value: Any) -> str:
+    """Return a default as one writes it in JSON."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
