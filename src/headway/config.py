@@ -11,6 +11,8 @@ from headway.policy import registry
 from headway.policy.scheduler import Scheduler
 from headway.slo import SloBook
 
+LEAST_RECORD_GIB, MOST_RECORD_GIB = 0.001, 100_000
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -21,8 +23,10 @@ class Settings:
         overload: ``"demote"`` or ``"refuse"`` (see the registry).
         options: Keyword arguments of the preset.
         slo_file: TOML file of classes; without it only explicit promises count.
-        record: File that receives every event and plan as JSON lines, for ``replay``; a
-            debugging aid that writes in the planning path.
+        record: Folder that keeps every event and plan as JSON lines in rotating files, for
+            ``replay``. A name that ends in ``.jsonl`` is one file without a bound that loses
+            nothing, whatever memory that takes: for debugging.
+        record_gib: Most GiB of files that folder holds; the oldest are removed.
     """
 
     policy: str = registry.DEFAULT
@@ -30,6 +34,7 @@ class Settings:
     options: Mapping[str, Any] = field(default_factory=dict)
     slo_file: str | None = None
     record: str | None = None
+    record_gib: float = 1.0
 
     @classmethod
     def parse(cls, given: Mapping[str, Any] | None) -> Settings:
@@ -48,8 +53,27 @@ class Settings:
         settings = cls(**given)
         if not isinstance(settings.options, Mapping):
             raise UserError('"options" must be an object of the policy\'s own options.')
+        if settings.record is not None and (
+            not isinstance(settings.record, str) or not settings.record
+        ):
+            raise UserError(f'"record" must name a folder, not {settings.record!r:.60}.')
+        settings._check_record_gib()
         settings.build()
         return settings
+
+    def _check_record_gib(self) -> None:
+        gib = self.record_gib
+        is_number = isinstance(gib, int | float) and not isinstance(gib, bool)
+        if not is_number or not LEAST_RECORD_GIB <= gib <= MOST_RECORD_GIB:
+            raise UserError(
+                f'"record_gib" must be a number of GiB from {LEAST_RECORD_GIB:g} to'
+                f" {MOST_RECORD_GIB:g}, not {gib!r:.60}."
+            )
+
+    @property
+    def records_one_file(self) -> bool:
+        """Whether ``record`` names a file and no folder."""
+        return self.record is not None and self.record.endswith(".jsonl")
 
     def build(self, **core: Any) -> Scheduler:
         """Return a new policy core; *core* goes to :func:`headway.policy.registry.build`."""

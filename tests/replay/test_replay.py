@@ -54,8 +54,8 @@ def test_a_recording_replays(lab: Any, tmp_path: Path, policy: str, asynchronous
 def test_the_same_seed_gives_the_same_bytes(lab: Any, tmp_path: Path) -> None:
     """Two runs of one seed leave identical recordings; another seed does not."""
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        record(lab, tmp_path / name, "headway", seed, asynchronous=False)
-    a, b, c = ((tmp_path / name).read_bytes() for name in "abc")
+        record(lab, tmp_path / f"{name}.jsonl", "headway", seed, asynchronous=False)
+    a, b, c = ((tmp_path / f"{name}.jsonl").read_bytes() for name in "abc")
     assert a == b
     assert a != c
 

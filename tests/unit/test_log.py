@@ -10,11 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headway.config import Settings
 from headway.errors import UserError
 from headway.policy import registry
 from headway.policy.events import Arrived, Event, Finished, StepDone, StepScheduled
-from headway.policy.log import Recorder, event_line, parse_event, replay
+from headway.policy.log import Recorder, event_line, events_in, parse_event, replay
 from headway.slo import Slo
 
 instants = st.floats(0, 1e9)
@@ -47,7 +46,7 @@ def test_an_unknown_event_is_a_users_mistake() -> None:
 def test_a_recorder_changes_nothing(tmp_path: Path, fake_engine: Any) -> None:
     """The same run, recorded or not, makes the same plans; the recording replays to them."""
     plain = registry.build("slack")
-    recorder = Recorder(registry.build("slack"), tmp_path / "run.jsonl")
+    recorder = Recorder(registry.build("slack"), (tmp_path / "run.jsonl").open("wb"))
     engines = [fake_engine(core, num_blocks=20) for core in (plain, recorder)]
     for engine in engines:
         for i in range(12):
@@ -61,10 +60,16 @@ def test_a_recorder_changes_nothing(tmp_path: Path, fake_engine: Any) -> None:
     assert len(written) == len(engines[1].plans)
 
 
-@pytest.mark.parametrize("where", ["no/such/folder/run.jsonl", "."])
-def test_an_unwritable_recording_is_a_users_mistake(tmp_path: Path, where: str) -> None:
-    """A path that cannot be written gives a sentence, not a traceback."""
-    settings = Settings.parse({"record": str(tmp_path / where)})
-    assert settings.record is not None
-    with pytest.raises(UserError, match="record"):
-        Recorder(settings.build(), settings.record)
+def test_a_gap_does_not_replay() -> None:
+    """Plans after lost lines would be others: that is said, not hidden."""
+    with pytest.raises(UserError, match="gap"):
+        list(replay(['{"gap":{"num_lines":3}}'], registry.build("slack")))
+
+
+def test_notes_of_a_live_server_are_no_events() -> None:
+    """Its start and its gaps are passed over; a line of something else is a mistake."""
+    done = json.loads(event_line(StepDone(1.0, {"a": 1})))
+    rows = [("f, line 1", {"start": {}}), ("f, line 2", {"gap": {}}), ("f, line 3", done)]
+    assert list(events_in(rows)) == [StepDone(1.0, {"a": 1})]
+    with pytest.raises(UserError, match="f, line 9"):
+        list(events_in([("f, line 9", {"prompt": "x"})]))

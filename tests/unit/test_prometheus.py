@@ -94,6 +94,21 @@ def test_it_counts_what_happened(told: tuple[Watched, Kept]) -> None:
             ) not in samples(text)  # fmt: skip
 
 
+def test_recording_and_shadow_show_where_they_are_switched_on(told: tuple[Watched, Kept]) -> None:
+    """Without them no row; with them lines by result, and the share each policy would keep."""
+    plain = told[1].messages[-1]
+    assert not any(name.startswith(("headway_recorded", "headway_shadow"))
+                   for name, _ in samples(exposition({"0": plain})))  # fmt: skip
+    share = {"policy": "fcfs", "role": "shadow", "attainment": 0.75}
+    counts = {**plain["counts"], "recorded": {"kept": 9, "dropped": 2}}
+    found = {"attainment": [share], "num_promised": 8, "cpu_s": 1.5}
+    text = exposition({"0": {**plain, "counts": counts, "shadow": found}})
+    assert value(text, "headway_recorded_lines_total", result="dropped") == 2
+    assert value(text, "headway_shadow_attainment", policy="fcfs", role="shadow") == 0.75
+    assert value(text, "headway_shadow_requests") == 8
+    assert value(text, "headway_shadow_cpu_seconds_total") == 1.5
+
+
 def test_causes_add_up_to_the_lateness(told: tuple[Watched, Kept]) -> None:
     """Of the one broken promise: by its story, and by the counters."""
     (broken,) = [m for m in told[1].messages if m["kind"] == "broken"]
@@ -219,7 +234,14 @@ def test_every_query_asks_for_a_metric_there_is() -> None:
             assert name in known, expression
             assert set(re.findall(r"(\w+)=", labels)) <= known[name], expression
     missing = {m.name for m in METRICS if not any(a.startswith(m.name) for a in asked)}
-    assert missing == {"headway_requests_offered_total", "headway_requests_late_total"}
+    assert missing == {
+        "headway_requests_offered_total",
+        "headway_requests_late_total",
+        "headway_recorded_lines_total",
+        "headway_shadow_attainment",
+        "headway_shadow_requests",
+        "headway_shadow_cpu_seconds_total",
+    }
 
 
 def test_promtool_accepts_rules_and_metrics(told: tuple[Watched, Kept]) -> None:

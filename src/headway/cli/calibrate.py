@@ -19,7 +19,7 @@ from headway.latency import calibrate as source
 from headway.latency import shapes as sizes
 from headway.latency.profile import FitError, Profile, StepCost
 from headway.policy import registry
-from headway.policy.log import parse_event
+from headway.policy.log import NOTES, parse_event
 
 
 @click.command()
@@ -239,7 +239,7 @@ def observed_steps(lines: Iterable[str], where: str) -> tuple[source.Listener, d
                 core.observe(parse_event(row))
             elif "view" in row:
                 view = dict(row["view"])
-            elif "plan" not in row:
+            elif row.keys().isdisjoint(NOTES):
                 broken = number
         except (ValueError, KeyError, TypeError, AttributeError):
             broken = number

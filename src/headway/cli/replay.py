@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 
 from headway.cli.run_options import (
@@ -21,41 +24,59 @@ from headway.cli.run_options import (
     whole,
     writable,
 )
-from headway.cli.simulate import table_of, title_of
+from headway.cli.simulate import table_of
 from headway.errors import UserError
+from headway.policy import registry
 from headway.study import recorded
-from headway.study.spec import STOCK, STOCK_WAYS
+from headway.study.recorded import Recorded
+from headway.study.spec import STOCK, STOCK_WAYS, Machine, RunSpec
 from headway.study.sweep import Ledger, run_all
+from headway.workloads.record_files import run_of
+
+AS_RECORDED = "the recorded machine"
 
 
 @click.command()
 @click.argument("recording", type=click.Path(path_type=Path))
 @run_options
+@click.option("--kv-scale", type=click.FloatRange(0.001, 1000), help="Times the recorded KV cache.")
+@click.option("--verify", is_flag=True, help="Only check that it replays bit for bit.")
 @click.option("--keep", type=click.Path(path_type=Path), help="Folder for whole runs, to report.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Summaries as JSON.")
-def replay(recording: Path, keep: Path | None, json_path: Path | None, **given: Any) -> None:
+def replay(
+    recording: Path,
+    kv_scale: float | None,
+    verify: bool,
+    keep: Path | None,
+    json_path: Path | None,
+    **given: Any,
+) -> None:
     """Serve the requests of RECORDING again, at their own times, under other decisions.
 
-    RECORDING is what a server writes with "record" among its Headway settings, or a run that
-    simulate --keep wrote. Give --gpu a profile that headway calibrate made from the same
-    recording to stay on the same machine.
+    RECORDING is the folder of headway serve --record (its newest run, or FOLDER/RUN), one file of
+    a recording, or a run that simulate --keep wrote. Machine and policy are the recorded ones
+    where no option says otherwise; step times come from the recorded steps, or from --gpu.
+
+    The table begins with what really happened. The line below it ("again") is the recorded policy
+    on the recorded machine, simulated: compare the others with that one, and it with what happened
+    to see how well the simulation fits.
+
+    With --verify nothing is compared: a fresh core must make all recorded plans again, to the byte.
     """
     for flag in ("trace", "workload", "slo", "requests", "arrivals"):
         if given[flag] is not None:
             raise UserError(f"--{flag} makes no sense here: the recording says all of it.")
-    found = recorded.read(recording)
+    if kv_scale is not None and given["kv_tokens"] is not None:
+        raise UserError("Give either --kv-tokens or --kv-scale, not both.")
     writable(json_path, keep)
+    if verify:
+        count = recorded.verify(run_of(recording))
+        click.echo(f"A fresh core makes the same {count} plans, to the byte.")
+        return
+    found = recorded.read(recording)
     console = Console()
     with tempfile.TemporaryDirectory() as folder:
-        given["trace"] = str(found.save(Path(folder)))
-        slo_file = Path(folder) / "classes.toml"
-        slo_file.write_text(recorded.classes_toml(found.requests), encoding="utf-8")
-        given["slo"] = str(slo_file)
-        base = spec_of(given)
-        policies = policies_of(given["policy"], base.engine, base.overload, dict(base.options))
-        tuned = [policy for policy in policies if policy in STOCK_WAYS[1:]]
-        if tuned:
-            raise UserError(f"{tuned[0]} is a sweep; convert the recording and use simulate.")
+        base, policies = _chosen(found, given, Path(folder), kv_scale)
         specs = [
             replace(band, policy=policy, options={} if policy == STOCK else band.options).at(
                 None, seed
@@ -64,18 +85,161 @@ def replay(recording: Path, keep: Path | None, json_path: Path | None, **given: 
             for policy in policies
             for seed in seeds_of(given["seeds"])
         ]
+        same = _as_recorded(found, base)
         if keep is not None:
             keep.mkdir(exist_ok=True)
         workers = whole("--workers", given["workers"])
-        with progress(console, "replay", len(specs)) as advance:
-            done = run_all(specs, Ledger(keep=keep), workers, lambda spec, run: advance())
-    runs = list(done.values())
-    shown = replace(base, load=replace(base.load, source=str(recording)))
-    console.print(table_of(runs, title_of(shown)))
+        baseline = [same] if same is not None and same.key() not in {s.key() for s in specs} else []
+        with progress(console, "replay", len(specs) + len(baseline)) as advance:
+            done = run_all([*specs, *baseline], Ledger(keep=keep), workers, lambda s, r: advance())
+    runs = [done[spec.key()] for spec in specs]
+    again = done[same.key()] if same is not None else None
+    shown = [found.happened | {"policy": "happened", "rate_rps": None, "step_time_band": 0.0}]
+    if again is not None:
+        shown.append(again | {"policy": f"{again['policy']} again"})
+    shown += [run for run in runs if run is not again]
+    console.print(table_of(shown, _title(recording, found, base)))
+    for sentence in _remarks(found):
+        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+    if json_path is not None:
+        document = {"schema": 1, "runs": runs, "recorded": found.happened, "same_machine": again}
+        save(json_path, document)
+
+
+def _chosen(
+    found: Recorded, given: dict[str, Any], folder: Path, kv_scale: float | None
+) -> tuple[RunSpec, list[str]]:
+    """Return the run that was asked for, and the policies; its files go into *folder*.
+
+    Raises:
+        UserError: An option is wrong.
+    """
+    given = dict(given)
+    given["trace"] = str(found.save(folder))
+    slo_file = folder / "classes.toml"
+    slo_file.write_text(recorded.classes_toml(found.requests), encoding="utf-8")
+    given["slo"] = str(slo_file)
+    gpu = given["gpu"] if _is_given("gpu") else _gpu_of(found, folder) or given["gpu"]
+    start = _start_of(found)
+    for name in ("policy", "overload"):
+        if not _is_given(name):
+            given[name] = start.get(name, given[name])
+    same_policy = given["policy"] == start.get("policy")
+    if not _is_given("policy_options") and same_policy and start.get("options"):
+        given["policy_options"] = json.dumps(start["options"])
+    base = spec_of({**given, "gpu": gpu})
+    policies = policies_of(given["policy"], base.engine, base.overload, dict(base.options))
+    tuned = [policy for policy in policies if policy in STOCK_WAYS[1:]]
+    if tuned:
+        raise UserError(f"{tuned[0]} is a sweep; convert the recording and use simulate.")
+    machine = _machine_of(found, gpu)
+    kv_tokens = base.machine.kv_tokens or machine.kv_tokens
+    if kv_scale is not None:
+        if machine.kv_tokens is None:
+            raise UserError("The recording does not say how large its KV cache was: --kv-tokens.")
+        kv_tokens = max(round(machine.kv_tokens * kv_scale), 1)
+    wanted = replace(base.machine, kv_tokens=kv_tokens)
+    for name, option in _FROM_RECORDING.items():
+        if not _is_given(option):
+            wanted = replace(wanted, **{name: getattr(machine, name)})
+    return replace(base, machine=wanted), policies
+
+
+_FROM_RECORDING = {
+    "block_size": "block_size",
+    "max_num_seqs": "max_num_seqs",
+    "asynchronous": "asynchronous",
+    "host_tokens": "host_kv_tokens",
+    "copy_gib_per_s": "copy_gib_s",
+}
+"""Field of the machine → option that says otherwise."""
+
+
+def _is_given(option: str) -> bool:
+    source = click.get_current_context().get_parameter_source(option)
+    return source not in (ParameterSource.DEFAULT, None)
+
+
+def _start_of(found: Recorded) -> Mapping[str, Any]:
+    """Return what is known of the recorded policy."""
+    start = found.history.start if found.history is not None else found.kept_spec or {}
+    return start if start.get("policy") in registry.names() else {}
+
+
+def _gpu_of(found: Recorded, folder: Path) -> str | None:
+    """Return the recorded machine's profile: a file in *folder*, or a name; if it is known."""
+    if found.history is None:
+        return str((found.kept_spec or {}).get("machine", {}).get("gpu") or "") or None
+    if not found.history.tells_speed:
+        return None
+    path = folder / "recorded.json"
+    path.write_text(found.history.profile().to_json(), encoding="utf-8")
+    return str(path)
+
+
+def _machine_of(found: Recorded, gpu: str) -> Machine:
+    if found.history is not None:
+        return found.history.machine(gpu)
+    return replace(Machine(**(found.kept_spec or {}).get("machine", {"gpu": gpu})), gpu=gpu)
+
+
+def _as_recorded(found: Recorded, base: RunSpec) -> RunSpec | None:
+    """Return the recorded policy on the recorded machine; ``None`` where it is not known.
+
+    A kept run is what happened and what is simulated at once: it has no such line.
+    """
+    start = _start_of(found)
+    if found.history is None or not start:
+        return None
+    return replace(
+        base,
+        policy=start["policy"],
+        overload=start["overload"],
+        options=start["options"],
+        machine=found.history.machine(base.machine.gpu),
+    ).at(None, base.load.seed)
+
+
+def _title(recording: Path, found: Recorded, base: RunSpec) -> str:
+    machine = base.machine
+    is_own = found.history is not None and Path(machine.gpu).name == "recorded.json"
+    where = "vLLM's scheduler" if base.engine == "vllm" else "Headway's simulator"
+    gpu = AS_RECORDED if is_own else machine.gpu
+    return f"{recording} on {gpu}, {machine.kv_tokens} KV tokens, {where}"
+
+
+def _remarks(found: Recorded) -> Iterator[str]:
+    """Yield what the reader of the table must know."""
+    total = len(found.requests)
     if found.num_guessed:
-        console.print(
-            f"{found.num_guessed} of {len(found.requests)} requests did not run to their end in the"
+        yield (
+            f"{found.num_guessed} of {total} requests did not run to their end in the"
             " recording; they were given the median length of their class."
         )
-    if json_path is not None:
-        save(json_path, {"schema": 1, "runs": runs})
+    if found.num_found_tokens:
+        yield (
+            f"{found.num_found_tokens} prompt tokens were found in the prefix cache; prompts are"
+            " replayed without them."
+        )
+    history = found.history
+    if history is None:
+        return
+    if history.num_unended:
+        yield (
+            f"{history.num_unended} requests whose end is not recorded do not count in what"
+            " happened."
+        )
+    if history.num_gaps:
+        yield (
+            f"The recording has {history.num_gaps} gaps: requests may be missing, and it does not"
+            " replay bit for bit."
+        )
+    if not history.tells_speed:
+        yield "Too few steps are recorded to know the machine's speed: step times are --gpu's."
+    else:
+        error = history.profile().error
+        if error is not None:
+            yield (
+                f"Step times are fitted to {len(history.steps.listener.shapes)} recorded steps;"
+                f" off by {error.median:.0%} at the median on steps held out."
+            )

@@ -29,6 +29,17 @@ import click
     metavar="GIB",
     help="Host memory of each worker for the KV of preempted requests.",
 )
+@click.option(
+    "--record",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Keep what the scheduler hears and decides in rotating files, without any text.",
+)
+@click.option(
+    "--shadow",
+    metavar="NAME",
+    help="Compare with this policy on live traffic, by simulation; on /metrics.",
+)
 @click.option("--page", is_flag=True, help="Show /headway, and Headway's metrics on /metrics.")
 @click.argument("vllm_args", nargs=-1, type=click.UNPROCESSED, metavar="[VLLM ARGUMENTS]...")
 def serve(
@@ -37,6 +48,8 @@ def serve(
     overload: str | None,
     slo_file: Path | None,
     swap_gib: float | None,
+    record: Path | None,
+    shadow: str | None,
     page: bool,
     vllm_args: tuple[str, ...],
 ) -> None:
@@ -49,5 +62,7 @@ def serve(
 
     if model.startswith("-"):
         raise click.UsageError("Name the model first: headway serve MODEL [options].")
-    options = server.ServeOptions(model, policy, overload, slo_file, vllm_args, swap_gib, page)
+    options = server.ServeOptions(
+        model, policy, overload, slo_file, vllm_args, swap_gib, page, record, shadow
+    )
     server.serve(options)

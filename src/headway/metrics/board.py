@@ -40,6 +40,9 @@ SAME_POINT_S = 0.25
 PAST_EVERY_S = 5.0
 """Seconds between two whole counts that are kept to compare with."""
 
+SHADOW_KEPT_S = 1800.0
+"""Seconds after which a shadow that was not heard of again has no figure any more."""
+
 Json = dict[str, Any]
 
 
@@ -50,6 +53,7 @@ class Board:
         self.latest: dict[str, Json] = {}
         self.broken: deque[Json] = deque(maxlen=BROKEN_KEPT)
         self.num_broken = 0
+        self._shadows: dict[str, Json] = {}
         self._past: deque[tuple[float, Json]] = deque()
         self._points: deque[Json] = deque()
         self._num_points = 0
@@ -70,6 +74,9 @@ class Board:
         if kind == "broken" and isinstance(message.get("by_cause_s"), Mapping):
             self.broken.append(dict(message))
             self.num_broken += 1
+            return True
+        if kind == "shadow" and isinstance(message.get("attainment"), list):
+            self._shadows[engine] = dict(message)
             return True
         return False
 
@@ -92,6 +99,18 @@ class Board:
             self._past.popleft()  # One older than the window stays, to count from.
 
     # -- answers out ------------------------------------------------------------------------
+
+    def told(self, now_unix_s: float) -> dict[str, Json]:
+        """Return the latest message of every scheduler, with what its shadow found lately."""
+        lately = {
+            engine: shadow
+            for engine, shadow in self._shadows.items()
+            if shadow["unix_s"] >= now_unix_s - SHADOW_KEPT_S
+        }
+        return {
+            engine: message | {"shadow": lately.get(engine, {})}
+            for engine, message in self.latest.items()
+        }
 
     def counts(self) -> Json:
         """Return the counts of all schedulers together; empty before the first message."""

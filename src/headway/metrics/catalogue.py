@@ -81,6 +81,19 @@ def _one(part: str, *keys: str) -> Callable[[Json], Samples]:
     return read
 
 
+def _shadow(key: str) -> Callable[[Json], Samples]:
+    """Read one figure of the shadow, once there is one; a table has a row a policy."""
+
+    def read(message: Json) -> Samples:
+        value = message.get("shadow", {}).get(key)
+        if isinstance(value, list):
+            yield from (((row["policy"], row["role"]), row[key]) for row in value)
+        elif value is not None:
+            yield (), value
+
+    return read
+
+
 METRICS: tuple[Described, ...] = (
     Described(
         "headway_requests_offered_total", "counter",
@@ -189,6 +202,28 @@ METRICS: tuple[Described, ...] = (
         "Messages about the scheduler that were dropped on their way here, by reason. Counts in"
         " later messages include what a lost one held; the story of a late request is lost.",
         ("reason",), _table("counts", "dropped"),
+    ),
+    Described(
+        "headway_recorded_lines_total", "counter",
+        "Lines of the recording (--record): kept, or dropped because its writer was too slow or"
+        " gone.",
+        ("result",), _table("counts", "recorded"),
+    ),
+    Described(
+        "headway_shadow_attainment", "gauge",
+        "Share of the last minutes' promises that a policy keeps when that traffic is simulated"
+        " on this machine: the running policy, and the shadow (--shadow). Compare the two with"
+        " each other, not with live attainment.",
+        ("policy", "role"), _shadow("attainment"),
+    ),
+    Described(
+        "headway_shadow_requests", "gauge",
+        "Requests with a promise in that traffic.", (), _shadow("num_promised"),
+    ),
+    Described(
+        "headway_shadow_cpu_seconds_total", "counter",
+        "CPU time of the process that simulates; its rate stays below 0.03.",
+        (), _shadow("cpu_s"),
     ),
 )  # fmt: skip
 

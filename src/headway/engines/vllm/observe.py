@@ -97,7 +97,7 @@ class LiveView:
                 self._board.take(message)
 
     def _metrics(self) -> bytes:
-        return exposition(self._board.latest)
+        return exposition(self._board.told(time.time()))
 
     async def _answer(self, path: str, scope: Scope, send: Send) -> None:
         if scope["method"] not in ("GET", "HEAD"):

@@ -21,6 +21,7 @@ from headway.config import Settings
 from headway.engines.vllm import compat, wire
 from headway.engines.vllm.clock import WallClock
 from headway.engines.vllm.queue import GatedQueue
+from headway.engines.vllm.recorder import recorded
 from headway.engines.vllm.shapes import roofline
 from headway.engines.vllm.swap import swap_connector
 from headway.engines.vllm.watch import watched
@@ -51,9 +52,11 @@ class HeadwayMixin:
         given = (self.vllm_config.additional_config or {}).get("headway")
         self.headway_settings = Settings.parse(given)
         self.headway_clock = WallClock()
-        core = self.headway_settings.build(latency=OnlineModel(roofline(self.vllm_config)))
-        record = self.headway_settings.record
-        self.headway: Core | Recorder = Recorder(core, record) if record else core
+        guess = roofline(self.vllm_config)
+        core = self.headway_settings.build(latency=OnlineModel(guess))
+        self.headway: Core | Recorder = recorded(
+            core, self.headway_settings, guess, self.vllm_config
+        )
         self.headway = watched(self.headway, self.vllm_config)  # Counts, when asked to.
         self.headway_plan = StepPlan(0)
         self.headway_book = self.headway_settings.book()
@@ -280,6 +283,13 @@ class HeadwayMixin:
             for client_index, answer in answers:
                 outputs.setdefault(client_index, EngineCoreOutputs()).outputs.append(answer)
         return outputs
+
+    def shutdown(self) -> None:
+        """End as the stock scheduler does, the recording written."""
+        super().shutdown()
+        close = getattr(self.headway, "close", None)  # A recorder's, watched or not.
+        if close is not None:
+            close()
 
 
 class AsyncHeadway(HeadwayMixin, AsyncScheduler):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from headway.config import Settings
-from headway.engines.vllm import embedded
+from headway.engines.vllm import embedded, recorder, shadow
 from headway.engines.vllm.channel import private_channel
 from headway.engines.vllm.edge import SLO_FILE_VARIABLE
 from headway.errors import UserError
@@ -61,6 +61,9 @@ class ServeOptions:
         vllm_args: All other arguments, for vLLM's parser.
         swap_gib: Host memory of each worker for the KV of preempted requests, or ``None``.
         page: Whether to show the page at ``/headway`` and Headway's own metrics.
+        record: Folder for a recording of events and plans, or ``None``.
+        shadow: Preset to compare the policy with, in simulations of live traffic, or ``None``;
+            its metrics bring the page with them.
     """
 
     model: str
@@ -70,6 +73,8 @@ class ServeOptions:
     vllm_args: Sequence[str]
     swap_gib: float | None = None
     page: bool = False
+    record: Path | None = None
+    shadow: str | None = None
 
     @property
     def is_stock(self) -> bool:
@@ -82,6 +87,7 @@ class ServeOptions:
             "policy": self.policy,
             "overload": self.overload,
             "slo_file": str(self.slo_file.absolute()) if self.slo_file else None,
+            "record": str(self.record.absolute()) if self.record else None,
         }
         return {key: value for key, value in given.items() if value is not None}
 
@@ -110,10 +116,14 @@ def check(options: ServeOptions) -> None:
         allowed = ", ".join((*registry.names(), STOCK))
         raise UserError(f"--policy {options.policy!r} is not known; the policies are: {allowed}.")
     if options.is_stock:
-        if options.overload or options.slo_file or options.swap_gib:
-            ignored = "headway: --policy stock ignores --overload, --slo and --swap-gib."
-            print(ignored, file=sys.stderr)
+        ours = (options.overload, options.slo_file, options.swap_gib, options.record)
+        if any(ours) or options.shadow:
+            named = "--overload, --slo, --swap-gib, --record and --shadow"
+            print(f"headway: --policy stock ignores {named}.", file=sys.stderr)
     else:
+        if options.shadow is not None and options.shadow not in registry.names():
+            allowed = ", ".join(registry.names())
+            raise UserError(f"--shadow {options.shadow!r} is not known; it can be: {allowed}.")
         Settings.parse(options.settings()).book()
     gib = options.swap_gib
     if gib is not None and not (math.isfinite(gib) and gib > 0):
@@ -181,15 +191,20 @@ def _plug_in(args: argparse.Namespace, options: ServeOptions) -> None:
             "use --policy stock with it, or drop it."
         )
     args.additional_config = merged_config(args.additional_config, options.settings())
+    if options.shadow is not None:
+        shadow.see_to_recording(args.additional_config["headway"])
     settings = Settings.parse(args.additional_config["headway"])
     settings.book()
+    recorder.check_writable(settings)  # Here it is a sentence; in the engine, a traceback.
     os.environ.pop(SLO_FILE_VARIABLE, None)  # the edge shall read what the scheduler reads
     if settings.slo_file:
         os.environ[SLO_FILE_VARIABLE] = settings.slo_file
     args.middleware = [*args.middleware, EDGE]
-    if options.page:
+    if options.page or options.shadow is not None:
         private_channel()
         args.middleware.append(LIVE_VIEW)
+    if options.shadow is not None:
+        shadow.start(settings, options.shadow)
     if options.swap_gib is not None:
         _plug_in_swap(args, options.swap_gib)
     args.scheduler_cls = ASYNC_SCHEDULER if _schedules_ahead(args) else SYNC_SCHEDULER

@@ -82,6 +82,9 @@ class Watched:
         snapshot["engine"] = self._engine
         snapshot["unix_s"] = time.time()
         snapshot["counts"]["dropped"] = dict(self._sender.dropped)
+        recorded = getattr(self._inner, "recorded", None)
+        if recorded is not None:
+            snapshot["counts"]["recorded"] = dict(recorded)
         self._sender.send(snapshot)
 
     def __getattr__(self, name: str) -> Any:
