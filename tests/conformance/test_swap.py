@@ -478,7 +478,7 @@ def test_a_size_that_is_none_is_told(gib: float) -> None:
 def test_stock_ignores_it(capsys: pytest.CaptureFixture[str]) -> None:
     """Plain vLLM has no swap; that is said, not refused."""
     serve.check(serve_options(policy="stock", swap_gib=1.0))
-    assert "ignores --overload, --slo and --swap-gib" in capsys.readouterr().err
+    assert "ignores --overload, --slo, --swap-gib, --record and --shadow" in capsys.readouterr().err
 
 
 def arguments(**given: Any) -> Any:

@@ -44,9 +44,14 @@ class BestEffortFirst(Preemptor):
         return ctx.now_s - request.arrived_at_s < OVERDUE_SHARE * ctx.max_wait_s
 
     def for_claim(self, ctx: PlanContext, claim: Request) -> Iterator[Request]:
-        """Yield best-effort requests, the youngest first; for the overdue, claims after them."""
+        """Yield best-effort requests, the youngest first; for the overdue, claims after them.
+
+        The overdue never drive each other out: all would compute their prompts, and none end.
+        """
         if ctx.is_overdue(claim):
-            yield from self.for_running(ctx)
+            yield from (
+                r for r in self.for_running(ctx) if self._is_dispensable(ctx, r) or r.has_claim
+            )
             return
         if ctx.live.num_unclaimed_decodes == 0 and not ctx.live.prefilling:
             return

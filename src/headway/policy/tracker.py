@@ -269,9 +269,13 @@ class Tracker:
             self._idle = True
 
     def _count_served(self, request: Request, at_s: float) -> None:
-        """Track the best rate at which work was done lately, in its own estimate."""
+        """Track the best rate at which work was done lately, as it is estimated now.
+
+        What was estimated when it came would be the guess of a model that knew less.
+        """
         ended = self.ended
-        ended.append((at_s, request.work_s, request.is_leftover))
+        request.predicted_output_tokens = request.num_output_tokens
+        ended.append((at_s, self._work_s(request), request.is_leftover))
         if len(ended) == ended.maxlen and at_s > ended[0][0]:
             rate = sum(work_s for _, work_s, _ in ended) / (at_s - ended[0][0])
             self.work_per_s = max(rate, 0.999 * self.work_per_s)
