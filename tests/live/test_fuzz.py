@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -182,9 +182,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(folder: Path) -> Iterator[LiveServer]:
+def server(folder: Path, teach: Callable[..., None]) -> Iterator[LiveServer]:
     args = ["smollm2", "--page", "--overload", "refuse", "--slo", str(folder / "slo.toml")]
     with LiveServer(args, folder / "server.log", ready_within_s=900) as running:
+        teach(running.url)
         yield running
 
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 import random
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +59,11 @@ def slo_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(slo_file: Path) -> Iterator[LiveServer]:
+def server(slo_file: Path, teach: Callable[..., None]) -> Iterator[LiveServer]:
     args = ["smollm2", "--overload", "refuse", "--slo", str(slo_file)]
     args += ["--served-model-name", "smollm2", "hasty-model", "--api-key", KEY, HASTY_KEY]
     with LiveServer(args, slo_file.with_name("log"), ready_within_s=900) as running:
+        teach(running.url, KEY)
         yield running
 
 

@@ -7,7 +7,7 @@ import re
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,15 @@ STREAMED = pytest.mark.parametrize("stream", [False, True], ids=["whole", "strea
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+def server(
+    tmp_path_factory: pytest.TempPathFactory, teach: Callable[..., None]
+) -> Iterator[LiveServer]:
     """One server for the whole file: it refuses what it cannot keep, and knows one class."""
     folder: Path = tmp_path_factory.mktemp("serve")
     (folder / "slo.toml").write_text("[classes.chat]\nttft_s = 60\ntbt_s = 10\n")
     args = ["smollm2", "--overload", "refuse", "--slo", str(folder / "slo.toml")]
     with LiveServer(args, folder / "server.log") as running:
+        teach(running.url)
         yield running
 
 

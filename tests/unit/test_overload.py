@@ -98,6 +98,20 @@ def test_the_next_free_blocks_are_for_who_returned(returned: bool) -> None:
     assert [chunk.request_id for chunk in plan.chunks] == ([] if returned else ["small"])
 
 
+def test_a_cold_server_refuses_nobody_by_its_first_guess() -> None:
+    """It learns what a prompt takes from the first of its length, and refuses from then on."""
+    core = registry.build("headway", overload="refuse")
+    hopeless = Slo(ttft_s=1e-6)
+    core.observe(arrival(0.0, 800, hopeless, "first"))
+    core.observe(arrival(0.0, 800, hopeless, "second"))
+    plan = core.plan(VIEW, 0.0)
+    assert not plan.refuse
+    core.observe(StepScheduled(0.0, {"first": 800}, {"first": 0}))
+    core.observe(StepDone(0.1, {"first": 1}))
+    core.observe(arrival(0.1, 801, hopeless, "longer"))
+    assert list(told(core, 0.1)) == ["second"]
+
+
 def test_who_is_alone_is_not_refused_for_its_own_work() -> None:
     """On an idle server in demote mode, however slow steps are and however long it may take."""
     core = registry.build("headway")

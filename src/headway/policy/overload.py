@@ -24,11 +24,19 @@ HOPELESS = "Not even an idle server could keep the promise asked for."
 
 
 def refusals(core: Tracker, ctx: PlanContext, chunker: Chunker) -> tuple[Refuse, ...]:
-    """Refuse waiting requests whose promise does not fit, before any token of theirs."""
+    """Refuse waiting requests whose promise does not fit, before any token of theirs.
+
+    Nobody is refused for a prompt longer than all that was computed so far: the guess of a cold
+    server may be wrong, and refusing by it would keep it from learning better.
+    """
     aside = (r for r in core.live.claims if r.request_id in ctx.set_aside)
     lost = (r for r in core.live.others if r.standing is Standing.LOST)
     refused = [
-        r for r in (*aside, *lost) if r.state is State.WAITING and r.request_id not in ctx.gone
+        r
+        for r in (*aside, *lost)
+        if r.state is State.WAITING
+        and r.request_id not in ctx.gone
+        and r.num_prompt_tokens <= core.num_learned_prompt_tokens
     ]
     return _answers(core, ctx, chunker, refused, "The promise asked for cannot be kept now.")
 

@@ -54,6 +54,7 @@ class Tracker:
         self._unchecked: list[Request] = []
         self.ended: deque[tuple[float, float, bool]] = deque(maxlen=32)
         self.work_per_s = 1.0
+        self.num_learned_prompt_tokens = 0
         self.appointments = Appointments()
 
     def observe(self, event: Event) -> None:
@@ -190,6 +191,7 @@ class Tracker:
             step = self._in_flight.popleft()
             duration_s = at_s - (self._last_done_s if step.follows else step.at_s)
             self.latency.observe(step.shape, duration_s)
+            self.num_learned_prompt_tokens += step.shape.num_prefill_tokens
             self.step_s += 0.05 * (duration_s - self.step_s)
             self._longest.add(duration_s)
         requests = self.live.requests
