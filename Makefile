@@ -12,7 +12,7 @@ STAMP := $(VENV)/.headway-setup
 LOCK := requirements/lock.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve bench test test-live lint docs clean
+.PHONY: help setup demo serve bench test test-live test-parallel lint docs clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1 \t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -36,7 +36,10 @@ test: setup ## Run everything but the long live tests.
 	$(BIN)/python -m pytest -m "not live" -n 2 $(ARGS)
 
 test-live: setup ## Run the live tests: a real server, real clients.
-	$(BIN)/python -m pytest -m live $(ARGS)
+	$(BIN)/python -m pytest -m "live and not parallel" $(ARGS)
+
+test-parallel: setup ## Run the tests of several engines: data and tensor parallel.
+	$(BIN)/python -m pytest -m parallel $(ARGS)
 
 lint: setup ## Check style, types and import direction.
 	$(BIN)/ruff check .

@@ -25,7 +25,7 @@ import pytest
 
 from headway.bench.server import LiveServer
 
-pytestmark = pytest.mark.live
+pytestmark = [pytest.mark.live, pytest.mark.parallel]
 
 SCRIPT = Path(__file__).with_name("ranks.py")
 TWO_CORES = {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}
