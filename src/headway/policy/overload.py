@@ -17,7 +17,7 @@ from headway.request import Request, Standing, State
 LATE_SHARE = 0.2
 """Share of the capacity that a lasting overload may spend on promises already lost."""
 
-PLANNED_SHARE = 0.95
+PLANNED_SHARE = 0.8
 """Share of the longest wait that is planned full: the work of a request is an estimate."""
 
 HOPELESS = "Not even an idle server could keep the promise asked for."
