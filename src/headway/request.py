@@ -156,6 +156,11 @@ class Request:
         return self.num_prompt_tokens + self.num_output_tokens
 
     @property
+    def silent_since_s(self) -> float:
+        """When it had its newest token, or came: what a longest wait counts from."""
+        return self.arrived_at_s if self.last_token_at_s is None else self.last_token_at_s
+
+    @property
     def has_claim(self) -> bool:
         """Whether its promise is alive and worth planning for."""
         return self.standing is Standing.PROMISED

@@ -15,6 +15,7 @@ from headway.policy.context import PlanContext
 from headway.policy.kv.ledger import KvLedger
 from headway.policy.live import LiveRequests
 from headway.policy.preempt import BestEffortFirst, Youngest
+from headway.policy.prioritize import ByDeadline
 from headway.policy.view import EngineView
 from headway.request import Request, State
 from headway.slo import NO_PROMISE, Slo
@@ -221,3 +222,16 @@ def test_a_blocked_overdue_request_does_not_stop_prompts_in_progress() -> None:
     scene.ctx.num_spare_blocks = 15
     filled = scene.fill([late, going, newcomer], curve=True, polite=True)
     assert chunks_of(filled) == [("going", 40, False)]
+
+
+def test_of_the_overdue_the_longest_silent_goes_first() -> None:
+    """A stream that stands still came early but had a token since; all go before promises."""
+    scene = Scene()
+    scene.ctx.max_wait_s = 10.0
+    stream = scene.waiting("stream", 50, NO_PROMISE, at_s=10.0)
+    stream.last_token_at_s, stream.num_preemptions = 91.0, 1
+    scene.waiting("claim", 50, CHAT)
+    scene.waiting("silent", 50, NO_PROMISE, at_s=20.0)
+    scene.waiting("patient", 50, NO_PROMISE, at_s=93.0)
+    order = [request.request_id for request in ByDeadline().candidates(scene.ctx)]
+    assert order == ["silent", "stream", "claim", "patient"]

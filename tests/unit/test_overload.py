@@ -130,3 +130,18 @@ def test_who_is_alone_is_not_refused_for_its_own_work() -> None:
         core.observe(Arrived(now_s, name, now_s, 40, 8150, Slo(ttft_s=1e-3, class_name="custom")))
         refused = [one.request_id for one in core.plan(VIEW, now_s).refuse]
         assert refused == ([] if name == "alone" else ["beside it"])
+
+
+@pytest.mark.parametrize(("slo", "refused"), [(Slo(ttft_s=0.5), ["late"]), (Slo(), [])])
+def test_who_still_waits_when_the_longest_wait_ends_is_told(slo: Slo, refused: list[str]) -> None:
+    """Whatever the estimates said; who asked for no promise waits on."""
+    core = registry.build("headway", options={"max_wait_s": 10.0})
+    core.observe(arrival(0.0, 100, Slo(), "busy"))
+    core.observe(StepScheduled(0.0, {"busy": 100}, {"busy": 0}))
+    core.observe(StepDone(0.1, {"busy": 1}))
+    core.observe(arrival(0.1, 100, slo, "late"))
+    full = EngineView(10, 2, 16, 256, 2048)
+    assert core.plan(full, 9.7).refuse == ()
+    answers = core.plan(full, 9.9).refuse
+    assert [one.request_id for one in answers] == refused
+    assert all(one.retry_after_s > 0 for one in answers)

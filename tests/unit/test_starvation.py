@@ -31,7 +31,9 @@ def server(num_blocks: int, book: SloBook | None = None, **options: object) -> S
     return SimRun(engine, truth, registry.build("headway", options=options), book=book)
 
 
-@pytest.mark.parametrize(("name", "seed"), [("mixed", 0), ("retrieval", 0), ("retrieval", 2)])
+@pytest.mark.parametrize(
+    ("name", "seed"), [("mixed", 2), ("mixed", 3), ("retrieval", 0), ("retrieval", 2)]
+)
 def test_nobody_waits_too_long_at_three_times_capacity(name: str, seed: int) -> None:
     """Between any two of its instants a request waits ``max_wait_s`` at most, or is told at once.
 

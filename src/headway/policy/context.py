@@ -103,10 +103,7 @@ class PlanContext:
 
     def is_overdue(self, request: Request) -> bool:
         """Return whether a request waited so long that it goes before every promise."""
-        since_s = request.last_token_at_s
-        if since_s is None:
-            since_s = request.arrived_at_s
-        return self.now_s - since_s >= OVERDUE_SHARE * self.max_wait_s
+        return self.now_s - request.silent_since_s >= OVERDUE_SHARE * self.max_wait_s
 
     def comes_first(self, request: Request) -> bool:
         """Return whether best effort must make room: a live promise, or overdue."""

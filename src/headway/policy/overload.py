@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import islice
+from itertools import takewhile
 
 from headway.policy.admit import prefill_speed
 from headway.policy.appointments import LEAD_S
@@ -17,8 +17,8 @@ from headway.request import Request, Standing, State
 LATE_SHARE = 0.2
 """Share of the capacity that a lasting overload may spend on promises already lost."""
 
-PLANNED_SHARE = 0.8
-"""Share of the longest wait that is planned full: the work of a request is an estimate."""
+ENDING_STEPS = 3
+"""A longest wait this many of the longest steps from its end is over: no token can come in time."""
 
 HOPELESS = "Not even an idle server could keep the promise asked for."
 
@@ -42,34 +42,40 @@ def refusals(core: Tracker, ctx: PlanContext, chunker: Chunker) -> tuple[Refuse,
 
 
 def overflow(core: Tracker, ctx: PlanContext) -> tuple[Refuse, ...]:
-    """Refuse the newest lost requests that could not be served within the longest wait.
+    """Refuse lost requests that could not be served before they are overdue, the newest first.
 
-    Until they are overdue the lost get the capacity no claim wants; then they go first,
-    which may take :data:`LATE_SHARE` of it. Both at the rates the server has shown.
-    Without this bound a lasting overload would leave no promise kept once the first
-    request is overdue. Who asked for no promise is never refused.
+    Until then the lost get the capacity no claim wants; the overdue go first, which may take
+    :data:`LATE_SHARE` of it. Both at the rates the server has shown. Without this bound a
+    lasting overload would leave no promise kept once the first request is overdue. Their work
+    is an estimate; where it was too small, whoever still waits when the longest wait ends is
+    told so then. Who asked for no promise is never refused.
     """
     live, longest_s = core.live, core.parts.max_wait_s
     if longest_s == math.inf or not live.others:
         return ()
+    # On an idle server the oldest waits for nobody, however long it may take.
+    spared = live.others[0] if live.num_running == 0 else None
+
+    def may_go(request: Request) -> bool:
+        is_lost = request.standing is Standing.LOST and request.state is State.WAITING
+        return is_lost and request is not spared and request.request_id not in ctx.gone
+
+    over_s = ctx.now_s + ENDING_STEPS * ctx.max_step_s - longest_s
+    ending = takewhile(lambda r: r.arrived_at_s <= over_s, live.others)
+    refused = {r.request_id: r for r in ending if may_go(r)}
     leftover_share = sum(leftover for _, _, leftover in core.ended) / max(len(core.ended), 1)
     share = min(leftover_share + LATE_SHARE, OVERDUE_SHARE)
-    excess_s = live.others_work_s - PLANNED_SHARE * share * longest_s * core.work_per_s
-    if excess_s <= 0:
-        return ()
-    refused: list[Request] = []
-    # On an idle server the oldest waits for nobody, however long it may take.
-    num_refusable = len(live.others) - (live.num_running == 0)
-    for request in islice(reversed(live.others), num_refusable):
+    before_overdue_s = OVERDUE_SHARE * longest_s
+    excess_s = live.others_work_s - share * before_overdue_s * core.work_per_s
+    excess_s -= sum(request.work_s for request in refused.values())
+    for request in reversed(live.others):
         if excess_s <= 0:
             break
-        if request.request_id in ctx.gone:
-            continue
-        if request.standing is Standing.LOST and request.state is State.WAITING:
+        if may_go(request) and request.request_id not in refused:
             excess_s -= request.work_s
-            refused.append(request)
+            refused[request.request_id] = request
     why = "The server is overloaded beyond its longest wait."
-    return _answers(core, ctx, core.parts.chunker, refused, why)
+    return _answers(core, ctx, core.parts.chunker, list(refused.values()), why)
 
 
 def _answers(

@@ -34,27 +34,30 @@ class ByDeadline(Prioritizer):
 
     Earliest due date first (Jackson 1955) among the claims that fit together; those set
     aside come next, in case there is room after all; then requests without a live promise.
-    Whoever is overdue (:meth:`PlanContext.is_overdue`) goes before all, so nobody starves.
+    Whoever is overdue (:meth:`PlanContext.is_overdue`) goes before all, the longest silent first
+    (a stream that stands still may have come early and fallen silent late), so nobody starves.
     """
 
     def candidates(self, ctx: PlanContext) -> Iterator[Request]:
         """Yield in the order described by the class; prompts in progress win ties."""
+        overdue: list[Request] = []
         rest_in_progress: list[Request] = []
         claims_in_progress: list[Request] = []
         for request in ctx.live.prefilling.values():
             if request.has_claim and request.request_id not in ctx.set_aside:
                 claims_in_progress.append(request)
             elif ctx.is_overdue(request):
-                yield request
+                overdue.append(request)
             else:
                 rest_in_progress.append(request)
-        overdue: set[str] = set()
         for request in ctx.live.others:
             if ctx.is_overdue(request):
-                overdue.add(request.request_id)
-                yield request
+                overdue.append(request)
             elif not request.num_preemptions:
                 break  # Whoever came later has waited less; the preempted may have run since.
+        overdue.sort(key=lambda request: request.silent_since_s)
+        yield from overdue
+        first = {request.request_id for request in overdue}
         claims_in_progress.sort(key=_due)
         aside: list[Request] = []
         for request in merge(claims_in_progress, ctx.live.claims, key=_due):
@@ -64,7 +67,7 @@ class ByDeadline(Prioritizer):
                 yield request
         yield from rest_in_progress
         yield from aside
-        yield from (r for r in ctx.live.others if r.request_id not in overdue)
+        yield from (r for r in ctx.live.others if r.request_id not in first)
 
 
 def _due(request: Request) -> tuple[float, int, int]:

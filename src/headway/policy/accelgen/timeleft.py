@@ -72,10 +72,8 @@ def offline_allowance_s(slo: Slo, request: Request, prompt_steps: float) -> floa
     """
     if slo.jct_s is None:
         return math.inf
-    since_s = request.last_token_at_s
-    since_s = request.arrived_at_s if since_s is None else since_s
     tokens = max(request.predicted_output_tokens - request.num_output_tokens, 1)
-    return (request.arrived_at_s + slo.jct_s - since_s) / (prompt_steps + tokens - 1)
+    return (request.arrived_at_s + slo.jct_s - request.silent_since_s) / (prompt_steps + tokens - 1)
 
 
 def time_left_s(
@@ -90,11 +88,9 @@ def time_left_s(
         left = math.ceil(max(request.remaining_prefill_tokens, 1) / chunk_tokens)
         all_steps = max(math.ceil(request.prefill_target_tokens / chunk_tokens), left)
     allowance_s = offline_allowance_s(slo, request, all_steps)
-    since_s = request.last_token_at_s
-    since_s = request.arrived_at_s if since_s is None else since_s
     left_s = min(
         online_left_s(slo, request, now_s, left * step_s),
-        all_steps * allowance_s - (now_s - since_s) - left * step_s,
+        all_steps * allowance_s - (now_s - request.silent_since_s) - left * step_s,
     )
     promise_s = slo.ttft_s if request.last_token_at_s is None else slo.tbt_s
     return left_s, min(math.inf if promise_s is None else promise_s, allowance_s)
