@@ -12,13 +12,13 @@ Ends in one JSON line.
 
 from __future__ import annotations
 
-import argparse
 import gc
 import statistics
 import time
 from typing import Any
 
-from plan import Timed, cells, loaded, report
+from plan import loaded
+from stepping import Timed, cells, options, report
 
 BOOKS = ("enter", "leave", "forget", "pencil", "rub_out", "peak_with_tokens", "has_reservation_for")
 
@@ -89,12 +89,8 @@ def compare(policy: str, running: int, waiting: int, rounds: int, steps: int) ->
 
 def main() -> None:
     """Run the grid and print one JSON line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = options(__doc__, "256x1000,256x16000,1024x1000", 9, 20)
     parser.add_argument("--policy", default="cacheopt,headway,slack")
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--grid", default="256x1000,256x16000,1024x1000")
-    parser.add_argument("--json", default=None)
     given = parser.parse_args()
     rows = []
     for policy in given.policy.split(","):

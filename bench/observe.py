@@ -15,17 +15,16 @@ Bound:    1.05 for everything on. Ends in one JSON line; exit code 1 when the bo
 
 from __future__ import annotations
 
-import argparse
 import gc
-import json
 import statistics
 import sys
 import tempfile
-import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from stepping import Timed, cells, fill, options, report
 
 from headway.engines.virtual import Call
 from headway.engines.vllm.bare import Engine
@@ -75,45 +74,29 @@ def loaded(running: int, waiting: int, kind: Kind, folder: Path) -> VirtualRun:
     if kind.is_watched:
         run.scheduler.headway = Watched(run.scheduler.headway, Sender(folder / "channel"))
     tight = {"slo_ttft_ms": 60_000, "slo_tbt_ms": STEP_S * 500}
-    for i in range(running):
-        run.add(Call(f"r{i}", 0.0, 64, OUTPUT_TOKENS, tight if i % 2 else {"slo_tbt_ms": 100}))
-    while sum(r.num_output_tokens > 0 for r in run.scheduler.running) < running:
-        run.step()
-    for i in range(waiting):
-        run.add(Call(f"w{i}", run.clock.time_s, 200 + i % 300, 100, {"slo_ttft_ms": 3.6e6}))
-    return run
+    return fill(
+        run,
+        (
+            Call(f"r{i}", 0.0, 64, OUTPUT_TOKENS, tight if i % 2 else {"slo_tbt_ms": 100})
+            for i in range(running)
+        ),
+        (Call(f"w{i}", 0.0, 200 + i % 300, 100, {"slo_ttft_ms": 3.6e6}) for i in range(waiting)),
+    )
 
 
-class Timed:
-    """Charges the scheduler's two calls to a stopwatch."""
+class Read(Timed):
+    """Lets a reader read after every block."""
 
-    def __init__(self, run: VirtualRun, reader: Receiver | None) -> None:
-        self._run, self._reader = run, reader
-        self._spent_s = 0.0
-        for name in ("schedule", "update_from_output"):
-            self._wrap(name)
-
-    def _wrap(self, name: str) -> None:
-        inner = getattr(self._run.scheduler, name)
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            begun_s = time.thread_time()
-            try:
-                return inner(*args, **kwargs)
-            finally:
-                self._spent_s += time.thread_time() - begun_s
-
-        setattr(self._run.scheduler, name, timed)
+    def __init__(self, run: VirtualRun, reader: Receiver) -> None:
+        super().__init__(run)
+        self._reader = reader
 
     def steps(self, count: int) -> float:
         """Run *count* steps; return seconds a step spent in the scheduler."""
-        self._spent_s = 0.0
-        for _ in range(count):
-            self._run.step()
-        if self._reader is not None:
-            for _ in self._reader.receive():
-                pass
-        return self._spent_s / count
+        spent_s = super().steps(count)
+        for _ in self._reader.receive():
+            pass
+        return spent_s
 
 
 def compare(running: int, waiting: int, rounds: int, steps: int) -> dict[str, Any]:
@@ -130,7 +113,8 @@ def compare(running: int, waiting: int, rounds: int, steps: int) -> dict[str, An
             if kind.reader != "none":
                 receiver = Receiver(folder / "channel")
                 at_the_end.callback(receiver.close)
-            contenders[name] = Timed(run, receiver if kind.reader == "reads" else None)
+            is_read = receiver is not None and kind.reader == "reads"
+            contenders[name] = Read(run, receiver) if is_read else Timed(run)
         samples = _rounds(contenders, rounds, steps)
     row: dict[str, Any] = {"running": running, "waiting": waiting}
     row["bare_ms"] = round(_cut(samples["bare"], 0) * 1e3, 4)
@@ -167,21 +151,12 @@ def _rounds(contenders: dict[str, Timed], rounds: int, steps: int) -> dict[str, 
 
 def main() -> None:
     """Run the grid and print one JSON line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--grid", default="32x0,256x0,256x1000")
-    parser.add_argument("--rounds", type=int, default=24)
-    parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--json", default=None)
-    given = parser.parse_args()
+    given = options(__doc__, "32x0,256x0,256x1000", 24).parse_args()
     rows = []
-    for cell in given.grid.split(","):
-        running, waiting = (int(x) for x in cell.split("x"))
+    for running, waiting in cells(given.grid):
         rows.append(compare(running, waiting, given.rounds, given.steps))
         print(rows[-1], flush=True)
-    line = json.dumps({"bench": "observe", "rows": rows})
-    if given.json:
-        Path(given.json).write_text(line + "\n", encoding="utf-8")
-    print(line)
+    report("observe", rows, given.json)
     sys.exit(1 if any(row["everything"]["ratio"] > BOUND for row in rows) else 0)
 
 

@@ -9,12 +9,11 @@ Ends in one JSON line.
 
 from __future__ import annotations
 
-import argparse
 import gc
-import json
 import statistics
-import time
 from typing import Any
+
+from stepping import Timed, cells, fill, options, report
 
 from headway.engines.virtual import Call
 from headway.engines.vllm.bare import Engine
@@ -44,45 +43,13 @@ def loaded(
         max_num_seqs=4 * running if kv_is_short else running,
         headway=None if policy == "stock" else {"policy": policy},
     )
-    run = VirtualRun(engine, truth)
     xargs: dict[str, Any] = {"slo_ttft_ms": 60000, "slo_tbt_ms": 100} if promised else {}
-    for i in range(running):
-        run.add(Call(f"r{i}", 0.0, 64, OUTPUT_TOKENS, xargs))
-    while sum(r.num_output_tokens > 0 for r in run.scheduler.running) < running:
-        run.step()
     queued = {"slo_ttft_ms": 3.6e6, "slo_tbt_ms": 100} if promised else {}
-    for i in range(waiting):
-        run.add(Call(f"w{i}", run.clock.time_s, 200 + i % 300, 100, queued))
-    return run
-
-
-class Timed:
-    """Charges the two calls of the scheduler under test to a stopwatch."""
-
-    def __init__(self, run: VirtualRun) -> None:
-        self.run = run
-        self.spent_s = 0.0
-        for name in ("schedule", "update_from_output"):
-            self._wrap(name)
-
-    def _wrap(self, name: str) -> None:
-        inner = getattr(self.run.scheduler, name)
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            begun = time.thread_time()
-            try:
-                return inner(*args, **kwargs)
-            finally:
-                self.spent_s += time.thread_time() - begun
-
-        setattr(self.run.scheduler, name, timed)
-
-    def steps(self, count: int) -> float:
-        """Run *count* steps; return seconds a step spent in the scheduler."""
-        self.spent_s = 0.0
-        for _ in range(count):
-            self.run.step()
-        return self.spent_s / count
+    return fill(
+        VirtualRun(engine, truth),
+        (Call(f"r{i}", 0.0, 64, OUTPUT_TOKENS, xargs) for i in range(running)),
+        (Call(f"w{i}", 0.0, 200 + i % 300, 100, queued) for i in range(waiting)),
+    )
 
 
 def compare(policy: str, running: int, waiting: int, rounds: int, steps: int) -> dict[str, Any]:
@@ -111,30 +78,10 @@ def compare(policy: str, running: int, waiting: int, rounds: int, steps: int) ->
     }
 
 
-def cells(grid: str) -> list[tuple[int, int]]:
-    """Read ``256x0,256x1000``: requests running and waiting."""
-    return [
-        (int(running), int(waiting)) for running, waiting in (c.split("x") for c in grid.split(","))
-    ]
-
-
-def report(bench: str, rows: list[dict[str, Any]], path: str | None) -> None:
-    """Print the JSON line a benchmark ends in, and write it to *path*."""
-    line = json.dumps({"bench": bench, "rows": rows})
-    if path:
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(line + "\n")
-    print(line)
-
-
 def main() -> None:
     """Run the grid and print one JSON line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = options(__doc__, "256x0,256x1000,1024x0,1024x1000,256x20000,1024x20000", 15, 20)
     parser.add_argument("--policy", default="headway")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--grid", default="256x0,256x1000,1024x0,1024x1000,256x20000,1024x20000")
-    parser.add_argument("--json", default=None)
     given = parser.parse_args()
     rows = []
     for running, waiting in cells(given.grid):

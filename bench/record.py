@@ -15,9 +15,7 @@ Bound:    1.05, and own_share 0.05. Ends in one JSON line.
 
 from __future__ import annotations
 
-import argparse
 import gc
-import json
 import statistics
 import tempfile
 import time
@@ -25,10 +23,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from stepping import Timed, cells, clocked, fill, options, report
+
 from headway.engines.virtual import Call
 from headway.engines.vllm.bare import Engine
 from headway.engines.vllm.harness import VirtualRun
-from headway.engines.vllm.recorder import LiveRecorder
 
 STEP_S = 0.02
 OUTPUT_TOKENS = 6000
@@ -46,77 +45,64 @@ def loaded(running: int, waiting: int, folder: Path | None) -> VirtualRun:
         max_num_seqs=running,
         headway=settings,
     )
-    run = VirtualRun(engine, lambda shape: STEP_S)
-    for i in range(running):
-        # As long as vLLM's own: "chatcmpl-", a UUID and eight letters.
-        run.add(Call(f"chatcmpl-{i:032x}-{i:08x}", 0.0, 64, OUTPUT_TOKENS, {"slo_tbt_ms": 100}))
-    while sum(r.num_output_tokens > 0 for r in run.scheduler.running) < running:
-        run.step()
-    for i in range(waiting):
-        name = f"chatcmpl-{i:032x}-waiting0"
-        run.add(Call(name, run.clock.time_s, 200 + i % 300, 100, {"slo_ttft_ms": 3.6e6}))
-    return run
+    # Names as long as vLLM's own: "chatcmpl-", a UUID and eight letters.
+    names = (f"chatcmpl-{i:032x}-{i:08x}" for i in range(running + waiting))
+    return fill(
+        VirtualRun(engine, lambda shape: STEP_S),
+        [Call(next(names), 0.0, 64, OUTPUT_TOKENS, {"slo_tbt_ms": 100}) for _ in range(running)],
+        [
+            Call(next(names), 0.0, 200 + i % 300, 100, {"slo_ttft_ms": 3.6e6})
+            for i in range(waiting)
+        ],
+    )
 
 
-class Timed:
-    """Charges the scheduler's two calls to a stopwatch."""
+class Recorded(Timed):
+    """Knows of the scheduler's time what the recorder's own code took, and lets the writer work.
+
+    Attributes:
+        own_s: Seconds a step in the recorder, of each block.
+    """
 
     def __init__(self, run: VirtualRun) -> None:
-        self._run = run
-        self._spent_s = 0.0
+        super().__init__(run)
         self.own_s: list[float] = []
-        self._told_s = self._inner_s = self._clock_s = 0.0
-        self._num_told = 0
-        scheduler = run.scheduler
-        for name in ("schedule", "update_from_output"):
-            self._wrap(scheduler, name, "_spent_s")
-        self._recorder = scheduler.headway
-        if isinstance(self._recorder, LiveRecorder):
-            for name in ("observe", "plan"):
-                self._wrap(self._recorder._inner, name, "_inner_s")
-                self._wrap(self._recorder, name, "_told_s")
-            self._clock_s = self._price_of_the_clock()
-
-    def _wrap(self, owner: Any, name: str, account: str) -> None:
-        inner = getattr(owner, name)
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            begun_s = time.thread_time()
-            try:
-                return inner(*args, **kwargs)
-            finally:
-                took_s = time.thread_time() - begun_s
-                setattr(self, account, getattr(self, account) + took_s)
-                self._num_told += account == "_told_s"
-
-        setattr(owner, name, timed)
-
-    def _price_of_the_clock(self) -> float:
-        """Return what one call seems to take that does nothing but be clocked twice."""
-        nothing = SimpleNamespace(call=lambda: None)
-        self._wrap(nothing, "call", "_inner_s")
-        self._wrap(nothing, "call", "_told_s")
-        prices_s = []
-        for _ in range(20):
-            self._told_s = self._inner_s = 0.0
-            for _ in range(100):
-                nothing.call()
-            prices_s.append((self._told_s - self._inner_s) / 100)
-        return min(prices_s)
+        self._recorder = run.scheduler.headway
+        self._told: list[float] = []
+        self._inner: list[float] = []
+        for name in ("observe", "plan"):
+            clocked(self._recorder._inner, name, self._inner.append)
+            clocked(self._recorder, name, self._told.append)
+        self._clock_s = _price_of_the_clock()
 
     def steps(self, count: int) -> float:
         """Run *count* steps; return seconds a step spent in the scheduler."""
-        self._spent_s = self._told_s = self._inner_s = 0.0
-        self._num_told = 0
-        for _ in range(count):
-            self._run.step()
-        if isinstance(self._recorder, LiveRecorder):
-            own_s = self._told_s - self._inner_s - self._num_told * self._clock_s
-            self.own_s.append(own_s / count)
-            while self._recorder._out._waiting:
-                time.sleep(0.002)
-                self._recorder._out.send()
-        return self._spent_s / count
+        self._told.clear()
+        self._inner.clear()
+        spent_s = super().steps(count)
+        own_s = sum(self._told) - sum(self._inner) - len(self._told) * self._clock_s
+        self.own_s.append(own_s / count)
+        while self._recorder._out._waiting:
+            time.sleep(0.002)
+            self._recorder._out.send()
+        return spent_s
+
+
+def _price_of_the_clock() -> float:
+    """Return what one call seems to take that does nothing but be clocked twice."""
+    nothing = SimpleNamespace(call=lambda: None)
+    inner: list[float] = []
+    told: list[float] = []
+    clocked(nothing, "call", inner.append)
+    clocked(nothing, "call", told.append)
+    prices_s = []
+    for _ in range(20):
+        inner.clear()
+        told.clear()
+        for _ in range(100):
+            nothing.call()
+        prices_s.append((sum(told) - sum(inner)) / 100)
+    return min(prices_s)
 
 
 def compare(running: int, waiting: int, rounds: int, steps: int) -> dict[str, Any]:
@@ -124,7 +110,8 @@ def compare(running: int, waiting: int, rounds: int, steps: int) -> dict[str, An
     with tempfile.TemporaryDirectory() as root:
         folder = Path(root) / "rec"
         runs = {"bare": loaded(running, waiting, None), "on": loaded(running, waiting, folder)}
-        timed = {name: Timed(run) for name, run in runs.items()}
+        recorded = Recorded(runs["on"])
+        timed: dict[str, Timed] = {"bare": Timed(runs["bare"]), "on": recorded}
         for one in timed.values():
             one.steps(WARM_UP_STEPS)
         samples: dict[str, list[float]] = {name: [] for name in timed}
@@ -138,7 +125,7 @@ def compare(running: int, waiting: int, rounds: int, steps: int) -> dict[str, An
         gc.enable()
         recorder = runs["on"].scheduler.headway
         recorder.close()
-    own_s = statistics.quantiles(timed["on"].own_s[1:], n=4)[0]
+    own_s = statistics.quantiles(recorded.own_s[1:], n=4)[0]
     (low, middle), (own_low, own_middle) = (
         statistics.quantiles(samples[name], n=4)[:2] for name in ("bare", "on")
     )
@@ -157,21 +144,12 @@ def compare(running: int, waiting: int, rounds: int, steps: int) -> dict[str, An
 
 def main() -> None:
     """Measure every cell of the grid."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--grid", default="32x0,256x0,256x200")
-    parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--json", default=None)
-    given = parser.parse_args()
+    given = options(__doc__, "32x0,256x0,256x200", 40).parse_args()
     rows = []
-    for cell in given.grid.split(","):
-        running, waiting = (int(x) for x in cell.split("x"))
+    for running, waiting in cells(given.grid):
         rows.append(compare(running, waiting, given.rounds, given.steps))
         print(rows[-1], flush=True)
-    line = json.dumps({"bench": "record", "rows": rows})
-    if given.json:
-        Path(given.json).write_text(line + "\n", encoding="utf-8")
-    print(line)
+    report("record", rows, given.json)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import click
+
+from headway.study.capacity import crossing
 
 OURS = ("headway", "slack")
 """The default policy, and its predecessor: the same with a fixed quantile of the lengths."""
@@ -71,8 +72,8 @@ def _verdict(rows: Sequence[Row]) -> list[str]:
     rival = {x: 100 * (ours[x] - max(row[x] for row in rivals.values())) for x in ours}
     pressed = [lead[load] for load in lead if 0.5 <= stock[load] < 0.9]
     over = [rival[load] for load in rival if load > 1.0]
-    mine = capacity(ours)
-    times = [_times(mine, capacity(kept[name])) for name in reversed(STOCK)]
+    mine = crossing(ours.items())
+    times = [_times(mine, crossing(kept[name].items())) for name in reversed(STOCK)]
     return [
         f"{min(lead.values()):+.1f}",
         f"{sum(pressed) / len(pressed):+.1f}" if pressed else "–",
@@ -98,20 +99,6 @@ def kept_by(rows: Sequence[Row]) -> Kept:
     for row in rows:
         kept.setdefault(row.policy, {})[row.load] = row.attainment
     return kept
-
-
-def capacity(kept: Mapping[float, float], target: float = 0.9) -> float:
-    """Return the load at which *target* is kept, linear between those played.
-
-    0 when the lowest already misses it; the highest when all keep it, a lower bound then.
-    """
-    points = sorted(kept.items())
-    if points[0][1] < target:
-        return 0.0
-    for (load, share), (next_load, next_share) in pairwise(points):
-        if next_share < target:
-            return load + (share - target) / (share - next_share) * (next_load - load)
-    return points[-1][0]
 
 
 def _table(rows: Sequence[Row]) -> list[str]:

@@ -70,6 +70,14 @@ def test_every_fifth_step_is_held_out() -> None:
     assert error.median > 0.05
 
 
+def test_no_step_is_free() -> None:
+    """A stream alone, slower as it grows, fits with nothing but a cost a context token."""
+    alone = [StepShape(0, 0, 1, context, 0) for context in range(100, 160)]
+    cost, _ = calibrate.fit_steps(alone, [1e-4 * shape.sum_context_tokens for shape in alone])
+    assert cost.fixed_s > 0.001
+    assert cost.step_s(alone[0]) == pytest.approx(0.01, rel=0.05)
+
+
 def test_drawn_steps_fit_the_machine() -> None:
     """Steps to fit on are of three kinds, within their bounds, and the same for the same seed."""
     drawn = calibrate.draw_steps(600, 30_000, seed=3)

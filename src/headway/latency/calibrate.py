@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -173,6 +173,10 @@ def fit_estimate(estimate: Estimate, kv_tokens: int) -> tuple[StepCost, FitError
 def fit_steps(shapes: Sequence[StepShape], seconds: Sequence[float]) -> tuple[StepCost, FitError]:
     """Fit a cost to steps that ran, and judge it on every fifth of them, kept apart.
 
+    No step is free: steps without variety (of one request at a time, say) fit as well with
+    nothing but a cost a decode or a context token. Then half of the shortest step is what any
+    step costs, and the fit explains the rest.
+
     Raises:
         UserError: There are too few of them.
     """
@@ -184,6 +188,10 @@ def fit_steps(shapes: Sequence[StepShape], seconds: Sequence[float]) -> tuple[St
     apart = pairs[::HOLD_OUT_EVERY]
     used = [pair for i, pair in enumerate(pairs) if i % HOLD_OUT_EVERY]
     cost = fit([s for s, _ in used], [t for _, t in used])
+    floor_s = min(t for _, t in pairs) / 2.0
+    if cost.fixed_s + cost.per_token_s < 1e-6 * floor_s:  # Nothing but what rounding left.
+        above = fit([s for s, _ in used], [t - floor_s for _, t in used])
+        cost = replace(above, fixed_s=above.fixed_s + floor_s)
     return cost, error_of(cost, [s for s, _ in apart], [t for _, t in apart])
 
 

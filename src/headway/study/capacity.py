@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from scipy import stats
 
@@ -75,3 +76,20 @@ def over_seeds(per_seed_rps: Sequence[float], target: float) -> Capacity:
         half = float(stats.t.ppf(0.975, count - 1)) * math.sqrt(variance / count)
         low, high = max(mean - half, 0.0), mean + half
     return Capacity(target, mean, low, high, tuple(per_seed_rps))
+
+
+def crossing(points: Iterable[tuple[float, float]], target: float = 0.9) -> float:
+    """Return the load at which attainment falls below *target*, linear between those played.
+
+    0 when the lowest load already misses it; the highest when all keep it, a lower bound then.
+
+    Args:
+        points: Load (in any unit) and attainment (0 to 1), in any order.
+    """
+    played = sorted(points)
+    if not played or played[0][1] < target:
+        return 0.0
+    for (load, kept), (next_load, next_kept) in pairwise(played):
+        if next_kept < target:
+            return load + (kept - target) / (kept - next_kept) * (next_load - load)
+    return played[-1][0]

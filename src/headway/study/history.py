@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from headway.engines.sim.engine import GIB
 from headway.errors import UserError
 from headway.latency.calibrate import HOLD_OUT_EVERY, LEAST_STEPS, Listener, fit_steps
-from headway.latency.fit import error_of
-from headway.latency.model import StepShape
-from headway.latency.profile import FitError, Profile, StepCost
+from headway.latency.profile import Profile
 from headway.metrics.record import RequestRecord, RunFacts, summarise
 from headway.policy import registry
 from headway.policy.events import Arrived, Event, Finished, StepDone, StepScheduled
@@ -249,7 +247,7 @@ class History:
         if self._profile is not None:
             return self._profile
         listener = self.steps.listener
-        cost, error = _fitted(listener.shapes, listener.seconds)
+        cost, error = fit_steps(listener.shapes, listener.seconds)
         self._profile = Profile(
             name="as-recorded",
             gpu="as-recorded",
@@ -265,21 +263,3 @@ class History:
             error=error,
         )
         return self._profile
-
-
-def _fitted(shapes: Sequence[StepShape], seconds: Sequence[float]) -> tuple[StepCost, FitError]:
-    """Fit a cost to recorded steps, such that no step is free.
-
-    Traffic without variety (one request at a time, say) fits as well with nothing but a cost a
-    decode or a context token. Then half of the shortest step is what any step costs, and the fit
-    explains the rest.
-    """
-    cost, error = fit_steps(shapes, seconds)
-    if cost.fixed_s + cost.per_token_s > 0:
-        return cost, error
-    pairs = [(shape, step_s) for shape, step_s in zip(shapes, seconds, strict=True) if step_s > 0]
-    floor_s = min(step_s for _, step_s in pairs) / 2.0
-    above, _ = fit_steps([s for s, _ in pairs], [step_s - floor_s for _, step_s in pairs])
-    cost = replace(above, fixed_s=above.fixed_s + floor_s)
-    apart = pairs[::HOLD_OUT_EVERY]  # As fit_steps holds them out.
-    return cost, error_of(cost, [s for s, _ in apart], [step_s for _, step_s in apart])

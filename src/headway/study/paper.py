@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from headway.study import stock
+from headway.study.capacity import crossing
 from headway.study.drawn import Drawn
 from headway.study.spec import STOCK_WAYS, EngineName, Load, Machine, RunSpec
 from headway.study.sweep import Run
@@ -244,22 +244,15 @@ def _gain_at(
 
 
 def capacity_of(grid: Grid, label: str, workload: str, target: float = 0.9) -> float:
-    """Return the highest rate at which mean attainment is *target*, between the rates run.
-
-    Linear between neighbouring rates; 0 when the lowest rate already misses it, and the highest
-    rate run when all keep it (a lower bound, then).
-    """
-    points = sorted(
-        (rate, mean_of(runs, ATTAINMENT) or 0.0)
-        for (name, source, rate), runs in grid.items()
-        if name == label and source == workload
+    """Return the rate in requests per second at which mean attainment falls below *target*."""
+    return crossing(
+        (
+            (rate, mean_of(runs, ATTAINMENT) or 0.0)
+            for (name, source, rate), runs in grid.items()
+            if name == label and source == workload
+        ),
+        target,
     )
-    if not points or points[0][1] < target:
-        return 0.0
-    for (rate, kept), (next_rate, next_kept) in pairwise(points):
-        if next_kept < target:
-            return rate + (kept - target) / (kept - next_kept) * (next_rate - rate)
-    return points[-1][0]
 
 
 def variants(base: Contender, changes: Mapping[str, Mapping[str, Any]]) -> list[Contender]:
