@@ -75,7 +75,7 @@ def test_no_step_is_free() -> None:
     alone = [StepShape(0, 0, 1, context, 0) for context in range(100, 160)]
     cost, _ = calibrate.fit_steps(alone, [1e-4 * shape.sum_context_tokens for shape in alone])
     assert cost.fixed_s > 0.001
-    assert cost.step_s(alone[0]) == pytest.approx(0.01, rel=0.05)
+    assert cost.step_s(alone[0]) == pytest.approx(0.01, rel=0.15)
 
 
 def test_drawn_steps_fit_the_machine() -> None:
