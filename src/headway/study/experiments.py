@@ -154,8 +154,10 @@ _DRAWN_13B = Drawn(reference_rps=0.3, prompt_scale=0.12)
 _ONE_LOAD = Traffic("accelgen-13b", (1.2,), drawn=_DRAWN_13B)
 
 
-def _one_load(name: str, drawn: Drawn) -> Traffic:
-    return replace(_ONE_LOAD, source=name, drawn=drawn)
+def _at_one_load(drawn: Mapping[str, Drawn]) -> Table:
+    """Return the main experiment's machine at one load, with what is drawn by name."""
+    traffic = tuple(replace(_ONE_LOAD, source=name, drawn=how) for name, how in drawn.items())
+    return Table(OPT_13B, _FEW, traffic)
 
 
 ACCELGEN = Experiment(
@@ -192,21 +194,11 @@ ACCELGEN = Experiment(
     ),
     pressed=(_ONE_LOAD,),
     more={
-        "documents": Table(
-            OPT_13B,
-            _FEW,
-            tuple(
-                _one_load(f"documents-{share:.0%}", replace(_DRAWN_13B, document_share=share))
-                for share in (0.15, 0.55)
-            ),
+        "documents": _at_one_load(
+            {f"documents-{x:.0%}": replace(_DRAWN_13B, document_share=x) for x in (0.15, 0.55)}
         ),
-        "slo-scale": Table(
-            OPT_13B,
-            _FEW,
-            tuple(
-                _one_load(f"slo-x{scale:g}", replace(_DRAWN_13B, slo_scale=scale))
-                for scale in (0.5, 2.0)
-            ),
+        "slo-scale": _at_one_load(
+            {f"slo-x{x:g}": replace(_DRAWN_13B, slo_scale=x) for x in (0.5, 2.0)}
         ),
         # Llama-3.1-8B beside 12 GB: 91,552 tokens, so prompts x 0.8.
         "8b": Table(
