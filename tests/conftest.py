@@ -474,7 +474,7 @@ class Lab:
 
     @staticmethod
     def attained(outcome: Any) -> bool:
-        """Whether a client would say that its promise was kept (DESIGN §4)."""
+        """Whether a client would say that its promise was kept."""
         xargs, emitted = outcome.call.xargs, outcome.emitted_at_s
         if not emitted or outcome.finish_reason not in ("stop", "length"):
             return False

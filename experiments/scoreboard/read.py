@@ -17,9 +17,8 @@ from headway.study.capacity import crossing
 OURS = ("headway", "slack")
 """The default policy, and its predecessor: the same with a fixed quantile of the lengths."""
 
-HINDSIGHT = "stock-hindsight"
 MARKS = ("<!-- scoreboard -->", "<!-- /scoreboard -->")
-STOCK = ("stock", "stock-static", HINDSIGHT)
+STOCK = ("stock", "stock-static", "stock-hindsight")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +65,15 @@ def _verdicts(rows: Sequence[Row], played: Sequence[tuple[str, str]]) -> list[st
 
 def _verdict(rows: Sequence[Row]) -> list[str]:
     kept = kept_by(whole(rows))
-    ours, stock = kept[OURS[0]], kept[HINDSIGHT]
+    ours, stock = kept[OURS[0]], best_of_stock(kept)
     rivals = {name: row for name, row in kept.items() if name not in (*OURS, *STOCK)}
     lead = {load: 100 * (ours[load] - stock[load]) for load in ours}
     rival = {x: 100 * (ours[x] - max(row[x] for row in rivals.values())) for x in ours}
     pressed = [lead[load] for load in lead if 0.5 <= stock[load] < 0.9]
     over = [rival[load] for load in rival if load > 1.0]
     mine = crossing(ours.items())
-    times = [_times(mine, crossing(kept[name].items())) for name in reversed(STOCK)]
+    stocks = (stock, kept["stock-static"], kept["stock"])
+    times = [_times(mine, crossing(theirs.items())) for theirs in stocks]
     return [
         f"{min(lead.values()):+.1f}",
         f"{sum(pressed) / len(pressed):+.1f}" if pressed else "–",
@@ -99,6 +99,14 @@ def kept_by(rows: Sequence[Row]) -> Kept:
     for row in rows:
         kept.setdefault(row.policy, {})[row.load] = row.attainment
     return kept
+
+
+def best_of_stock(kept: Kept) -> dict[float, float]:
+    """Return stock's attainment by load, at each that of its best rows.
+
+    Settings chosen in hindsight of the tuning seeds may be beaten on all seeds by another row.
+    """
+    return {load: max(kept[name][load] for name in STOCK) for load in kept["stock"]}
 
 
 def _table(rows: Sequence[Row]) -> list[str]:
@@ -139,11 +147,13 @@ def readme_table(rows: Sequence[Row], load: float = 2.0) -> str:
     ]
     for ground in dict.fromkeys(row.ground for row in rows if row.overload == "demote"):
         here = [row for row in rows if (row.ground, row.overload) == (ground, "demote")]
-        kept = {name: by_load[load] for name, by_load in kept_by(whole(here)).items()}
+        by_load = kept_by(whole(here))
+        stock = best_of_stock(by_load)[load]
+        kept = {name: shares[load] for name, shares in by_load.items()}
         rivals = {name: share for name, share in kept.items() if name not in (*OURS, *STOCK)}
         best = max(rivals, key=lambda name: rivals[name])
         lines.append(
-            f"| {ground} | {kept['stock']:.0%} | {kept[HINDSIGHT]:.0%}"
+            f"| {ground} | {kept['stock']:.0%} | {stock:.0%}"
             f" | {rivals[best]:.0%} ({best}) | **{kept[OURS[0]]:.0%}** |"
         )
     return "\n".join(lines)

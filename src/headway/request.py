@@ -8,7 +8,7 @@ from headway.errors import InvariantError
 from headway.slo import Slo
 
 TBT_GAPS_KEPT = 0.99
-"""A gap promise is kept when at least this share of the gaps keeps it (DESIGN §4)."""
+"""A gap promise is kept when at least this share of the gaps keeps it."""
 
 STORY_LINES = 24
 """Lines kept of a request's story; the oldest but the first are dropped beyond it."""

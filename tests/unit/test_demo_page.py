@@ -97,7 +97,7 @@ def test_promises_in_words() -> None:
 
 
 def test_the_summary_has_three_runs(tmp_path: Path) -> None:
-    """summary.json is stock, stock_best and headway, each a run of DESIGN §9."""
+    """summary.json is stock, stock_best and headway, each the summary of a run."""
     _write(entries(), tmp_path)
     summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
     assert list(summary) == ["stock", "stock_best", "headway"]

@@ -10,6 +10,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from asgi import exchange
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -80,23 +81,12 @@ class Server:
     ) -> tuple[int, dict[bytes, bytes], bytes]:
         data = body if isinstance(body, bytes) else json.dumps(body or {}).encode()
         scope = {
-            "type": "http",
             "method": "POST",
             "path": path,
             "headers": list(headers),
             "app": SimpleNamespace(state=SimpleNamespace(engine_client=self.client)),
         }
-        sent: list[Any] = []
-
-        async def receive() -> Any:
-            return {"type": "http.request", "body": data, "more_body": False}
-
-        async def send(message: Any) -> None:
-            sent.append(message)
-
-        await self.edge(scope, receive, send)
-        assert [m["type"] for m in sent] == ["http.response.start", "http.response.body"]
-        return sent[0]["status"], dict(sent[0]["headers"]), sent[1]["body"]
+        return await exchange(self.edge, scope, data)
 
     async def promised(self, body: Any = None, headers: Any = ()) -> Slo:
         """Post, and return what the scheduler takes for the promise."""

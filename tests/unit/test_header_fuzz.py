@@ -18,6 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from asgi import exchange
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -100,23 +101,13 @@ class Chain:
     ) -> tuple[int, bytes]:
         """Return status and body of one exchange; an exception of the chain is the test's."""
         scope = {
-            "type": "http",
             "method": method,
             "path": path,
             "query_string": query,
             "headers": [(b"host", b"localhost"), *headers],
         }
-        sent: list[Any] = []
-
-        async def receive() -> Any:
-            return {"type": "http.request", "body": body, "more_body": False}
-
-        async def send(message: Any) -> None:
-            sent.append(message)
-
-        await self.app(scope, receive, send)
-        assert [m["type"] for m in sent[:1]] == ["http.response.start"]
-        return sent[0]["status"], b"".join(m.get("body", b"") for m in sent[1:])
+        status, _, text = await exchange(self.app, scope, body)
+        return status, text
 
     async def judged(
         self, headers: list[tuple[bytes, bytes]], body: bytes, path: str

@@ -36,7 +36,7 @@ LAYERS = [
     ["slo_rules"],
     ["units", "errors"],
 ]
-"""DESIGN §2, the top imports from below only."""
+"""The packages: the top imports from below only."""
 
 
 def files() -> list[Path]:

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from asgi import exchange
 from click.testing import CliRunner
 from rich.console import Console
 
@@ -161,22 +162,15 @@ class Server:
     async def get(
         self, path: str, query: str = "", method: str = "GET", **headers: str
     ) -> tuple[int, dict[str, str], bytes]:
-        sent: list[dict[str, Any]] = []
-
-        async def send(message: Any) -> None:
-            sent.append(message)
-
         scope = {
-            "type": "http",
             "method": method,
             "path": path,
             "query_string": query.encode(),
             "headers": [(k.replace("_", "-").encode(), v.encode()) for k, v in headers.items()],
             "app": self.state,
         }
-        await self.view(scope, None, send)  # type: ignore[arg-type]
-        start = {k.decode(): v.decode() for k, v in sent[0]["headers"]}
-        return sent[0]["status"], start, b"".join(m.get("body", b"") for m in sent[1:])
+        status, start, body = await exchange(self.view, scope)
+        return status, {k.decode(): v.decode() for k, v in start.items()}, body
 
 
 @pytest.fixture

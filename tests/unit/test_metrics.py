@@ -1,4 +1,4 @@
-"""The metrics of DESIGN §4 on small cases worked out by hand."""
+"""The metrics on small cases worked out by hand."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_refused_failed_and_lost_requests_count_as_offered() -> None:
 
 
 def test_summary_has_the_fields_of_a_run_and_its_classes() -> None:
-    """A run names every field of DESIGN §9; a class has the same figures."""
+    """A run names every field of the format; a class has the same figures."""
     records = [
         record("a", emitted_at_s=(0.5, 0.6)),
         record("b", slo=BATCH, arrived_at_s=1.0, emitted_at_s=(2.0, 4.0)),

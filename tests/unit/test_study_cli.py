@@ -17,7 +17,7 @@ FIELDS = {
     "tbt_attainment", "goodput_rps", "output_tokens_per_s", "duration_s", "ttft_s", "tbt_s",
     "preemptions", "plan_time_us", "lost", "per_class",
 }  # fmt: skip
-"""Of one run, as DESIGN §9 names them."""
+"""The fields of one run's summary."""
 
 
 def run(*args: str) -> int:

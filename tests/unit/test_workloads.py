@@ -22,7 +22,7 @@ def write(path: Path, *rows: object) -> Path:
 
 
 def test_the_row_of_the_design_is_read(tmp_path: Path) -> None:
-    """DESIGN §8's example is understood, nulls included."""
+    """The format's example is understood, nulls included."""
     row = {
         **GOOD, "slo_class": "chat", "ttft_slo_s": 1.0, "tbt_slo_s": 0.1, "jct_slo_s": None,
         "weight": 1.0, "prefix_id": None, "prefix_tokens": 0,

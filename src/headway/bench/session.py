@@ -38,7 +38,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One run: DESIGN §9's summary (with ``client_lag_s`` added), and what it was made from."""
+    """One run: the summary of any run (with ``client_lag_s`` added), and what it was made from."""
 
     run: dict[str, Any]
     records: list[RequestRecord]

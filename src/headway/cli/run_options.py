@@ -1,4 +1,4 @@
-"""The options every virtual run has (DESIGN §9), and the specs they stand for."""
+"""The options every virtual run has, and the specs they stand for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every figure Headway reports, defined once (DESIGN §4).
+"""Every figure Headway reports, defined once.
 
 Arrival ``a`` and emission times ``e_1 … e_n`` are seconds on one clock, as the client sees them.
 """

@@ -1,7 +1,7 @@
 """A kept run: one virtual run with every step and every request, as ``simulate --keep`` writes it.
 
-One gzipped JSON object: ``spec`` (what was asked for), ``run`` (DESIGN §9), ``timeline`` (one list
-a column, one entry a step) and ``requests``. Instants are seconds on the run's clock.
+One gzipped JSON object: ``spec`` (what was asked for), ``run`` (its summary), ``timeline`` (one
+list a column, one entry a step) and ``requests``. Instants are seconds on the run's clock.
 """
 
 from __future__ import annotations

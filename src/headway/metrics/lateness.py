@@ -1,8 +1,8 @@
 """Where lateness came from: the seconds of a broken promise, split by cause.
 
 **What is late.** Each broken promise of a request has late spans: arrival to first token when it
-exceeds ``ttft_s``; each gap above ``tbt_s`` when the gap promise as a whole is broken (DESIGN §4:
-fewer than 99 % of the gaps kept); arrival to last token when it exceeds ``jct_s``. A span is late
+exceeds ``ttft_s``; each gap above ``tbt_s`` when the gap promise as a whole is broken (fewer
+than 99 % of the gaps kept); arrival to last token when it exceeds ``jct_s``. A span is late
 by its length less the promise. Promises are counted one by one: a slow first token can also be
 part of a late job, and is then in both.
 

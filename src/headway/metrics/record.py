@@ -1,4 +1,4 @@
-"""What happened to each request of a run, and the summary of a run (DESIGN §9)."""
+"""What happened to each request of a run, and the summary of a run."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def duration_of(records: Sequence[RequestRecord]) -> float:
 
 
 def summarise(records: Sequence[RequestRecord], facts: RunFacts) -> dict[str, Any]:
-    """Return one run as DESIGN §9 names its fields, per class too.
+    """Return the summary of one run, per class too.
 
     ``lost`` counts offered requests that have no record at all: the engine forgot them.
     """

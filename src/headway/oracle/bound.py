@@ -126,7 +126,7 @@ def bound(
     scale: float = 1.0,
     longest_gap_s: float = math.inf,
 ) -> float:
-    """Return a share of the requests that no scheduler can exceed (DESIGN §4's attainment).
+    """Return a share of the requests that no scheduler can exceed (of attainment).
 
     Holds for one server without noise in its step times and without prefix caching; for steps
     in which everything costs what *cost* says; for speculative decoding it does not.

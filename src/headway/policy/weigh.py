@@ -3,7 +3,7 @@
 Admitting one request too many costs preemptions: the victims' promises, where they cannot spare a
 late gap, and the prefill that is done twice. Making a request wait costs its own promise, the more
 surely the longer room is away and the less slack it has. Both are counted in promises, from what
-the core knows anyway; whoever is cheaper wins (DESIGN §5, C1).
+the core knows anyway; whoever is cheaper wins.
 """
 
 from __future__ import annotations

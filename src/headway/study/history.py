@@ -196,7 +196,7 @@ class History:
     # -- answers ----------------------------------------------------------------------------
 
     def as_it_happened(self) -> dict[str, Any]:
-        """Return the summary of what was recorded, as of any other run (DESIGN §9).
+        """Return the summary of what was recorded, as of any other run.
 
         Requests without a known end are not in it.
         """

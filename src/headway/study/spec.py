@@ -14,7 +14,7 @@ STOCK = "stock"
 """vLLM's own code with the defaults of the GPU."""
 
 STOCK_WAYS = (STOCK, "stock-static", "stock-hindsight")
-"""The three honest baselines (DESIGN §7): as shipped, best overall, best for each load."""
+"""The three honest baselines: as shipped, best overall, best for each load."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Stock vLLM at its best: its own settings, swept by its own code (DESIGN §7).
+"""Stock vLLM at its best: its own settings, swept by its own code.
 
 Three baselines: the defaults of the GPU, the one setting that is best over all loads, and the
 best setting for each load in hindsight. The sweep goes in two rounds, so that it ends: the step

@@ -184,7 +184,7 @@ def _summary_runs(document: Any, path: Path) -> list[Any]:
 
 
 def _check(run: Any, path: Path) -> None:
-    """Refuse a run whose fields have another type than DESIGN §9 says."""
+    """Refuse a run whose fields have another type than a summary has."""
     if not isinstance(run, Mapping) or not isinstance(run.get("policy"), str):
         raise UserError(f"{path}: a run must be an object with the name of its policy.")
     for name in NUMBERS:

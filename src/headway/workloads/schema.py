@@ -1,4 +1,4 @@
-"""The workload format: one request a line, JSON, seconds and tokens (DESIGN §8)."""
+"""The workload format: one request a line, JSON, seconds and tokens."""
 
 from __future__ import annotations
 
