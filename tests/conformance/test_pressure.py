@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from headway.policy import registry
+from headway.study.run import execute
+from headway.study.spec import Load, Machine, RunSpec
+from headway.workloads.schema import WorkloadRequest, write_jsonl
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
@@ -142,3 +146,19 @@ def test_two_thousand_arrivals_at_once(lab: Any, policy: str) -> None:
     run.scheduler.headway.validate()
     lab.all_served(outcomes)
     lab.is_clean(run)
+
+
+@pytest.mark.parametrize(
+    ("engine", "policy"), [("vllm", "stock"), ("vllm", "headway"), ("sim", "headway")]
+)
+def test_what_the_whole_cache_cannot_hold(tmp_path: Path, engine: str, policy: str) -> None:
+    """A workload with such requests ends on either engine: nobody waits for what is not there."""
+    path = tmp_path / "load.jsonl"
+    sizes = [(4_000, 5), (5_000, 5), (3_000, 5_000), (50, 20)]
+    write_jsonl(path, [WorkloadRequest(f"r{i}", 0.1 * i, *size) for i, size in enumerate(sizes)])
+    machine = Machine("llama-3.1-8b@h100", kv_tokens=4_000)
+    records = execute(RunSpec(policy, engine, Load(str(path)), machine)).records
+    records.sort(key=lambda record: record.arrived_at_s)
+    assert [record.outcome for record in records] == ["failed", "failed", "finished", "finished"]
+    assert 1_000 <= len(records[2].emitted_at_s) <= 1_001
+    assert len(records[3].emitted_at_s) == 20

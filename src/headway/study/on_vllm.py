@@ -47,6 +47,8 @@ def serve(
         num_blocks=max(capacity_tokens // machine.block_size, 1) + 1,
         block_size=machine.block_size,
         max_num_batched_tokens=knobs.max_num_batched_tokens or profile.max_num_batched_tokens,
+        # vLLM does not start with more than its cache holds: a longer request would wait for ever.
+        max_model_len=max(capacity_tokens // machine.block_size, 1) * machine.block_size,
         max_num_seqs=min(
             machine.max_num_seqs or profile.max_num_seqs,
             knobs.max_num_batched_tokens or profile.max_num_batched_tokens,

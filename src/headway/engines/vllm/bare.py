@@ -42,7 +42,6 @@ MODEL = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
-    "max_position_embeddings": 131072,
     "vocab_size": 512,
     "torch_dtype": "float32",
     "eos_token_id": 2,
@@ -59,6 +58,7 @@ class Engine:
     max_num_batched_tokens: int = 2048
     max_num_seqs: int = 256
     max_model_len: int = 131072
+    """Longest prompt and output together; vLLM's API server refuses longer prompts."""
     scheduling_policy: str = "fcfs"
     asynchronous: bool = False
     prefix_caching: bool = False
@@ -83,7 +83,8 @@ class Engine:
 def build(engine: Engine, folder: Path) -> Any:
     """Return a scheduler object of vLLM (or ours) for *engine*; *folder* gets a config.json."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(MODEL), encoding="utf-8")
+    shapes = {**MODEL, "max_position_embeddings": engine.max_model_len}
+    (folder / "config.json").write_text(json.dumps(shapes), encoding="utf-8")
     model = ModelConfig(
         model=str(folder),
         skip_tokenizer_init=True,

@@ -88,13 +88,12 @@ class VirtualRun:
         return compat.total_blocks(self.scheduler) * self.engine.block_size
 
     def add(self, call: Call) -> None:
-        """Hand a request to the scheduler at the current instant, or refuse it at vLLM's cap."""
+        """Hand a request to the scheduler at the current instant, if vLLM's server would."""
         outcome = self.outcomes[call.request_id] = Outcome(call)
         outcome.phases.append((call.arrived_at_s, "queued"))
-        cap = self.engine.max_num_queued_tokens
-        if cap is not None and sum(self._prefilling.values()) >= cap:
-            outcome.finish_reason = "abort"
-            outcome.stop_reason = wire.refused(0.0, "vLLM's cap on queued tokens is reached.")
+        turned_away = self._at_the_door(call)
+        if turned_away is not None:
+            outcome.finish_reason, outcome.stop_reason = "abort", turned_away
             outcome.ended_at_s = self.clock.time_s
             return
         self._prefilling[call.request_id] = call.num_prompt_tokens
@@ -114,6 +113,17 @@ class VirtualRun:
             block_hasher=self._hasher if self.engine.prefix_caching else None,
         )
         self.scheduler.add_request(request)
+
+    def _at_the_door(self, call: Call) -> str | None:
+        """Return what vLLM's API server answers to a request it does not pass on."""
+        longest, cap = self.engine.max_model_len, self.engine.max_num_queued_tokens
+        if call.num_prompt_tokens >= longest:
+            return wire.invalid(
+                f"The prompt has {call.num_prompt_tokens} tokens; the longest has {longest - 1}."
+            )
+        if cap is not None and sum(self._prefilling.values()) >= cap:
+            return wire.refused(0.0, "vLLM's cap on queued tokens is reached.")
+        return None
 
     def abort(self, request_id: str) -> None:
         """Hang up, as a client would."""
