@@ -107,6 +107,20 @@ def test_the_papers_contenders_exist(experiment: Experiment) -> None:
                 registry.build(c.policy, options=c.options)
 
 
+@pytest.mark.parametrize("policy", registry.names())
+def test_who_knows_no_promise_serves_alike_in_both_modes(policy: str) -> None:
+    """Its runs of demote mode stand for those of refuse mode; others do refuse somebody."""
+    load = Load("mixed", 60.0, 50, 3)
+    spec = RunSpec(policy, "sim", load, Machine("llama-3.1-8b@h100", kv_tokens=20_000))
+    demote, refuse = (execute(replace(spec, overload=mode)).run for mode in ("demote", "refuse"))
+    if Contender(policy, policy).can_refuse:
+        assert refuse["outcomes"]["refused"] > 0
+    else:
+        for run in (demote, refuse):
+            del run["plan_time_us"], run["overload"]
+        assert demote == refuse
+
+
 def test_components_left_out_leave_the_others() -> None:
     """Every subset of CacheOPT's components is a policy."""
     for components in ("", "C1", "C2,C4", "C1,C2,C3,C4,C5,B"):

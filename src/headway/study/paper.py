@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from headway.policy import registry
 from headway.study import stock
 from headway.study.capacity import crossing
 from headway.study.drawn import Drawn
@@ -34,6 +35,13 @@ class Contender:
     def engine(self) -> EngineName:
         """VLLM's own code where it is the rival; the simulator schedules the same otherwise."""
         return "vllm" if self.policy in STOCK_WAYS else "sim"
+
+    @property
+    def can_refuse(self) -> bool:
+        """Whether refuse mode can differ: without a cap, who knows no promise refuses nobody."""
+        if self.policy in registry.names():
+            return registry.build(self.policy, options=self.options).parts.heeds_promises
+        return self.policy not in STOCK_WAYS
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +160,7 @@ def run_grid(
                 c.engine,
                 load,
                 machine,
-                overload,
+                overload if c.can_refuse else "demote",
                 options=c.options,
                 length_error=c.length_error,
             )
@@ -173,7 +181,7 @@ def run_grid(
             base = RunSpec("stock", "vllm", load, machine, overload)
             tried = stock.sweep(base, list(one.rates_rps), tuning_seeds or seeds, run)
             chosen = {
-                (c, rate, seed): replace(base, knobs=tried.chosen(c.policy)[rate]).at(rate, seed)
+                (c, rate, seed): stock.with_knobs(base, tried.chosen(c.policy)[rate]).at(rate, seed)
                 for c in tuned
                 for rate in one.rates_rps
                 for seed in seeds

@@ -84,6 +84,15 @@ def sweep(
     return Sweep(tried)
 
 
+def with_knobs(base: RunSpec, knobs: Knobs) -> RunSpec:
+    """Return *base* on stock vLLM with these settings.
+
+    Without a cap it refuses nobody: the runs of demote mode serve refuse mode too.
+    """
+    overload = base.overload if knobs.max_num_queued_tokens else "demote"
+    return replace(base, policy="stock", knobs=knobs, overload=overload)
+
+
 def _has_classes(base: RunSpec, rate_rps: float | None) -> bool:
     """Return whether the load has several classes; with one, priority is first come."""
     requests = requests_of(base.at(rate_rps).load)
@@ -97,14 +106,8 @@ def _try(
     seeds: Sequence[int],
     run: RunMany,
 ) -> dict[Knobs, dict[float | None, list[Run]]]:
-    # Without a cap stock vLLM refuses nobody: the runs of demote mode serve refuse mode too.
     specs = {
-        (knobs, rate_rps, seed): replace(
-            base,
-            policy="stock",
-            knobs=knobs,
-            overload=base.overload if knobs.max_num_queued_tokens else "demote",
-        ).at(rate_rps, seed)
+        (knobs, rate_rps, seed): with_knobs(base, knobs).at(rate_rps, seed)
         for knobs in settings
         for rate_rps in rates
         for seed in seeds
