@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from headway.policy import registry
 from headway.policy.appointments import LEAD_S
 from headway.policy.events import Arrived, Finished, StepDone, StepScheduled
-from headway.policy.overload import HOPELESS
+from headway.policy.overload import COLD_STEPS, HOPELESS
 from headway.policy.plan import Refuse
 from headway.policy.scheduler import Scheduler
 from headway.policy.view import EngineView
 from headway.request import Request
 from headway.slo import Slo
+from headway.study.run import execute
+from headway.study.spec import Load, Machine, RunSpec
 
 CHAT = Slo(ttft_s=1.0, tbt_s=0.1, class_name="chat")
 PATIENT = Slo(ttft_s=5.0, class_name="patient")
@@ -23,11 +27,13 @@ def arrival(at_s: float, prompt: int, slo: Slo = CHAT, name: str = "again") -> A
     return Arrived(at_s, name, at_s, prompt, 100, slo)
 
 
-def core_with(prompts: list[tuple[str, int]], at_s: float = 0.0) -> Scheduler:
+def core_with(
+    prompts: list[tuple[str, int]], at_s: float = 0.0, num_steps: int = COLD_STEPS
+) -> Scheduler:
     """A core in refuse mode that has seen the machine do 10,000 prompt tokens a second."""
     core = registry.build("slack", overload="refuse")
-    for i in range(40):
-        began_s = at_s - 40.0 + i
+    for i in range(num_steps):
+        began_s = at_s - num_steps + i
         size = 500 + 100 * (i % 10)
         core.observe(arrival(began_s, size, name=f"past{i}"))
         core.observe(StepScheduled(began_s, {f"past{i}": size}, {f"past{i}": 0}))
@@ -65,6 +71,26 @@ def test_who_returns_is_preferred() -> None:
         core.observe(arrival(back_s, prompt, name=name))
     assert core.live.requests["back"].is_expected
     assert list(told(core, back_s)) == ["c"]
+
+
+def test_a_cold_server_refuses_only_what_is_lost() -> None:
+    """One step later it would refuse the largest; at the end of its promise it does."""
+    core = core_with([("large", 6000), ("a", 5500), ("b", 2000)], num_steps=COLD_STEPS - 1)
+    assert told(core, 0.0) == {}
+    serve_the_others(core)
+    warm = core_with([("large", 6000), ("a", 5500), ("b", 2000)])
+    assert list(told(warm, 0.0)) == ["large"]
+    assert list(told(core, 1.0)) == ["large"]
+
+
+def test_a_burst_on_a_cold_server_is_not_refused_in_vain() -> None:
+    """A hundred at once: refusing keeps no fewer promises than serving everybody does."""
+    load = Load("long-outputs", 600.0, 100)
+    spec = RunSpec("headway", "sim", load, Machine("llama-3.1-8b@h100", noise=0.05))
+    demote, refuse = (
+        execute(replace(spec, overload=mode)).run["attainment"] for mode in ("demote", "refuse")
+    )
+    assert refuse >= demote - 0.01
 
 
 def test_who_returns_at_another_time_is_not() -> None:

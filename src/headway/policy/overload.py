@@ -20,16 +20,21 @@ LATE_SHARE = 0.2
 ENDING_STEPS = 3
 """A longest wait this many of the longest steps from its end is over: no token can come in time."""
 
+COLD_STEPS = 64
+"""So many steps a server needs to know its speed: before, it refuses only what is lost already."""
+
 HOPELESS = "Not even an idle server could keep the promise asked for."
 
 
 def refusals(core: Tracker, ctx: PlanContext, chunker: Chunker) -> tuple[Refuse, ...]:
     """Refuse waiting requests whose promise does not fit, before any token of theirs.
 
-    Nobody is refused for a prompt longer than all that was computed so far: the guess of a cold
-    server may be wrong, and refusing by it would keep it from learning better.
+    The guess of a cold server may be wrong, and refusing by it would keep it from learning better:
+    nobody who may still be on time is refused within :data:`COLD_STEPS`, and nobody ever for a
+    prompt longer than all that was computed so far.
     """
-    aside = (r for r in core.live.claims if r.request_id in ctx.set_aside)
+    is_cold = ctx.step < COLD_STEPS
+    aside = (r for r in core.live.claims if r.request_id in ctx.set_aside and not is_cold)
     lost = (r for r in core.live.others if r.standing is Standing.LOST)
     refused = [
         r
