@@ -16,16 +16,22 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from headway.config import Settings
-from headway.engines.vllm import recorder, writer
+from headway.engines.vllm import recorder, watch, writer
+from headway.engines.vllm.brief import Brief, same
 from headway.engines.vllm.recorder import Handover, LiveRecorder, check_writable, recorded
-from headway.engines.vllm.writer import OneFile, RotatingLog, pump
+from headway.engines.vllm.watch import Watched
+from headway.engines.vllm.writer import OneFile, RotatingLog, in_full, pump
 from headway.errors import UserError
 from headway.latency.roofline import Roofline
 from headway.policy import registry
-from headway.policy.events import StepDone
-from headway.policy.log import replay
+from headway.policy.events import Finished, StepDone, StepScheduled
+from headway.policy.log import event_line, plan_line, question_line, replay
+from headway.policy.plan import StepPlan
+from headway.policy.view import EngineView
 from headway.slo import Slo
 from headway.study.recorded import core_of, verify
 from headway.workloads.record_files import FILE_NAME, RunFiles, file_name, rows, run_of, runs_in
@@ -139,6 +145,88 @@ def test_closing_does_not_wait_for_a_writer_that_does_not_move(
     kept = drain(pipe[0]).count(b"\n")
     assert out.counts == {"kept": kept, "dropped": 20_000 - kept}
     assert kept < 20_000
+
+
+# -- what repeats is left out, and written out again -------------------------------------------
+
+
+names = st.sampled_from("abc")
+few = st.sampled_from([{}, {"a": 1}, {"a": 1, "b": 1}, {"b": 1, "a": 1}, {"a": 1, "b": 2}])
+instants = st.floats(0, 100)
+heard = st.one_of(
+    st.builds(StepScheduled, instants, few, few, st.sampled_from([(), ("a",)])),
+    st.builds(StepDone, instants, few),
+    st.builds(Finished, instants, names, st.just("stopped")),
+    st.tuples(
+        st.builds(EngineView, st.just(9), st.integers(0, 9), st.just(4), st.just(8), st.just(64)),
+        instants,
+        st.builds(StepPlan, st.integers(0, 3), predicted_s=instants),
+        st.just(0.0),
+    ),
+)
+
+
+def as_plain_lines(told: Any) -> list[bytes]:
+    """What a plain recorder writes of the same: each line in full."""
+    if isinstance(told, tuple):
+        view, now_s, plan, _ = told
+        return [(one + "\n").encode() for one in (question_line(view, now_s), plan_line(plan))]
+    return [(event_line(told) + "\n").encode()]
+
+
+@given(st.lists(st.tuples(st.lists(heard, max_size=9), st.booleans()), max_size=6))
+def test_what_is_left_out_is_written_out_again(batches: list[tuple[list[Any], bool]]) -> None:
+    """Byte for byte what the plain recorder writes, whatever comes, whatever is lost between."""
+    sent: list[bytes] = []
+    is_taken = True
+
+    def write(lines: bytes, num_lines: int) -> bool:
+        assert lines.count(b"\n") == num_lines
+        if is_taken:
+            sent.append(lines)
+        return is_taken
+
+    brief = Brief(SimpleNamespace(write=write))  # type: ignore[arg-type]
+    last: dict[bytes, Any] = {}
+    expected = []
+    for told, is_taken in batches:
+        brief.told += told
+        brief.hand()
+        if is_taken:
+            expected += [line for one in told for line in as_plain_lines(one)]
+    written = b"".join(portion for lines in sent for portion in in_full(lines, last))
+    assert written == b"".join(expected)
+
+
+def test_a_step_like_the_one_before_takes_a_short_line(pipe: tuple[int, int]) -> None:
+    """256 streams that decode: the second step takes a hundredth of the first one's bytes."""
+    out = Handover(pipe[1])
+    brief = Brief(out)
+    sizes = []
+    for at_s in (1.0, 2.0):
+        tokens = {f"chatcmpl-{i:032x}": 1 for i in range(256)}
+        brief.told += [StepScheduled(at_s, tokens), StepDone(at_s, dict(tokens))]
+        before = len(out._waiting)
+        brief.hand()
+        sizes.append(len(out._waiting) - before)
+    assert sizes[1] * 100 < sizes[0]
+
+
+def test_the_same_requests_in_another_order_are_no_repetition() -> None:
+    """A core may go through them in their order: it has to come back as it was."""
+    assert same({"a": 1, "b": 1}, {"a": 1, "b": 1})
+    assert not same({"a": 1, "b": 1}, {"b": 1, "a": 1})
+    assert not same({}, None), "nothing was written before"
+
+
+def test_what_is_written_out_comes_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short lines may stand for many megabytes: the bound on a file is kept."""
+    monkeypatch.setattr(writer, "READ_BYTES", 1000)
+    full = event_line(StepDone(1.0, dict.fromkeys("abcdefgh", 1))).encode() + b"\n"
+    short = b'{"event":"StepDone","at_s":1.0}\n'
+    portions = list(in_full(full + 99 * short, {}))
+    assert b"".join(portions) == 100 * full
+    assert max(map(len, portions)) < 1000 + len(full)
 
 
 # -- into files --------------------------------------------------------------------------------
@@ -323,6 +411,43 @@ def test_a_recorded_server_replays_bit_for_bit(tmp_path: Path, fake_engine: Any)
     }, "a new field of an event might hold text"  # fmt: skip
 
 
+def served(core: Any, fake_engine: Any) -> Any:
+    """Let the little engine serve a dozen requests under *core*, its cache too small for all."""
+    engine = fake_engine(core, num_blocks=20)
+    for i in range(12):
+        engine.arrive(f"r{i}", 5 + 3 * i, 40, slo=Slo(ttft_s=1.0, tbt_s=0.011))
+    engine.drain(2000)
+    return engine
+
+
+def test_a_watched_server_is_recorded_and_counted_the_same(
+    tmp_path: Path, fake_engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Watched or not the recording has the same bytes; counts do not depend on when one counts."""
+    sender = SimpleNamespace(find_readers=lambda: 0, has_readers=False, dropped={})
+    settings = Settings.parse({"policy": "slack", "record": str(tmp_path / "alone")})
+    alone = recorded(settings.build(), settings, Roofline(), CONFIG)
+    served(alone, fake_engine)
+    alone.close()
+    settings = Settings.parse({"policy": "slack", "record": str(tmp_path / "both")})
+    both = Watched(recorded(settings.build(), settings, Roofline(), CONFIG), sender)  # type: ignore[arg-type]
+    engine = served(both, fake_engine)
+    both.close()
+    runs = [run_of(tmp_path / name) for name in ("alone", "both")]
+    lines = [run.paths[0].read_bytes().split(b"\n", 1)[1] for run in runs]
+    assert lines[0] == lines[1]
+    assert verify(runs[1]) == len(engine.plans)
+    monkeypatch.setattr(watch, "MOST_TOLD", 1)
+    each = Watched(settings.build(), sender)  # type: ignore[arg-type]
+    served(each, fake_engine)
+    counts = [one.observed.snapshot(one.live, engine.now_s)["counts"] for one in (both, each)]
+    for one in counts:
+        assert sum(one["plan"]["counts"]) == len(engine.plans)
+        del one["plan"]  # Measured, and so not the same twice.
+    assert counts[0] == counts[1]
+    assert counts[0]["preemptions"]["recompute"] > 0
+
+
 def test_what_does_not_replay_says_where(tmp_path: Path, fake_engine: Any) -> None:
     """A plan that differs, a gap, a file that is gone, a beginning nobody told of."""
     settings = Settings.parse({"policy": "slack", "record": str(tmp_path / "rec")})
@@ -362,8 +487,9 @@ def test_it_hands_over_twice_a_second_and_when_nobody_is_left(fake_engine: Any) 
             self.sent: list[float] = []
             self.counts = {"kept": 0, "dropped": 0}
 
-        def write(self, lines: bytes) -> None:
-            self.counts["kept"] += 1
+        def write(self, lines: bytes, num_lines: int = 1) -> bool:
+            self.counts["kept"] += num_lines
+            return True
 
         def send(self) -> None:
             self.sent.append(engine.now_s)
@@ -427,6 +553,4 @@ def test_names_of_files_are_what_readers_look_for() -> None:
 
 def test_an_event_is_one_line() -> None:
     """Names with line ends in them too."""
-    from headway.policy.log import event_line
-
     assert "\n" not in event_line(StepDone(1.0, {"a\nb": 1}))

@@ -54,7 +54,7 @@ class Observed:
         self._view: EngineView | None = None
         self._swapped: frozenset[str] = frozenset()
         self._planned_ends: dict[str, str] = {}
-        self._in_flight: deque[tuple[bool, StepPlan, EngineView | None]] = deque()
+        self._in_flight: deque[tuple[str, StepPlan, float, EngineView | None]] = deque()
 
     # -- what happens -----------------------------------------------------------------------
 
@@ -90,31 +90,32 @@ class Observed:
         tokens = event.num_scheduled_tokens
         if not tokens:
             return
-        plan = self._plan
+        plan, admitted = self._plan, event.admitted
         num_tokens = sum(tokens.values())
-        is_mixed = num_tokens > len(tokens) or bool(event.admitted)
-        self._in_flight.append((is_mixed, plan, self._view))
-        planned_s = plan.promised_s if is_bound(plan) else math.inf
-        self.ledger.scheduled(event.at_s, event.admitted, planned_s)
+        kind = "mixed" if num_tokens > len(tokens) or admitted else "decode"
+        bound_s = bound_of(plan)
+        self._in_flight.append((kind, plan, bound_s, self._view))
+        self.ledger.scheduled(event.at_s, admitted, bound_s)
         self.tokens["computed"] += num_tokens
 
     def done(self, event: StepDone) -> None:
         """The oldest step in flight ended."""
         if not self._in_flight:
             return
-        is_mixed, plan, view = self._in_flight.popleft()
+        kind, plan, bound_s, view = self._in_flight.popleft()
         free_tokens = view.num_free_blocks * view.block_size_tokens if view is not None else 0
-        self.ledger.done(event.at_s, event.num_new_tokens, free_tokens)
+        emitted = event.num_new_tokens
+        self.ledger.done(event.at_s, emitted, free_tokens)
         took_s = self.ledger.last_step_s
-        kind = "mixed" if is_mixed else "decode"
         self.steps[kind].add(took_s)
         if plan.predicted_s > 0:
             self.ratios[kind].add(took_s / plan.predicted_s)
-        if is_bound(plan):
+        if bound_s < math.inf:
             self.bounded[kind] += 1
-            self.beyond[kind] += took_s > plan.promised_s
-        self.longest_step_s = max(self.longest_step_s, took_s)
-        self.tokens["output"] += sum(event.num_new_tokens.values())
+            self.beyond[kind] += took_s > bound_s
+        if took_s > self.longest_step_s:
+            self.longest_step_s = took_s
+        self.tokens["output"] += sum(emitted.values())
 
     def finished(self, event: Finished, request: Request) -> dict[str, Any] | None:
         """A request left; return what to tell about it when it broke its promise."""
@@ -188,9 +189,12 @@ class Observed:
         }
 
 
-def is_bound(plan: StepPlan) -> bool:
-    """Whether a plan promised more than a mean, which half of all steps exceed."""
-    return plan.promised_s > plan.predicted_s * (1 + 1e-9)
+def bound_of(plan: StepPlan) -> float:
+    """Return the seconds a step may take by its plan, ``inf`` without a bound.
+
+    A plan that promises no more than a mean has none: half of all steps exceed that.
+    """
+    return plan.promised_s if plan.promised_s > plan.predicted_s * (1 + 1e-9) else math.inf
 
 
 def kv_split(live: LiveRequests, view: EngineView | None) -> dict[str, int]:

@@ -13,7 +13,7 @@ bit). No line holds any text of a prompt or an answer: the core never sees one.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Protocol
 
@@ -48,7 +48,7 @@ class Lines(Protocol):
 
 def event_line(event: Event) -> str:
     """Return one event as a JSON line."""
-    return _ENCODER.encode(_row(event)).decode()
+    return _ENCODER.encode(row_of(event)).decode()
 
 
 def plan_line(plan: StepPlan) -> str:
@@ -61,12 +61,18 @@ def question_line(view: EngineView, now_s: float) -> str:
     return _ENCODER.encode({"view": view, "now_s": now_s}).decode()
 
 
-def _row(event: Event) -> dict[str, Any]:
+def row_of(event: Event) -> dict[str, Any]:
+    """Return what the line of an event holds."""
     kind = type(event)
     row: dict[str, Any] = {"event": kind.__name__}
     for name in _FIELDS[kind]:
         row[name] = getattr(event, name)
     return row
+
+
+def encode_lines(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Return what lines hold as JSON lines, their ends included."""
+    return _ENCODER.encode_lines(rows)
 
 
 def parse_event(row: dict[str, Any]) -> Event:
@@ -130,22 +136,19 @@ class Recorder:
     def __init__(self, inner: Scheduler, out: Lines) -> None:
         self._inner = inner
         self._out = out
-
-    @property
-    def live(self) -> LiveRequests:
+        self.live: LiveRequests = inner.live
         """The inner scheduler's live requests."""
-        return self._inner.live
 
     def observe(self, event: Event) -> None:
         """Tell the event, then pass it on."""
-        self._out.write(_ENCODER.encode_lines((_row(event),)))
+        self._out.write(encode_lines((row_of(event),)))
         self._inner.observe(event)
 
     def plan(self, view: EngineView, now_s: float) -> StepPlan:
         """Tell question and answer around the inner scheduler's plan."""
         plan = self._inner.plan(view, now_s)
-        self._out.write(_ENCODER.encode_lines(({"view": view, "now_s": now_s},)))
-        self._out.write(_ENCODER.encode_lines(({"plan": plan},)))
+        self._out.write(encode_lines(({"view": view, "now_s": now_s},)))
+        self._out.write(encode_lines(({"plan": plan},)))
         return plan
 
     def close(self) -> None:

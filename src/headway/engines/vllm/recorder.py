@@ -25,11 +25,14 @@ from typing import Any
 
 from headway import __version__
 from headway.config import Settings
+from headway.engines.vllm.brief import MOST_TOLD, Brief
 from headway.errors import UserError
 from headway.latency.roofline import Roofline
 from headway.policy.events import Event, Finished, StepDone
 from headway.policy.log import Recorder
+from headway.policy.plan import StepPlan
 from headway.policy.scheduler import Scheduler
+from headway.policy.view import EngineView
 
 PIPE_BYTES = 1 << 20
 """Asked of the kernel for the pipe; Linux gives an ordinary user no more. One second of 256
@@ -70,20 +73,21 @@ class Handover:
         self.counts = {"kept": 0, "dropped": 0}
         """Lines taken in, and lines lost."""
 
-    def write(self, line: bytes) -> None:
-        """Take one line in, or drop and count it."""
+    def write(self, lines: bytes, num_lines: int = 1) -> bool:
+        """Take whole lines in, or drop and count them; return whether they were taken."""
         waiting = self._waiting
-        if self._is_gone or len(waiting) + len(line) > self._most_waiting_bytes:
-            self.counts["dropped"] += 1
-            self._gap_lines += 1
-            return
+        if self._is_gone or len(waiting) + len(lines) > self._most_waiting_bytes:
+            self.counts["dropped"] += num_lines
+            self._gap_lines += num_lines
+            return False
         if self._gap_lines:
             waiting += b'{"gap":{"num_lines":%d}}\n' % self._gap_lines
             self._gap_lines = 0
-        waiting += line
-        self.counts["kept"] += 1
+        waiting += lines
+        self.counts["kept"] += num_lines
         if len(waiting) >= self._send_at_bytes:
             self.send()
+        return True
 
     def send(self) -> None:
         """Hand over what the pipe takes now."""
@@ -121,15 +125,21 @@ class Handover:
 
 
 class LiveRecorder(Recorder):
-    """A recorder inside a server: hands over every half second, and when nobody is left."""
+    """A recorder inside a server: hands over every half second, and when nobody is left.
+
+    Where a server is watched as well, :class:`~headway.engines.vllm.watch.Watched` tells the
+    ``brief`` itself, and ``observe`` and ``plan`` are not called.
+    """
 
     def __init__(self, inner: Scheduler, out: Handover, writer: subprocess.Popen[bytes]) -> None:
         super().__init__(inner, out)
+        self.core = inner
+        self.brief = Brief(out)
+        self._told = self.brief.told
         self._out: Handover = out
-        self._writer = writer
         self._next_s = -math.inf
         # A process of vLLM's may end without telling its scheduler.
-        self._finalizer = Finalize(self, _end, args=(out, writer), exitpriority=10)
+        self._finalizer = Finalize(self, _end, args=(self.brief, out, writer), exitpriority=10)
 
     @property
     def recorded(self) -> Mapping[str, int]:
@@ -138,20 +148,35 @@ class LiveRecorder(Recorder):
 
     def observe(self, event: Event) -> None:
         """Tell the event, then pass it on."""
-        super().observe(event)
-        if isinstance(event, StepDone):
-            if event.at_s >= self._next_s:
-                self._next_s = event.at_s + SEND_EVERY_S
-                self._out.send()
-        elif isinstance(event, Finished) and not self.live.requests:
-            self._out.send()  # No step may follow for a long time.
+        self._told.append(event)
+        self._inner.observe(event)
+        kind = type(event)
+        if kind is StepDone and event.at_s >= self._next_s:
+            self._next_s = event.at_s + SEND_EVERY_S
+            self.send()
+        elif kind is Finished and not self.live.requests:
+            self.send()  # No step may follow for a long time.
+        elif len(self._told) >= MOST_TOLD:
+            self.brief.hand()
+
+    def plan(self, view: EngineView, now_s: float) -> StepPlan:
+        """Tell question and answer of the inner scheduler's plan."""
+        plan = self._inner.plan(view, now_s)
+        self._told.append((view, now_s, plan, 0.0))
+        return plan
+
+    def send(self) -> None:
+        """Hand over what was told until now."""
+        self.brief.hand()
+        self._out.send()
 
     def close(self) -> None:
         """Hand the rest over and wait, within bounds, until it is written."""
         self._finalizer()
 
 
-def _end(out: Handover, writer: subprocess.Popen[bytes]) -> None:
+def _end(brief: Brief, out: Handover, writer: subprocess.Popen[bytes]) -> None:
+    brief.hand()
     out.close()
     try:
         writer.wait(CLOSE_WITHIN_S)

@@ -6,7 +6,9 @@ import os
 import time
 from typing import Any
 
+from headway.engines.vllm.brief import MOST_TOLD, Told
 from headway.engines.vllm.channel import CHANNEL_VARIABLE, Sender
+from headway.engines.vllm.recorder import LiveRecorder
 from headway.metrics.observed import Observed
 from headway.policy.events import Arrived, Event, Finished, StepDone, StepScheduled
 from headway.policy.live import LiveRequests
@@ -28,22 +30,21 @@ class Watched:
 
     def __init__(self, inner: Any, sender: Sender, engine: str = "0") -> None:
         self._inner = inner
+        self._recorder = inner if isinstance(inner, LiveRecorder) else None
+        self._core = inner if self._recorder is None else self._recorder.core
+        self._heard: list[Told] = [] if self._recorder is None else self._recorder.brief.told
         self._sender = sender
         self._engine = engine
         self._next_s = 0.0
-        self.observed = Observed(inner.name, inner.overload)
-
-    @property
-    def live(self) -> LiveRequests:
+        self.live: LiveRequests = inner.live
         """The inner core's live requests."""
-        live: LiveRequests = self._inner.live
-        return live
+        self.observed = Observed(inner.name, inner.overload)
 
     def plan(self, view: EngineView, now_s: float) -> StepPlan:
         """Return the core's plan, timed."""
         begun_s = time.perf_counter()
-        plan: StepPlan = self._inner.plan(view, now_s)
-        self.observed.planned(plan, view, time.perf_counter() - begun_s)
+        plan: StepPlan = self._core.plan(view, now_s)
+        self._heard.append((view, now_s, plan, time.perf_counter() - begun_s))
         return plan
 
     def observe(self, event: Event) -> None:
@@ -51,34 +52,56 @@ class Watched:
         if isinstance(event, Finished):
             self._finished(event)
             return
-        self._inner.observe(event)
+        self._heard.append(event)
+        self._core.observe(event)
         if isinstance(event, StepDone):
-            self.observed.done(event)
             if event.at_s >= self._next_s:
                 self._tell(event.at_s)
-        elif isinstance(event, StepScheduled):
-            self.observed.scheduled(event)
+            elif len(self._heard) >= MOST_TOLD:
+                self._count()
         elif isinstance(event, Arrived):
-            request = self._inner.live.requests[event.request_id]
-            self.observed.arrived(event, request.predicted_output_tokens)
+            self._count()
+
+    def _count(self) -> None:
+        """Count, and record, what was heard since the last time."""
+        observed = self.observed
+        for heard in self._heard:
+            if isinstance(heard, tuple):
+                observed.planned(heard[2], heard[0], heard[3])
+            elif isinstance(heard, StepDone):
+                observed.done(heard)
+            elif isinstance(heard, StepScheduled):
+                observed.scheduled(heard)
+            elif isinstance(heard, Arrived):
+                request = self.live.requests[heard.request_id]
+                observed.arrived(heard, request.predicted_output_tokens)
+        if self._recorder is None:
+            self._heard.clear()
+        else:
+            self._recorder.brief.hand()
 
     def _finished(self, event: Finished) -> None:
-        request = self._inner.live.requests.get(event.request_id)
-        self._inner.observe(event)
+        request = self.live.requests.get(event.request_id)
+        self._heard.append(event)
+        self._core.observe(event)
+        self._count()
         if request is None:
             return
         broken = self.observed.finished(event, request)
         if broken is not None and self._sender.has_readers:
             broken.update(engine=self._engine, unix_s=time.time())
             self._sender.send(broken)
-        if not self._inner.live.requests:
+        if not self.live.requests:
             self._tell(event.at_s)  # No step may follow for a long time.
 
     def _tell(self, at_s: float) -> None:
+        self._count()
         self._next_s = at_s + EVERY_S
+        if self._recorder is not None:
+            self._recorder.send()
         if not self._sender.find_readers():
             return
-        snapshot = self.observed.snapshot(self._inner.live, at_s)
+        snapshot = self.observed.snapshot(self.live, at_s)
         snapshot["engine"] = self._engine
         snapshot["unix_s"] = time.time()
         snapshot["counts"]["dropped"] = dict(self._sender.dropped)

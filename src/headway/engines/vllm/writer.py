@@ -14,7 +14,10 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+
+import msgspec
 
 from headway.workloads.record_files import FILE_NAME, file_name, total_bytes
 
@@ -30,6 +33,9 @@ RETRY_S = 1.0
 """Seconds until a disk that is full is asked again."""
 
 NICENESS = 10
+
+_DECODER = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_ENCODER = msgspec.json.Encoder()
 
 
 class RotatingLog:
@@ -159,11 +165,37 @@ def _age(path: Path) -> tuple[float, str]:
 def pump(source: int, log: RotatingLog | OneFile) -> None:
     """Write what *source* (a descriptor) holds until it ends; a cut last line is left out."""
     rest, parent = b"", os.getppid()
+    last: dict[bytes, dict[str, msgspec.Raw]] = {}
     while data := os.read(source, READ_BYTES):
         lines, end, rest = (rest + data).rpartition(b"\n")
-        if end:
-            _insist(log, lines + end, parent)
+        for portion in in_full(lines + end, last):
+            _insist(log, portion, parent)
     log.close()
+
+
+def in_full(lines: bytes, last: dict[bytes, dict[str, msgspec.Raw]]) -> Iterator[bytes]:
+    """Yield whole lines, what was left out of them written out, a mebibyte at a time.
+
+    What the line of a step leaves out is as in the last line of the same event, byte for byte;
+    see ``Brief`` in ``recorder.py``.
+
+    Args:
+        last: The last of each event; kept from call to call.
+    """
+    written = bytearray()
+    for line in lines.splitlines(keepends=True):
+        if line.startswith(b'{"event":"Step'):
+            row = _DECODER.decode(line)
+            event = bytes(row["event"])
+            whole = last[event] = {**last.get(event, {}), **row}
+            written += line if len(row) == len(whole) else _ENCODER.encode(whole) + b"\n"
+        else:
+            written += line
+        if len(written) >= READ_BYTES:
+            yield bytes(written)
+            written.clear()
+    if written:
+        yield bytes(written)
 
 
 def _insist(log: RotatingLog | OneFile, lines: bytes, parent: int) -> None:
