@@ -9,7 +9,7 @@ best settings, the presets that were best at some load, and the default policy r
     python experiments/scoreboard/run.py --traces FOLDER
     python experiments/scoreboard/run.py --ground "mixed" --overload demote --seeds 2
 
-The results beside it were made with ``--tuning-seeds 1 --overload demote --ground
+The results beside it were made with ``--tuning-seeds 1 --ground
 "azure-2023-code;mixed;retrieval;arxiv;sharegpt-8k;long-outputs"``.
 
 Writes results.json and results.md beside itself, ground by ground; a stopped run goes on.
