@@ -80,7 +80,9 @@ LAYOUTS = {
             "JCT p50, p95": lambda r: f"{r['JCT p50']:.1f}, {r['JCT p95']:.1f} s",
             "tokens a step": lambda r: f"{r['tokens a step']:.0f}",
             "KV held": lambda r: f"{r['KV held']:.0%}",
-            "plan p50": lambda r: f"{r['plan time p50, µs']:.0f} µs",
+            "plan p50": lambda r: (
+                f"{r['plan time p50, µs']:.0f} µs" if r["plan time p50, µs"] else "–"
+            ),
             "preempted": lambda r: f"{r['preemptions']:.0f}",
         },
         {
