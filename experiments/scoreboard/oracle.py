@@ -2,6 +2,8 @@
 
     python experiments/scoreboard/oracle.py --traces FOLDER
 
+The results beside it were made with ``--seeds 2 --requests 100``.
+
 No noise in step times, since the bound holds without. The oracle searches; it is no optimum.
 Writes oracle.json and oracle.md beside itself.
 """
