@@ -86,6 +86,7 @@ async def play(url: str, rate_rps: float, requests: int, seed: int) -> dict[str,
         "seed": seed,
         "clients": len(rows),
         "kept_at_once": sum(first.attained for first, _, _ in rows),
+        "failed": sum(first.outcome == "failed" for first, _, _ in rows),
         "refused": len(again),
         "kept_at_first_retry": sum(second.attained for second, _ in again),
         "refused_again": sum(second.outcome == "refused" for second, _ in again),
@@ -100,7 +101,9 @@ async def play(url: str, rate_rps: float, requests: int, seed: int) -> dict[str,
 def main(rate_rps: float, requests: int, seed: int) -> None:
     """Play one load and write what came of it."""
     log = Path(tempfile.mkdtemp()) / "server.log"
-    with LiveServer([MODEL, "--overload", "refuse", *SERVER_ARGS], log) as server:
+    with LiveServer(
+        [MODEL, "--slo", str(SLO_FILE), "--overload", "refuse", *SERVER_ARGS], log
+    ) as server:
         found = asyncio.run(play(server.url, rate_rps, requests, seed))
     found |= {"machine": machine(), "commit": commit(HERE)}
     (HERE / "live.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
