@@ -18,9 +18,10 @@ from typing import Any
 import click
 
 from headway.study.experiments import ACCELGEN, CACHEOPT, Experiment
+from headway.study.paper import FIGURES, Figure
 
 HERE = Path(__file__).parent
-LESS_IS_BETTER = ("gap p95", "gap p99", "longest gap", "TTFT p95", "normalised latency")
+FIGURE = {figure.label: figure for figure in FIGURES}
 Row = dict[str, Any]
 
 
@@ -30,12 +31,12 @@ class Layout:
 
     Attributes:
         columns: Head of a column, and its cell in a row.
-        claims: Figures compared with each baseline, and what the paper says of them.
+        compared: Labels of the figures compared with each baseline.
     """
 
     experiment: Experiment
     columns: Mapping[str, Callable[[Row], str]]
-    claims: Mapping[str, str]
+    compared: Sequence[str]
 
 
 _KEPT: dict[str, Callable[[Row], str]] = {
@@ -59,16 +60,16 @@ LAYOUTS = {
             "longest gap": lambda r: f"{r['longest gap']:.1f} s",
             "preempted": lambda r: f"{r['preemptions']:.0f}",
         },
-        {
-            "gap p95": "published 3.29 ×",
-            "gap p99": "",
-            "longest gap": "",
-            "TTFT p95": "published 2.83 ×",
-            "TTFT attainment": "published +47 points",
-            "TBT attainment": "published +53 points",
-            "attainment": "",
-            "goodput": "",
-        },
+        (
+            "gap p95",
+            "gap p99",
+            "longest gap",
+            "TTFT p95",
+            "TTFT attainment",
+            "TBT attainment",
+            "attainment",
+            "goodput",
+        ),
     ),
     "accelgen": Layout(
         ACCELGEN,
@@ -85,12 +86,7 @@ LAYOUTS = {
             ),
             "preempted": lambda r: f"{r['preemptions']:.0f}",
         },
-        {
-            "throughput": "published 1.42 to 11.21 ×",
-            "goodput": "published 1.43 to 13.71 ×",
-            "attainment": "published +37 to +90 points",
-            "normalised latency": "published 1.61 to 12.22 ×",
-        },
+        ("throughput", "goodput", "attainment", "normalised latency"),
     ),
 }
 
@@ -119,25 +115,24 @@ def against_each(rows: Sequence[Row], ours: str, layout: Layout) -> list[str]:
         "| figure | " + " | ".join(baselines) + " | the best of them |",
         "|---|" + "---:|" * (len(baselines) + 1),
     ]
-    for figure, claim in layout.claims.items():
-        is_share, cells = "attainment" in figure, []
+    for label in layout.compared:
+        figure, cells = FIGURE[label], []
         for group in [[b] for b in baselines] + [list(baselines)]:
-            best = max((_gain(at, figure, is_share, ours, group, load), load) for load in loads)
-            unit = f"{best[0]:+.0f} points" if is_share else f"{best[0]:.2f} ×"
+            best = max((_gain(at, figure, ours, group, load), load) for load in loads)
+            unit = f"{best[0]:+.0f} points" if figure.is_share else f"{best[0]:.2f} ×"
             cells.append(f"{unit} ({best[1][0]}, {best[1][1]:g}/s)")
-        name = f"{figure} ({claim})" if claim else figure
+        claim = layout.experiment.published.get(label)
+        name = f"{label} (published {claim})" if claim else label
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return lines
 
 
-def _gain(
-    at: dict[Any, Row], figure: str, is_share: bool, ours: str, group: Sequence[str], load: Any
-) -> float:
-    mine = at[ours, *load][figure]
-    theirs = [at[b, *load][figure] for b in group]
-    if is_share:
+def _gain(at: dict[Any, Row], figure: Figure, ours: str, group: Sequence[str], load: Any) -> float:
+    mine = at[ours, *load][figure.label]
+    theirs = [at[b, *load][figure.label] for b in group]
+    if figure.is_share:
         return 100.0 * (mine - max(theirs))
-    if figure in LESS_IS_BETTER:
+    if figure.less_is_better:
         return min(theirs) / max(mine, 1e-9)
     return mine / max(*theirs, 1e-9)
 

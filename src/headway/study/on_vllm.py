@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from headway.engines.virtual import Call
 from headway.errors import UserError
@@ -14,6 +14,9 @@ from headway.latency.truth import Truth
 from headway.slo import SloBook
 from headway.study.served import Served, quantiles_us
 from headway.study.spec import RunSpec
+
+if TYPE_CHECKING:
+    from headway.engines.vllm.bare import Engine
 
 
 def serve(
@@ -31,40 +34,14 @@ def serve(
     """
     try:
         from headway.engines.vllm import quiet  # noqa: F401  Before vLLM.
-        from headway.engines.vllm.bare import Engine
         from headway.engines.vllm.harness import VirtualRun
     except ImportError:
         raise UserError(
             "--engine vllm needs vLLM (make setup installs it); --engine sim does not."
         ) from None
-    machine, knobs = spec.machine, spec.knobs
-    if machine.num_replicas != 1:
+    if spec.machine.num_replicas != 1:
         raise UserError("--engine vllm runs one server; --replicas needs --engine sim.")
-    capacity_tokens = machine.kv_tokens or profile.kv_capacity_tokens
-    headway = {"policy": spec.policy, "overload": spec.overload, "options": dict(spec.options)}
-    engine = Engine(
-        # vLLM keeps one block of the cache for itself.
-        num_blocks=max(capacity_tokens // machine.block_size, 1) + 1,
-        block_size=machine.block_size,
-        max_num_batched_tokens=knobs.max_num_batched_tokens or profile.max_num_batched_tokens,
-        # vLLM does not start with more than its cache holds: a longer request would wait for ever.
-        max_model_len=max(capacity_tokens // machine.block_size, 1) * machine.block_size,
-        max_num_seqs=min(
-            machine.max_num_seqs or profile.max_num_seqs,
-            knobs.max_num_batched_tokens or profile.max_num_batched_tokens,
-        ),
-        scheduling_policy="priority" if knobs.by_class else "fcfs",
-        asynchronous=machine.asynchronous,
-        prefix_caching=machine.prefix_caching,
-        watermark=knobs.watermark or None,
-        max_num_queued_tokens=knobs.max_num_queued_tokens,
-        headway=None if spec.is_stock else headway,
-        host_blocks=0 if spec.is_stock else machine.host_tokens // machine.block_size,
-        copy_gib_per_s=machine.copy_gib_per_s,
-    )
-    if profile.kv_bytes_per_token:
-        engine = replace(engine, kv_bytes_per_token=profile.kv_bytes_per_token)
-    run = VirtualRun(engine, truth_of(0), keep_steps=keep_steps)
+    run = VirtualRun(engine_of(spec, profile), truth_of(0), keep_steps=keep_steps)
     plan_s: list[float] = []
     if not spec.is_stock:
         run.scheduler.headway_book = book
@@ -78,6 +55,36 @@ def serve(
         num_swapped=run.link.num_swapped,
         plan_us=quantiles_us(plan_s),
     )
+
+
+def engine_of(spec: RunSpec, profile: Profile) -> Engine:
+    """Return the engine a spec asks for: its machine, and vLLM's settings or Headway's."""
+    from headway.engines.vllm.bare import Engine
+
+    machine, knobs = spec.machine, spec.knobs
+    capacity_tokens = machine.kv_tokens or profile.kv_capacity_tokens
+    num_blocks = max(capacity_tokens // machine.block_size, 1)
+    step_tokens = knobs.max_num_batched_tokens or profile.max_num_batched_tokens
+    headway = {"policy": spec.policy, "overload": spec.overload, "options": dict(spec.options)}
+    engine = Engine(
+        num_blocks=num_blocks + 1,  # vLLM keeps one for itself.
+        block_size=machine.block_size,
+        max_num_batched_tokens=step_tokens,
+        max_num_seqs=min(machine.max_num_seqs or profile.max_num_seqs, step_tokens),
+        # vLLM does not start with more than its cache holds: a longer request would wait for ever.
+        max_model_len=num_blocks * machine.block_size,
+        scheduling_policy="priority" if knobs.by_class else "fcfs",
+        asynchronous=machine.asynchronous,
+        prefix_caching=machine.prefix_caching,
+        watermark=knobs.watermark or None,
+        max_num_queued_tokens=knobs.max_num_queued_tokens,
+        headway=None if spec.is_stock else headway,
+        host_blocks=0 if spec.is_stock else machine.host_tokens // machine.block_size,
+        copy_gib_per_s=machine.copy_gib_per_s,
+    )
+    if profile.kv_bytes_per_token:
+        engine = replace(engine, kv_bytes_per_token=profile.kv_bytes_per_token)
+    return engine
 
 
 class Timed:

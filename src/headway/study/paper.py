@@ -150,6 +150,7 @@ def run_grid(
     Args:
         tuning_seeds: Those on which stock vLLM's settings are swept, the slowest part; what wins
             there runs on all *seeds*. ``None`` sweeps on all of them.
+        overload: For those that can refuse; the runs of the others are those of demote mode.
     """
     grid: Grid = {}
     for one in traffic:
