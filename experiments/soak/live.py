@@ -6,8 +6,10 @@ what it cannot get, and the rest behave. Memory of every process of the server i
 seconds. Bounds: every request is answered to its end, or refused in words; the server is empty
 afterwards, by vLLM's metrics and by ``/headway/state``; memory is flat within 3 % between the first
 quarter of the time and the last. Writes live.json and live.md; exit code 1 when a bound is missed.
+``--control`` asks the same of plain vLLM, which shows what of the growth is the engine's, and
+writes control.json and control.md.
 
-    python experiments/soak/live.py [--minutes 15] [--out FOLDER]
+    python experiments/soak/live.py [--control] [--minutes 15] [--out FOLDER]
 """
 
 from __future__ import annotations
@@ -34,10 +36,12 @@ from headway.bench.server import LiveServer, stop_on_sigterm
 from headway.workloads.realtext import made_up_prompt
 
 HERE = Path(__file__).parent
-SERVER = ("smollm2", "--page", "--block-size", "32", "--num-gpu-blocks-override", "160",
+SERVER = ("smollm2", "--block-size", "32", "--num-gpu-blocks-override", "160",
           "--max-model-len", "2048")  # fmt: skip
-WARM_UP_S = 30.0
-"""Buffers and caches of a new server grow for a while; the first quarter begins after it."""
+WHO = {"live": ("--page",), "control": ("--policy", "stock")}
+WARM_UP_S = 180.0
+"""The engine keeps buffers for every size of batch it has seen, and a new server has seen few; the
+first quarter begins after it."""
 
 BURST_EVERY_S = 20.0
 BURST = 16
@@ -183,39 +187,40 @@ class Memory:
         return found
 
 
-async def left(url: str, session: aiohttp.ClientSession) -> dict[str, Any]:
+async def left(url: str, session: aiohttp.ClientSession, who: str) -> dict[str, Any]:
     """Return what the server still holds, once it has had half a minute to tell."""
     for _ in range(60):
         metrics = await scrape(url)
-        async with session.get(f"{url}/headway/state") as answer:
-            state = await answer.json()
-        now = state["now"]
         held = {
             "vllm_running": metrics["vllm:num_requests_running"],
             "vllm_waiting": metrics["vllm:num_requests_waiting"],
             "vllm_kv_cache_usage": metrics["vllm:kv_cache_usage_perc"],
-            "headway_running": now["running"],
-            "headway_waiting": now["waiting"],
         }
+        told: dict[str, Any] = {}
+        if who == "live":
+            async with session.get(f"{url}/headway/state") as answer:
+                state = await answer.json()
+            held |= {f"headway_{name}": state["now"][name] for name in ("running", "waiting")}
+            told = {"dropped_messages": state["dropped"]}
         if not any(held.values()):
             break
         await asyncio.sleep(0.5)
-    return {**held, "dropped_messages": state["dropped"]}
+    return held | told
 
 
-async def soak(server: LiveServer, minutes: float) -> dict[str, Any]:
+async def soak(server: LiveServer, minutes: float, who: str) -> dict[str, Any]:
     """Load *server* for *minutes* and return what was seen."""
     assert server.pid is not None
     memory = Memory(server.pid)
     clients = Clients(server.url, seed=1)
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector) as session:
-        await clients.go_on(session, time.monotonic() + min(WARM_UP_S, 10 * minutes))
+        await clients.go_on(session, time.monotonic() + min(WARM_UP_S, 12 * minutes))
         sampling = asyncio.create_task(memory.keep_sampling())
         await clients.go_on(session, time.monotonic() + minutes * 60)
         sampling.cancel()
         server.check_alive()
-        held = await left(server.url, session)
+        held = await left(server.url, session, who)
     return {
         "minutes": minutes,
         "ends": dict(sorted(clients.ends.items())),
@@ -264,18 +269,20 @@ def markdown(seen: dict[str, Any]) -> str:
 
 
 @click.command()
+@click.option("--control", "who", flag_value="control", help="Soak plain vLLM instead.")
 @click.option("--minutes", default=15.0, show_default=True, type=click.FloatRange(0.1))
 @click.option("--out", default=HERE, type=click.Path(path_type=Path, file_okay=False))
-def main(minutes: float, out: Path) -> None:
+def main(who: str | None, minutes: float, out: Path) -> None:
     """Soak a server and write what was seen."""
     stop_on_sigterm()
     out.mkdir(parents=True, exist_ok=True)
-    with LiveServer(SERVER, out / "server.log", ready_within_s=900) as server:
-        seen = asyncio.run(soak(server, minutes))
+    who = who or "live"
+    with LiveServer([*SERVER, *WHO[who]], out / f"{who}.log", ready_within_s=900) as server:
+        seen = asyncio.run(soak(server, minutes, who))
     seen["misses"] = misses(seen)
     document = {"schema": 1, "commit": commit(HERE.parent.parent), "machine": machine(), **seen}
-    (out / "live.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    (out / "live.md").write_text(markdown(seen), encoding="utf-8")
+    (out / f"{who}.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    (out / f"{who}.md").write_text(markdown(seen), encoding="utf-8")
     click.echo(markdown(seen))
     sys.exit(1 if seen["misses"] else 0)
 

@@ -10,8 +10,8 @@ from headway.policy.log import encode_lines, row_of
 from headway.policy.plan import StepPlan
 from headway.policy.view import EngineView
 
-MOST_TOLD = 48
-"""Sixteen steps, encoded and counted together: a call for each costs more than its lines, and
+MOST_TOLD = 96
+"""Some thirty steps, encoded and counted together: a call for each costs more than its lines, and
 finds its code and data pushed out of the processor's caches by the engine."""
 
 
