@@ -1,4 +1,4 @@
-"""Where the scoreboard is played: the shared traces that are there, and the synthetic mixes."""
+"""Where the scoreboard is played: the public traces that are there, and the synthetic mixes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from headway.study.capacity import highest_rate
 from headway.study.paper import Contender, RunMany, Traffic
 from headway.study.spec import Machine, RunSpec
 from headway.study.sweep import mean_attainment
+from headway.workloads.public import traces
 
 HERE = Path(__file__).parent
-TRACES = HERE.parents[1].parent / "shared" / "traces"
+TRACES = traces()
 
 LOADS = (0.5, 1.0, 1.5, 2.0, 3.0)
 """Of the rate at which first come, first served with its best chunk keeps 90 %."""
@@ -44,13 +45,13 @@ class Ground:
         )
 
 
-def grounds(traces: Path) -> list[Ground]:
+def grounds(folder: Path) -> list[Ground]:
     """Return every ground whose trace is there: with a short KV cache, then with a full one."""
     code, long = str(HERE / "code.toml"), str(HERE / "long.toml")
-    azure = traces / "azure2023" / "AzureLLMInferenceTrace_code.csv"
-    arxiv = traces / "vidur" / "arxiv_summarization_stats_llama2_tokenizer_filtered_v2.csv"
-    sharegpt = traces / "sarathi" / "sharegpt_8k_filtered_stats_llama2_tokenizer.csv"
-    mooncake = traces / "mooncake" / "synthetic_trace.jsonl"
+    azure = folder / "azure2023" / "AzureLLMInferenceTrace_code.csv"
+    arxiv = folder / "vidur" / "arxiv_summarization_stats_llama2_tokenizer_filtered_v2.csv"
+    sharegpt = folder / "sarathi" / "sharegpt_8k_filtered_stats_llama2_tokenizer.csv"
+    mooncake = folder / "mooncake" / "synthetic_trace.jsonl"
     played = {
         "azure-2023-code": Traffic(str(azure), (), code),
         "mixed": Traffic("mixed", ()),

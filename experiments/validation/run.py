@@ -25,9 +25,10 @@ from headway.engines.vllm.harness import VirtualRun
 from headway.latency import profile as profiles
 from headway.latency.truth import Truth
 from headway.policy import registry
+from headway.workloads.public import traces
 
 HERE = Path(__file__).parent
-TRACES = HERE.parents[1].parent / "shared" / "traces" / "llmservingsim"
+TRACES = traces() / "llmservingsim"
 QUANTILES = (50, 90, 99)
 FIGURES = ("TTFT", "TPOT", "end to end")
 

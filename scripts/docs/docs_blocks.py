@@ -44,6 +44,7 @@ CHECKED = {
     "headway calibrate": "needs a recording or an extra; tests/unit/test_calibrate.py",
     "headway train-predictor": "needs a server's log; tests/unit/test_learned.py",
     "vllm serve": "starts a server; its options are checked",
+    "vllm bench": "needs a server; tests/live/test_vllms_own.py runs it",
     "curl": "needs a server; its promise is checked",
     "make": "its target is checked",
     "python": "runs for minutes; the file is checked",

@@ -13,6 +13,8 @@ from headway.cli.main import COMMANDS, cli
 VIRTUAL = ("simulate", "capacity", "replay")
 """Commands of virtual runs; what they share is told once."""
 
+LINK = "#options-of-every-virtual-run"
+
 
 def commands_page() -> Iterator[str]:
     """Every command: usage, what it does, arguments and options."""
@@ -54,7 +56,8 @@ def shared_options() -> list[Row]:
     by_command = []
     for path, command in all_commands():
         if path.removeprefix("headway ") in VIRTUAL:
-            by_command.append([option_row(p) for p in command.params if _is_option(p)])
+            options = (p for p in command.params if isinstance(p, click.Option))
+            by_command.append([option_row(p) for p in options])
     return [row for row in by_command[0] if all(row in rows for rows in by_command[1:])]
 
 
@@ -64,12 +67,16 @@ def _section(path: str, command: click.Command, shared: Sequence[Row]) -> Iterat
         usage = " ".join([path, *command.collect_usage_pieces(context)])
     yield from ["```text", usage, "```", ""]
     yield inspect.cleandoc(command.help or "")
-    rows = [option_row(p) for p in command.params if _is_option(p)]
-    own = [row for row in rows if row not in shared]
+    own = [option_row(p) for p in command.params if _is_option(p)]
+    is_virtual = path.removeprefix("headway ") in VIRTUAL
+    if is_virtual:
+        own = [row for row in own if row not in shared]
     if own:
         yield from ["", *table(("option", "default", "meaning"), own)]
-    if len(own) < len(rows):
-        yield from ["", "And the [options of every virtual run](#options-of-every-virtual-run)."]
+    if is_virtual:
+        hidden = [f"`{p.opts[0]}`" for p in command.params if getattr(p, "hidden", False)]
+        but = f", but for {', '.join(hidden)}: the recording says these" if hidden else ""
+        yield from ["", f"And the [options of every virtual run]({LINK}){but}."]
 
 
 def option_row(option: click.Parameter) -> Row:

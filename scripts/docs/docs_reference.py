@@ -3,7 +3,7 @@
     python scripts/docs/docs_reference.py            # write them
     python scripts/docs/docs_reference.py --check    # fail when one is out of date
 
-``tests/unit/test_docs.py`` asserts that they are up to date.
+``tests/unit/test_reference.py`` asserts that they are up to date.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from docs_text import attributes_of, escaped, markdown, table
 from docstring_parser import DocstringStyle, parse
 
 from headway.config import Settings
-from headway.engines.vllm import channel, edge, headers, promise, serve
+from headway.engines.vllm import account, channel, edge, headers, promise, serve
 from headway.metrics import prometheus
 from headway.policy import registry
-from headway.slo import MAX_PROMISE_S, Slo, SloBook
+from headway.slo import EXPLAIN, MAX_PROMISE_S, Slo, SloBook
 from headway.slo_rules import MAX_WEIGHT
-from headway.workloads import named
+from headway.workloads import named, public
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -118,6 +118,7 @@ def promises_page() -> Iterator[str]:
     for header, name in {**headers.OWN, **headers.OTHERS}.items():
         by_field.setdefault(name, []).append(header)
     by_field["slo_tbt_ms"].append(headers.TOKENS_PER_S)
+    by_field[EXPLAIN] = [headers.EXPLAIN_HEADER]
     yield from [
         "# Promises in a request",
         "",
@@ -146,10 +147,18 @@ def promises_page() -> Iterator[str]:
         "## Endpoints on which promises count",
         "",
         *(f"- `POST {path}`" for path in sorted(edge.PATHS)),
+        "",
+        "Requests of other endpoints hold no promise. Lateness in the answer:"
+        f" {', '.join(f'`POST {path}`' for path in account.PATHS)}.",
     ]
 
 
 def _field_of_slo(name: str) -> str:
+    if name == EXPLAIN:
+        return (
+            "Not a promise: `true` or `1` adds `usage.headway` to the answer,"
+            " [how late it was](../how-to/clients.md#ask-how-late-it-was)."
+        )
     attributes = attributes_of(Slo)
     key = {"slo_class": "class_name", "slo_weight": "weight"}.get(name)
     text = attributes[key or name.removeprefix("slo_").removesuffix("_ms") + "_s"]
@@ -199,10 +208,8 @@ ENVIRONMENT = (
         "SLO file of the middleware; without it, the one that the scheduler's settings name."
         " `headway serve --slo` sets both.",
     ),
-    (
-        "`HEADWAY_CACHE`",
-        "Folder for the converted small model; `headway` in the user's cache folder without it.",
-    ),
+    ("`HEADWAY_CACHE`", "The converted small model's folder; else `headway` in the user's cache."),
+    (f"`{public.TRACES_VARIABLE}`", "Folder of the [public traces](../../experiments/README.md)."),
     ("`VLLM_API_KEY`", "The server's API key, for `headway top` and `headway explain` as well."),
 )
 

@@ -25,6 +25,7 @@ from headway.slo_rules import (
     models_of,
     number,
     shown,
+    truth,
 )
 from headway.units import ms_to_s
 
@@ -34,10 +35,22 @@ MAX_PROMISE_S = 7 * 24 * 3600.0
 REQUEST_FIELDS = ("slo_ttft_ms", "slo_tbt_ms", "slo_jct_ms", "slo_class", "slo_weight")
 """Names a request may carry in ``vllm_xargs``; any other ``slo_*`` name is a mistake."""
 
+EXPLAIN = "slo_explain"
+"""The name in ``vllm_xargs`` that asks for the lateness in the answer; the HTTP edge reads it."""
+
 STAMP = "slo_promised"
 """Where the HTTP edge puts a promise it has worked out, for the scheduler to take as it is:
-the two read the SLO file at different times, and only the edge knows the API key. No client
-can set it over HTTP: the edge calls it a mistake, and vLLM takes no object there."""
+the two read the SLO file at different times, and only the edge knows the API key. The edge
+drops one that it did not write. Without the edge a client can write one where vLLM takes
+sampling parameters whole (``/inference/v1/generate``), so what is in it is checked."""
+
+EXPLAIN_IN_STAMP = "explain"
+"""A key of the stamp beside the promise: the client asked how late it was."""
+
+MAX_CLASS_CHARS = 100
+"""The name of a class becomes a label of metrics and a heading: it is printable, and short."""
+
+CLASS_NAMES = f"1 to {MAX_CLASS_CHARS} printable characters"
 
 FILE_TABLES = ("default", "classes", "keys", "models", "limits")
 
@@ -147,8 +160,18 @@ class SloBook:
         Raises:
             UserError: An ``slo_*`` name or value is not allowed.
         """
-        stamp = (extra_args or {}).get(STAMP)
-        return self.promise(extra_args) if stamp is None else _stamped(stamp)
+        asked = extra_args or {}
+        stamp = asked.get(STAMP)
+        if stamp is not None:
+            return _stamped(stamp)
+        if EXPLAIN not in asked:
+            return self.promise(asked)
+        if truth(EXPLAIN, asked[EXPLAIN]):
+            raise UserError(
+                f"{EXPLAIN} is answered by Headway's middleware alone, which did not read this"
+                " request; leave it out."
+            )
+        return self.promise({k: v for k, v in asked.items() if k != EXPLAIN})
 
     def promise(
         self,
@@ -172,9 +195,8 @@ class SloBook:
         given = {k: v for k, v in (asked or {}).items() if k.startswith("slo_")}
         for name in given:
             if name not in REQUEST_FIELDS:
-                raise UserError(
-                    f"{shown(name)} is not an SLO field; allowed are {', '.join(REQUEST_FIELDS)}."
-                )
+                allowed = ", ".join((*REQUEST_FIELDS, EXPLAIN))
+                raise UserError(f"{shown(name)} is not an SLO field; allowed are {allowed}.")
         labels = labels or {}
         slo = self._base(given.pop("slo_class", None), api_key, model, labels)
         if not given:
@@ -225,20 +247,30 @@ class SloBook:
 
 def _stamped(stamp: Any) -> Slo:
     """Return the promise that :meth:`Slo.stamp` wrote; in doubt it is checked, not believed."""
-    known = {f.name for f in fields(Slo)}
+    known = {f.name for f in fields(Slo)} | {EXPLAIN_IN_STAMP}
     if not isinstance(stamp, Mapping) or not set(stamp) <= known:
         raise UserError(f"{STAMP} is set by the server itself; leave it out.")
+    class_name = stamp.get("class_name", "none")
+    if not _can_be_class(class_name):
+        raise UserError(f"{STAMP} class_name must be {CLASS_NAMES}, not {shown(class_name)}.")
     values = {
         key: number(f"{STAMP} {key}", stamp[key], unit="seconds", maximum=MAX_PROMISE_S)
         for key in SPANS
         if stamp.get(key) is not None
     }
     weight = number(f"{STAMP} weight", stamp.get("weight", 1.0), unit="units", maximum=MAX_WEIGHT)
-    return Slo(**values, weight=weight, class_name=str(stamp.get("class_name", "none")))
+    return Slo(**values, weight=weight, class_name=class_name)
+
+
+def _can_be_class(name: Any) -> bool:
+    """Whether *name* may be the name of a class, in some SLO file if not in ours."""
+    return isinstance(name, str) and 0 < len(name) <= MAX_CLASS_CHARS and name.isprintable()
 
 
 def _class_of(name: str, table: Any, source: str) -> Slo:
     """Return the class *name* described by one TOML table."""
+    if not _can_be_class(name):
+        raise UserError(f"{source}: a class is named by {CLASS_NAMES}, not {shown(name)}.")
     where = f"{source}: [classes.{name}]"
     if not isinstance(table, Mapping):
         raise UserError(f"{where} must be a table of ttft_s, tbt_s, jct_s, weight.")

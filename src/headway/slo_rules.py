@@ -54,6 +54,19 @@ def number(name: str, value: Any, *, unit: str, maximum: float) -> float:
     return result
 
 
+def truth(name: str, value: Any) -> bool:
+    """Return *value*, a truth value or the text or number of one.
+
+    Raises:
+        UserError: It is none.
+    """
+    word = value.strip().lower() if isinstance(value, str) else value
+    for answer, words in ((True, ("true", "1")), (False, ("false", "0"))):
+        if word in words or (isinstance(word, int) and word == answer):
+            return answer
+    raise UserError(f"{name} must be true or false (or 1 or 0), not {shown(value)}.")
+
+
 @dataclass(frozen=True, slots=True)
 class Range:
     """What a client may ask for, both ends included; seconds, or units of weight."""

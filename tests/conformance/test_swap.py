@@ -26,6 +26,7 @@ from headway.engines.vllm.swap_worker import HostCopies
 from headway.errors import InvariantError, UserError
 from headway.latency.online import OnlineModel
 from headway.policy import registry
+from headway.policy.events import StepScheduled
 from headway.policy.plan import Preempt, StepPlan
 
 BOTH = pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
@@ -131,10 +132,17 @@ def test_whole_blocks_go_out_and_come_back(lab: Any) -> None:
     is_clean(lab, run)
 
 
-def test_the_core_hears_what_came_back(lab: Any) -> None:
-    """The event of the resuming step says how many tokens did not have to be computed."""
+@pytest.mark.parametrize(
+    ("host_blocks", "found", "kept"),
+    [(8, 48, ("a",)), (2, 0, ()), (0, 0, ())],
+    ids=["kept", "no room", "no connector"],
+)
+def test_the_core_hears_what_was_kept_and_what_came_back(
+    lab: Any, host_blocks: int, found: int, kept: tuple[str, ...]
+) -> None:
+    """Whether a planned swap really was one, and how many tokens need no second computation."""
     heard: list[Any] = []
-    engine = lab.Engine(host_blocks=8, headway={"policy": "fcfs"})
+    engine = lab.Engine(host_blocks=host_blocks, headway={"policy": "fcfs"})
     run = lab.VirtualRun(engine, lab.truth())
     core: Any = Once(run.scheduler.headway)
     run.scheduler.headway = core
@@ -146,8 +154,12 @@ def test_the_core_hears_what_came_back(lab: Any) -> None:
 
     core.observe = hear
     run.run([lab.Call("a", 0.0, 40, 20), lab.Call("b", 0.0, 8, 40)])
-    admitted = [e.admitted["a"] for e in heard if "a" in getattr(e, "admitted", ())]
-    assert admitted == [0, 48]
+    steps = [e for e in heard if isinstance(e, StepScheduled)]
+    assert [e.swapped for e in steps if e.preempted == ("a",)] == [kept]
+    assert [e.admitted["a"] for e in steps if "a" in e.admitted] == [0, found]
+    assert [phase for _, phase in run.outcomes["a"].phases] == [
+        "queued", "prefill", "decode", "swapped" if kept else "preempted", "prefill", "decode",
+    ]  # fmt: skip
 
 
 def test_a_full_host_pool_means_recompute(lab: Any) -> None:

@@ -10,15 +10,18 @@ import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 import yaml
+from browser import browse, looks_drawn
 
 import headway
 from headway.bench.server import LiveServer, free_port
+from headway.cli.live import AWAITED
 from headway.metrics.catalogue import QUERIES
 
 pytestmark = pytest.mark.live
@@ -31,10 +34,13 @@ SECRET = "zanzibar"
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    """One server that served four kept promises and two that nobody could keep."""
+    """One server that served four kept promises and two that nobody could keep.
+
+    It is told that a proxy puts /llm in front of its paths, and takes them with it and without.
+    """
     folder: Path = tmp_path_factory.mktemp("visible")
     (folder / "slo.toml").write_text("[classes.chat]\nttft_s = 60\ntbt_s = 10\n")
-    args = ["smollm2", "--slo", str(folder / "slo.toml"), "--page"]
+    args = ["smollm2", "--slo", str(folder / "slo.toml"), "--page", "--root-path", "/llm"]
     with LiveServer(args, folder / "server.log") as running:
         for i in range(4):
             ask(running, {"slo_class": "chat"}, f"{i}: What is {SECRET}?")
@@ -43,16 +49,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
         yield running
 
 
-def ask(server: LiveServer, xargs: dict[str, Any], text: str) -> str:
+def ask(server: LiveServer, xargs: dict[str, Any], text: str, **more: Any) -> str:
     """Return the id of a short answer."""
     body = {"model": "smollm2", "max_tokens": 8, "vllm_xargs": xargs,
-            "messages": [{"role": "user", "content": text}]}  # fmt: skip
+            "messages": [{"role": "user", "content": text}], **more}  # fmt: skip
     request = urllib.request.Request(
         server.url + "/v1/chat/completions",
         json.dumps(body).encode(),
         {"Content-Type": "application/json"},
     )
-    with LOCAL.open(request, timeout=120) as answer:
+    with LOCAL.open(request, timeout=300) as answer:
         name: str = json.load(answer)["id"]
     return name
 
@@ -115,21 +121,60 @@ def test_explain_and_top_answer(server: LiveServer) -> None:
     assert "custom" in headway_command("top", "--once", "--url", server.url)
 
 
-def test_a_browser_shows_the_page(server: LiveServer) -> None:
-    """In headless Chromium the scripts run under their policy, and the figures are there."""
+def test_who_is_late_is_told_while_it_is_late(server: LiveServer) -> None:
+    """A long answer, due at once: the page's figures, top and explain know of it before its end."""
+    with ThreadPoolExecutor(1) as clients:
+        slow = clients.submit(
+            ask, server, {"slo_jct_ms": 1}, "Hello", max_tokens=400, ignore_eos=True
+        )
+        (row, *_) = wait_for(lambda: state(server)["late"])
+        top = headway_command("top", "--once", "--url", server.url)
+        text = headway_command("explain", row["id"], "--url", server.url)
+        assert not slow.done(), "all this was said while it was late"
+        name = slow.result()
+    assert row["id"].startswith(name)
+    assert (row["breaks"], row["class"]) == ("jct", "custom")
+    assert "Late now: 1" in top
+    assert f"its {AWAITED['jct']} is" in text
+    assert wait_for(lambda: state(server)["late"] == [])
+
+
+def test_every_answer_of_one_request_has_its_story(server: LiveServer) -> None:
+    """With n = 2 two promises are broken, and found by the one id that the client got."""
+    name = ask(server, {"slo_ttft_ms": 1}, "Hello", n=2)
+    found = wait_for(lambda: json.loads(get(f"{server.url}/headway/broken?id={name}"))["broken"])
+    assert sorted(told["id"].partition("_")[0] for told in found) == ["0", "1"]
+
+
+async def test_a_browser_shows_the_page(server: LiveServer, tmp_path: Path) -> None:
+    """In headless Chromium, behind a prefix, its scripts run under their policy, the figures are
+    there, and a click on a line opens its story, which has an address."""
     chromium = shutil.which("chromium")
     if chromium is None:
-        pytest.skip("chromium is not installed")
-    done = subprocess.run(
-        [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=4000",
-         "--dump-dom", server.url + "/headway"],
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    page = done.stdout
-    assert "of 6 promises were kept" in page or "of 7 promises were kept" in page, done.stderr
-    assert "waiting for a turn" in page or "prompt computed in pieces" in page
-    assert 'id="trouble" class="trouble" hidden' in page
-    assert SECRET not in page
+        pytest.skip("chromium is not installed (Debian package chromium)")
+    async with browse(chromium, tmp_path) as page:
+        await page.open(server.url + "/llm/headway")
+        await page.wait_for("document.querySelector('#lead').innerText.includes('were kept')")
+        text = await page.text()
+        for words in ("first token within 60 s, then", "4 of 4 promises kept", "half is right"):
+            assert words in text
+        assert "waiting for a turn" in text or "prompt computed in pieces" in text
+        assert await page.value("document.querySelector('#trouble').hidden")
+        assert SECRET not in await page.value("document.documentElement.outerHTML")
+
+        name = await page.text("#broken tbody tr td")
+        await page.click("#broken tbody tr td")
+        await page.wait_for("document.querySelector('#story li')")
+        story = await page.text("#story")
+        assert name in story
+        assert "arrived" in story
+        looks_drawn(await page.screenshot(), tmp_path / "page.png")
+
+        address = await page.value("location.href")
+        await page.open("about:blank")
+        await page.open(address)
+        await page.wait_for("document.querySelector('#story h3')")
+        assert await page.text("#story h3") == name
 
 
 async def test_the_key_guards_the_page_of_a_real_server(tmp_path: Path) -> None:

@@ -193,6 +193,21 @@ def test_headway_is_plugged_in(
     assert serve.os.environ[edge.SLO_FILE_VARIABLE] == str(file)
 
 
+@pytest.mark.parametrize(("given", "bound"), [(None, serve.MOST_IN_FLIGHT), (5, 5)])
+def test_the_queue_has_a_bound(
+    given: int | None, bound: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless the user gave one; a vLLM without the option is left alone."""
+    monkeypatch.setattr(serve, "_schedules_ahead", lambda args: False)
+    monkeypatch.setenv(edge.SLO_FILE_VARIABLE, "")
+    args = parsed(max_num_queued_reqs=given)
+    serve._plug_in(args, options())
+    assert args.max_num_queued_reqs == bound
+    older = parsed()
+    serve._plug_in(older, options())
+    assert not hasattr(older, "max_num_queued_reqs")
+
+
 def test_another_scheduler_class_is_a_mistake() -> None:
     """Both cannot be the scheduler; the sentence says how to have the other."""
     with pytest.raises(UserError, match="--policy stock"):

@@ -238,6 +238,66 @@ async def test_what_the_edge_did_not_read_is_judged_by_the_scheduler(
     assert SloBook.empty().resolve(server.params[-1].extra_args).ttft_s == 0.9
 
 
+FORGED = {STAMP: {"ttft_s": 0.001, "weight": 1e6, "class_name": "gold"}}
+
+
+@pytest.mark.parametrize("with_file", [True, False])
+@pytest.mark.parametrize("path", [CHAT, "/inference/v1/generate", "/v1/audio/transcriptions"])
+async def test_a_stamp_is_the_edges_or_nobodys(
+    file: Path, monkeypatch: pytest.MonkeyPatch, path: str, with_file: bool
+) -> None:
+    """A client's own is dropped where the body was not looked into, whatever the endpoint."""
+    if not with_file:
+        monkeypatch.delenv(SLO_FILE_VARIABLE)
+    monkeypatch.setattr(edge, "MAX_BODY_BYTES", 10)
+    server = Server()
+    assert (await server.post({"vllm_xargs": {**FORGED, "a": 1}}, path=path))[0] == 200
+    extra_args = server.params[-1].extra_args
+    assert extra_args["a"] == 1
+    promised = SloBook.empty().resolve(extra_args)
+    listed = path in edge.PATHS
+    expected = Slo(1.0, class_name="chat") if listed and with_file else Slo()
+    assert promised == expected
+
+
+async def test_a_forged_stamp_that_is_seen_is_a_mistake(plain: Server) -> None:
+    """Also where vLLM takes sampling parameters whole, and however its name is written."""
+    path = "/inference/v1/generate"
+    for text in ('{"sampling_params": {"extra_args": %s}}', '{"vllm_xargs": %s}'):
+        body = text % json.dumps(FORGED)
+        for written in (body, body.replace("slo_promised", "s\\u006Co_promised")):
+            status, _, answer = await plain.post(written.encode(), path=path)
+            assert status == 400
+            assert STAMP in json.loads(answer)["error"]["message"]
+
+
+async def test_sampling_parameters_taken_whole_hold_promises_too(plain: Server) -> None:
+    """Their ``extra_args`` are what other endpoints call ``vllm_xargs``."""
+    body = {"sampling_params": {"extra_args": {"slo_ttft_ms": 250}}, "slo": {"tbt_ms": 40}}
+    assert await plain.promised(body) == Slo(0.25, 0.04, class_name="custom")
+
+
+async def test_where_nobody_answers_a_refusal_nothing_is_promised(file: Path) -> None:
+    """The file's default class would be refused as an empty 200; the first request shows it."""
+    for path in ("/v1/audio/transcriptions", "/v2/chat"):
+        server = Server()
+        asked = {"vllm_xargs": {"slo_ttft_ms": 500, "a": 1}}
+        assert (await server.post(asked, path=path))[0] == 200
+        extra_args = server.params[0].extra_args
+        assert extra_args["a"] == 1
+        book = SloBook.load(file)
+        assert book.resolve({"slo_ttft_ms": 500}).is_promise
+        assert book.resolve(extra_args) == Slo()
+
+
+@pytest.mark.parametrize("path", sorted(edge.PATHS))
+async def test_what_generates_text_is_promised_and_refused(file: Path, path: str) -> None:
+    """On every endpoint that is listed, the file's default class counts."""
+    server = Server()
+    assert (await server.post({}, path=path))[0] == 200
+    assert SloBook.empty().resolve(server.params[0].extra_args) == Slo(1.0, class_name="chat")
+
+
 async def test_a_file_that_is_wrong_at_the_start_stops_the_server(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from headway.engines.vllm.headers import OTHERS, OWN, TOKENS_PER_S, api_key_of, asked_in
-from headway.engines.vllm.promise import promise_of
+from headway.engines.vllm.headers import (
+    EXPLAIN_HEADER,
+    OTHERS,
+    OWN,
+    TOKENS_PER_S,
+    Headers,
+    api_key_of,
+    asked_in,
+)
+from headway.engines.vllm.promise import asked_of
 from headway.errors import UserError
 from headway.slo import REQUEST_FIELDS, Slo, SloBook
 
@@ -14,6 +22,10 @@ BOOK = SloBook.parse({"classes": {"chat": {"ttft_s": 1.0, "tbt_s": 0.1}}})
 
 def raw(**headers: str) -> list[tuple[bytes, bytes]]:
     return [(k.replace("_", "-").encode(), v.encode()) for k, v in headers.items()]
+
+
+def promise_of(book: SloBook, headers: Headers, body: object) -> Slo:
+    return asked_of(book, headers, body).slo
 
 
 def test_every_field_of_a_request_has_a_header() -> None:
@@ -60,7 +72,7 @@ def test_a_misspelt_header_is_not_dropped_in_silence() -> None:
     """The sentence lists what would have been understood."""
     with pytest.raises(UserError) as caught:
         asked_in(raw(x_slo_tfft_ms="5"))
-    for name in (*OWN, *OTHERS, TOKENS_PER_S):
+    for name in (*OWN, EXPLAIN_HEADER, *OTHERS, TOKENS_PER_S):
         assert name in str(caught.value)
 
 

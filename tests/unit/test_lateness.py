@@ -15,6 +15,7 @@ from headway.metrics.kept import KeptRequest, Timeline
 from headway.metrics.lateness import (
     CAUSES,
     by_class,
+    heard_at_s,
     late_spans,
     lateness_of,
     seconds_by_cause,
@@ -100,18 +101,32 @@ def test_a_gap_splits_into_own_and_foreign_steps() -> None:
     }  # fmt: skip
 
 
-def test_a_preemption_lasts_until_it_decodes_again() -> None:
+@pytest.mark.parametrize(("phase", "cause"), [("preempted", "preemption"), ("swapped", "swap")])
+def test_a_preemption_lasts_until_it_decodes_again(phase: str, cause: str) -> None:
     """The wait after it and the second computation of the prompt are both its price."""
     life = (
         (0.0, "prefill"),
         (1.0, "decode"),
-        (2.0, "preempted"),
+        (2.0, phase),
         (4.0, "prefill"),
         (5.0, "decode"),
     )
     late = lateness_of(request(Slo(tbt_s=2.0), life, (1.0, 2.0, 6.0)))
     assert late.total_s == 2.0
-    assert nonzero(late.by_cause_s) == {"preemption": 1.5, "long_step": 0.5}
+    assert nonzero(late.by_cause_s) == {cause: 1.5, "long_step": 0.5}
+
+
+def test_each_preemption_is_charged_by_its_kind() -> None:
+    """Moved out, thrown out while its prompt resumed: the seconds of each until the next."""
+    life = (
+        (0.0, "decode"),
+        (1.0, "swapped"),
+        (3.0, "prefill"),
+        (4.0, "preempted"),
+        (5.0, "decode"),
+    )
+    found = seconds_by_cause(request(Slo(), life, (6.0,)), 0.0, 6.0)
+    assert nonzero(found) == {"long_step": 2.0, "swap": 3.0, "preemption": 1.0}
 
 
 def test_promises_are_counted_one_by_one() -> None:
@@ -150,6 +165,30 @@ def test_unanswered_requests_are_counted_without_seconds() -> None:
     assert (found.total_s, nonzero(found.by_cause_s)) == (0.5, {"queueing": 0.5})
 
 
+@pytest.mark.parametrize("outcome", ["aborted", "failed", "timed_out"])
+def test_the_end_stands_in_for_the_token_that_never_came(outcome: str) -> None:
+    """Given up after 60 s of a promised second: 59 s late; or in a pause, late by the pause."""
+    queued = ((0.0, "queued"),)
+    late = lateness_of(request(Slo(ttft_s=1.0), queued, (), outcome=outcome, ended_at_s=60.0))
+    assert nonzero(late.by_cause_s) == {"queueing": 59.0}
+    stream = request(
+        Slo(tbt_s=1.0),
+        ((0.0, "decode"), (2.0, "preempted")),
+        (1.0, 2.0),
+        outcome=outcome,
+        ended_at_s=6.0,
+    )
+    assert nonzero(lateness_of(stream).by_cause_s) == {"preemption": 3.0}
+
+
+def test_the_refused_and_those_whose_end_is_not_known_have_no_seconds() -> None:
+    """Nobody waited for a token after a refusal; a run that does not tell the end has no span."""
+    chat, queued = Slo(ttft_s=1.0), ((0.0, "queued"),)
+    refused = request(chat, queued, (), outcome="refused", ended_at_s=60.0)
+    unknown = request(chat, queued, (), outcome="aborted")
+    assert lateness_of(refused).total_s == lateness_of(unknown).total_s == 0.0
+
+
 @st.composite
 def lives(draw: st.DrawFn) -> tuple[KeptRequest, Timeline]:
     """A request and a run, both random: steps with pauses, phases in any order."""
@@ -162,11 +201,12 @@ def lives(draw: st.DrawFn) -> tuple[KeptRequest, Timeline]:
              strict=True)
     )  # fmt: skip
     emitted = sorted(rng.choice(steps.ends_s, int(rng.integers(1, n + 1)), replace=False).tolist())
-    names = ["queued", *rng.choice(["prefill", "decode", "preempted"], 5)]
+    names = ["queued", *rng.choice(["prefill", "decode", "preempted", "swapped"], 5)]
     starts = [rng.uniform(0, 0.1), *sorted(rng.uniform(0.1, steps.ends_s[-1] + 0.1, 5))]
     slo = Slo(ttft_s=0.2, tbt_s=0.1, jct_s=1.0)
     life = tuple((float(at_s), str(name)) for at_s, name in zip(starts, names, strict=True))
-    return request(slo, life, tuple(emitted)), steps
+    ended = {"outcome": "aborted", "ended_at_s": emitted[-1] + rng.uniform(0, 0.5)}
+    return request(slo, life, tuple(emitted), **(ended if rng.random() < 0.5 else {})), steps
 
 
 @settings(max_examples=80, deadline=None)
@@ -181,7 +221,7 @@ def test_the_causes_add_up(life: tuple[KeptRequest, Timeline]) -> None:
     assert min(late.by_cause_s.values()) >= -1e-12
     assert math.fsum(late.by_cause_s.values()) == pytest.approx(late.total_s, abs=1e-9)
     assert late.total_s == math.fsum(
-        span.late_s for span in late_spans(asked.slo, 0.0, asked.emitted_at_s)
+        span.late_s for span in late_spans(asked.slo, 0.0, heard_at_s(asked))
     )
 
 
@@ -205,13 +245,14 @@ def test_cause_by_cause_as_a_slow_twin(life: tuple[KeptRequest, Timeline]) -> No
 
 def twin_cause(asked: KeptRequest, steps: Timeline, at_s: float) -> str:
     """The rule of the module, for one instant, read aloud."""
-    stage, redone = "queued", False
+    stage, lost_to = "queued", ""
     for begins_s, phase in asked.phases:
         if begins_s <= at_s:
-            redone = phase == "preempted" or (redone and phase != "decode")
             stage = phase
-    if redone:
-        return "preemption"
+            lost_to = "" if phase == "decode" else lost_to
+            lost_to = {"preempted": "preemption", "swapped": "swap"}.get(phase, lost_to)
+    if lost_to:
+        return lost_to
     step = next((i for i in range(len(steps)) if steps.begins_s[i] < at_s < steps.ends_s[i]), None)
     if stage == "queued":
         is_short = step is not None and steps.free_tokens[step] < asked.num_prompt_tokens

@@ -53,7 +53,7 @@ def test_the_padding_is_the_papers_formula() -> None:
     """At 10 requests/s p = 0.95 / 1.01; a range of 90 errors above the guess adds 104.6."""
     predictor = padded_after([10, 100] * 10, rate_per_s=10.0)
     assert predictor.rate_per_s == pytest.approx(10.0)
-    assert predictor.confidence == pytest.approx(0.95 / 1.01)
+    assert predictor.coverage_target == pytest.approx(0.95 / 1.01)
     size = 90 * math.sqrt(-0.5 * math.log(1 - 0.95 / 1.01))
     assert predictor.predict(arrive("new", 1.9)) == 200 + math.ceil(size) == 307
 

@@ -18,6 +18,7 @@ from headway.errors import UserError
 from headway.latency import fit, profile, shapes
 from headway.latency.model import StepShape
 from headway.latency.profile import Profile, StepCost
+from headway.workloads.public import traces
 
 NAMES = profile.names()
 
@@ -76,7 +77,7 @@ def test_the_tables_are_reproduced() -> None:
     assert sum(share <= 1 for share in shares) >= 47
 
 
-MEASURED = Path(__file__).parents[3] / "shared/traces/aiconfigurator/silicon_sample.csv"
+MEASURED = traces() / "aiconfigurator" / "silicon_sample.csv"
 
 
 def a_token_s(found: Profile, decodes: int, prompt: int, output: int) -> float:
@@ -86,7 +87,7 @@ def a_token_s(found: Profile, decodes: int, prompt: int, output: int) -> float:
     return step_s + (found.step_s(decoding.with_chunk(prompt, 0)) - step_s) * decodes / output
 
 
-@pytest.mark.skipif(not MEASURED.is_file(), reason="needs the measured rows in ../shared/traces")
+@pytest.mark.skipif(not MEASURED.is_file(), reason="needs the measured rows: HEADWAY_TRACES")
 @pytest.mark.parametrize(
     ("name", "where", "num_rows", "mean"),
     [

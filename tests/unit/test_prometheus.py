@@ -37,14 +37,20 @@ class Kept:
 
     def __init__(self) -> None:
         self.messages: list[dict[str, Any]] = []
+        self.last: list[dict[str, Any]] = []
         self.dropped = {"reader_slow": 2}
         self.has_readers = True
 
     def find_readers(self) -> int:
         return 1
 
-    def send(self, message: dict[str, Any]) -> None:
+    def keep(self, story: dict[str, Any]) -> None:
+        self.messages.append(json.loads(json.dumps(story)))
+
+    def send(self, message: dict[str, Any], *, is_last: bool = False) -> None:
         self.messages.append(json.loads(json.dumps(message)))
+        if is_last:
+            self.last.append(self.messages[-1])
 
 
 def served(make_engine: Any) -> tuple[Watched, Kept]:
@@ -92,6 +98,14 @@ def test_it_counts_what_happened(told: tuple[Watched, Kept]) -> None:
     assert value(text, "headway_messages_dropped_total", reason="reader_slow") == 2
     assert ("headway_requests_attained_total", frozenset({("engine", "0"), ("slo_class", "none")})
             ) not in samples(text)  # fmt: skip
+
+
+def test_the_last_word_before_idle_says_that_nobody_is_left(told: tuple[Watched, Kept]) -> None:
+    """One snapshot is marked as the last: the one that counts everybody's end."""
+    (last,) = told[1].last
+    assert last == told[1].messages[-1]
+    assert (last["now"]["running"], last["now"]["waiting"]) == (0, 0)
+    assert sum(sum(c["outcomes"].values()) for c in last["counts"]["classes"].values()) == 4
 
 
 def test_recording_and_shadow_show_where_they_are_switched_on(told: tuple[Watched, Kept]) -> None:
@@ -238,6 +252,7 @@ def test_every_query_asks_for_a_metric_there_is() -> None:
         "headway_requests_offered_total",
         "headway_requests_late_total",
         "headway_recorded_lines_total",
+        "headway_length_coverage_target",
         "headway_shadow_attainment",
         "headway_shadow_requests",
         "headway_shadow_cpu_seconds_total",

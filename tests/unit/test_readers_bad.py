@@ -11,11 +11,12 @@ import pytest
 
 from headway.errors import UserError
 from headway.workloads import readers, schema
+from headway.workloads.public import traces
 from headway.workloads.schema import WorkloadRequest, read_jsonl
 
-TRACES = Path(__file__).parents[3] / "shared" / "traces"
+TRACES = traces()
 needs_traces = pytest.mark.skipif(
-    not TRACES.is_dir(), reason="the public traces are not beside the checkout"
+    not TRACES.is_dir(), reason="needs the public traces: HEADWAY_TRACES"
 )
 
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n"

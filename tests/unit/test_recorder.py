@@ -424,7 +424,9 @@ def test_a_watched_server_is_recorded_and_counted_the_same(
     tmp_path: Path, fake_engine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Watched or not the recording has the same bytes; counts do not depend on when one counts."""
-    sender = SimpleNamespace(find_readers=lambda: 0, has_readers=False, dropped={})
+    sender = SimpleNamespace(
+        find_readers=lambda: 0, has_readers=False, dropped={}, close=lambda: None
+    )
     settings = Settings.parse({"policy": "slack", "record": str(tmp_path / "alone")})
     alone = recorded(settings.build(), settings, Roofline(), CONFIG)
     served(alone, fake_engine)

@@ -156,7 +156,16 @@ def test_advancing_in_slices_is_the_same(until_s: float) -> None:
 
 
 class Swapper(Heard):
-    """Preempts one request by swap in the plan of its tenth token."""
+    """Preempts one request by swap in the plan of its tenth token, and hears what was kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[tuple[str, ...]] = []
+
+    def observe(self, event: Event) -> None:
+        if isinstance(event, StepScheduled) and event.preempted:
+            self.kept.append(event.swapped)
+        super().observe(event)
 
     def plan(self, view: EngineView, now_s: float) -> StepPlan:
         plan = super().plan(view, now_s)
@@ -178,6 +187,8 @@ def test_swap_copies_whole_blocks_out_and_in() -> None:
     """49 tokens have KV: three blocks go out and come back, one token is computed again."""
     run = swapped(host_blocks=3)
     assert run.num_preemptions == {"recompute": 0, "swap": 1}
+    assert isinstance(run.policy, Swapper)
+    assert run.policy.kept == [("a",)]
     assert run.machine.host.num_blocks_copied == 6
     assert run.machine.host.num_free == 3
     resumed = next(t for _, t in run.schedule if t.get("a", 1) != 1 and t["a"] != 40)
@@ -186,7 +197,7 @@ def test_swap_copies_whole_blocks_out_and_in() -> None:
     assert [w for w in waits_s if w] == [6.0, 6.0], "the link is waited for both ways"
     assert len(run.outcomes["a"].emitted_at_s) == 20
     assert [phase for _, phase in run.outcomes["a"].phases] == [
-        "queued", "prefill", "decode", "preempted", "prefill", "decode",
+        "queued", "prefill", "decode", "swapped", "prefill", "decode",
     ]  # fmt: skip
 
 
@@ -194,6 +205,9 @@ def test_a_full_host_pool_means_recompute() -> None:
     """A victim of three blocks does not fit two: everything is computed again, nothing copied."""
     run = swapped(host_blocks=2)
     assert run.num_preemptions == {"recompute": 1, "swap": 0}
+    assert isinstance(run.policy, Swapper)
+    assert run.policy.kept == [()]
+    assert "swapped" not in [phase for _, phase in run.outcomes["a"].phases]
     assert run.machine.host.num_blocks_copied == 0
     assert any(tokens.get("a") == 50 for _, tokens in run.schedule)
     assert len(run.outcomes["a"].emitted_at_s) == 20

@@ -206,9 +206,10 @@ def test_a_bad_file_to_begin_with_is_an_error(tmp_path: Path) -> None:
 
 
 spans = st.none() | st.floats(min_value=1e-6, max_value=MAX_PROMISE_S)
+names = st.text(min_size=1, max_size=9).filter(str.isprintable)
 
 
-@given(spans, spans, spans, st.floats(min_value=1e-3, max_value=1e6), st.text(max_size=9))
+@given(spans, spans, spans, st.floats(min_value=1e-3, max_value=1e6), names)
 def test_the_scheduler_takes_the_edges_promise_as_it_is(
     ttft_s: float | None, tbt_s: float | None, jct_s: float | None, weight: float, name: str
 ) -> None:
@@ -216,6 +217,23 @@ def test_the_scheduler_takes_the_edges_promise_as_it_is(
     slo = Slo(ttft_s, tbt_s, jct_s, weight, name)
     asked = {STAMP: slo.stamp(), "slo_class": "something else"}
     assert SloBook.builtin().resolve(asked) == slo
+
+
+@pytest.mark.parametrize("name", ["gold", "custom", "none", "Fälle für später", "x" * 100])
+def test_a_stamp_may_name_a_class_of_another_file(name: str) -> None:
+    """The edge reads a changed file at once, the scheduler never: the name need not be known."""
+    slo = Slo(ttft_s=1.0, class_name=name)
+    assert SloBook.empty().resolve({STAMP: slo.stamp()}) == slo
+
+
+@pytest.mark.parametrize("name", ["", "x" * 101, "a\nb", "a\u2028b", "\ud800", 5, None, ["gold"]])
+def test_no_class_has_a_name_that_spoils_a_page(name: object) -> None:
+    """A name becomes a label of metrics and a heading; in a stamp or a file it is checked."""
+    with pytest.raises(UserError, match="1 to 100 printable characters"):
+        SloBook.empty().resolve({STAMP: {"ttft_s": 1.0, "class_name": name}})
+    if isinstance(name, str):
+        with pytest.raises(UserError, match="1 to 100 printable characters"):
+            SloBook.parse({"classes": {name: {"ttft_s": 1.0}}})
 
 
 @pytest.mark.parametrize("stamp", [1, "x", [1.0], {"ttft_s": -1}, {"x": 1}, {"weight": "a"}])

@@ -47,7 +47,7 @@ def test_a_late_first_token_is_split_by_where_the_time_went() -> None:
     books.arrived("a", Slo(ttft_s=1.5), 0.0, 100)
     step(books, 2.0, 2.6, "", admitted="a")
     step(books, 2.6, 3.0, "a")
-    verdict = books.finished("a", 1, ended_well=True)
+    verdict = books.finished("a", 3.0, 1, ended_well=True)
     assert not verdict.attained
     assert verdict.ttft_s == 3.0
     assert causes(verdict) == pytest.approx({"queueing": 1.0, "prefill": 0.5})
@@ -62,7 +62,7 @@ def test_a_wait_with_too_little_free_kv_is_told_apart() -> None:
     step(books, 2.0, 3.0, "z", free_tokens=99)
     step(books, 3.0, 4.0, "z", free_tokens=100)
     step(books, 4.0, 5.0, "za", admitted="a")
-    verdict = books.finished("a", 1, ended_well=True)
+    verdict = books.finished("a", 5.0, 1, ended_well=True)
     assert causes(verdict) == pytest.approx({"queueing": 1.5, "kv_wait": 0.5, "prefill": 0.5})
 
 
@@ -71,7 +71,8 @@ def test_a_step_beyond_its_plan_is_the_models_error() -> None:
     books = ledger()
     books.arrived("a", Slo(ttft_s=0.5), 0.0, 100)
     step(books, 0.0, 1.0, "a", admitted="a", planned_s=0.5)
-    assert causes(books.finished("a", 1, ended_well=True)) == {"prefill": 0.25, "model_error": 0.25}
+    verdict = books.finished("a", 1.0, 1, ended_well=True)
+    assert causes(verdict) == {"prefill": 0.25, "model_error": 0.25}
 
 
 def test_late_gaps_are_counted_for_all_that_are_in_step() -> None:
@@ -82,7 +83,7 @@ def test_late_gaps_are_counted_for_all_that_are_in_step() -> None:
     step(books, 0.0, 0.1, "ab", admitted="ab")
     step(books, 0.1, 0.2, "ab")
     step(books, 0.2, 0.5, "ab", planned_s=0.2)
-    a, b = (books.finished(i, 3, ended_well=True) for i in "ab")
+    a, b = (books.finished(i, 0.5, 3, ended_well=True) for i in "ab")
     assert (a.attained, b.attained) == (False, True)
     assert (a.num_late_gaps, a.num_gaps) == (1, 2)
     assert causes(a) == pytest.approx({"long_step": 0.2 * 2 / 3, "model_error": 0.2 / 3})
@@ -98,20 +99,34 @@ def test_a_stream_that_falls_out_of_step_is_charged_the_steps_it_missed() -> Non
     for i in (1, 2):
         step(books, 0.1 * i, 0.1 * i + 0.1, "b")
     step(books, 0.3, 0.4, "ab")
-    verdict = books.finished("a", 2, ended_well=True)
+    verdict = books.finished("a", 0.4, 2, ended_well=True)
     assert causes(verdict) == pytest.approx({"skipped": 0.2 * 2 / 3, "long_step": 0.2 / 3})
 
 
-def test_what_a_preemption_cost_is_preemption() -> None:
-    """From the last token to the next one, the prompt's second computation included."""
+@pytest.mark.parametrize(("swapped", "cause"), [(False, "preemption"), (True, "swap")])
+def test_what_a_preemption_cost_is_told_by_its_kind(swapped: bool, cause: str) -> None:
+    """From the last token to the next one, what is computed again included."""
     books = ledger()
     books.arrived("a", Slo(tbt_s=0.1), 0.0, 10)
     step(books, 0.0, 0.1, "a", admitted="a")
-    books.preempted("a", 0.1)
+    books.preempted("a", 0.1, swapped=swapped)
     step(books, 0.1, 0.5, "")
     step(books, 0.5, 0.9, "a", admitted="a")
-    verdict = books.finished("a", 2, ended_well=True)
-    assert causes(verdict) == pytest.approx({"preemption": 0.7})
+    verdict = books.finished("a", 0.9, 2, ended_well=True)
+    assert causes(verdict) == pytest.approx({cause: 0.7})
+
+
+def test_a_second_preemption_before_it_decodes_is_charged_by_its_own_kind() -> None:
+    """Swapped for 0.4 s, then thrown out while it resumes: each by the seconds it took."""
+    books = ledger()
+    books.arrived("a", Slo(tbt_s=0.1), 0.0, 10)
+    step(books, 0.0, 0.1, "a", admitted="a")
+    books.preempted("a", 0.1, swapped=True)
+    step(books, 0.1, 0.5, "", admitted="a")
+    books.preempted("a", 0.5)
+    step(books, 0.5, 0.9, "a", admitted="a")
+    verdict = books.finished("a", 0.9, 2, ended_well=True)
+    assert causes(verdict) == pytest.approx({"swap": 0.35, "preemption": 0.35})
 
 
 def test_one_late_gap_in_a_hundred_breaks_nothing() -> None:
@@ -124,7 +139,7 @@ def test_one_late_gap_in_a_hundred_breaks_nothing() -> None:
         ends_s = at_s + (0.5 if i == 50 else 0.05)
         step(books, at_s, ends_s, "a")
         at_s = ends_s
-    verdict = books.finished("a", 101, ended_well=True)
+    verdict = books.finished("a", at_s, 101, ended_well=True)
     assert (verdict.num_late_gaps, verdict.attained, causes(verdict)) == (1, True, {})
 
 
@@ -135,8 +150,90 @@ def test_a_late_job_is_split_over_its_whole_life() -> None:
     step(books, 1.0, 2.0, "a", admitted="a")
     step(books, 2.0, 3.0, "a")
     step(books, 3.0, 4.0, "a")
-    verdict = books.finished("a", 3, ended_well=True)
+    verdict = books.finished("a", 4.0, 3, ended_well=True)
     assert causes(verdict) == pytest.approx({"queueing": 0.5, "prefill": 0.5, "long_step": 1.0})
+
+
+def cut_off(books: SlackLedger, at_s: float, num_output_tokens: int = 0) -> dict[str, float]:
+    """Let the client of "a" hang up and return what is charged, by cause."""
+    verdict = books.finished("a", at_s, num_output_tokens, ended_well=False)
+    assert not verdict.attained
+    assert verdict.ttft_s is None or num_output_tokens
+    return causes(verdict)
+
+
+def test_who_gives_up_waiting_was_late_until_then() -> None:
+    """A promised second, given up after 60: 59 s late, the 20 s without room told apart."""
+    books = ledger()
+    books.arrived("z", Slo(), 0.0, 10)
+    books.arrived("a", Slo(ttft_s=1.0), 0.0, 100)
+    step(books, 0.0, 20.0, "z", admitted="z", free_tokens=99)
+    step(books, 20.0, 50.0, "z")
+    charged = cut_off(books, 60.0)
+    assert charged == pytest.approx({"queueing": 59 * 40 / 60, "kv_wait": 59 * 20 / 60})
+
+
+def test_who_gives_up_in_time_was_not_late() -> None:
+    """Hung up before the first token was due: a promise not kept, and no seconds."""
+    books = ledger()
+    books.arrived("a", Slo(ttft_s=1.0, tbt_s=0.1, jct_s=9.0), 0.0, 100)
+    assert cut_off(books, 0.9) == {}
+
+
+def test_who_gives_up_during_its_prompt_is_charged_the_prompt_too() -> None:
+    """Two seconds of waiting, two of prefill, the second of them in the step in flight."""
+    books = ledger()
+    books.arrived("a", Slo(ttft_s=1.0), 0.0, 100)
+    step(books, 2.0, 3.0, "", admitted="a", planned_s=0.5)
+    books.scheduled(3.0, {}, math.inf)
+    charged = cut_off(books, 4.0)
+    assert charged == pytest.approx({"queueing": 1.5, "prefill": 1.125, "model_error": 0.375})
+
+
+def test_a_stream_that_is_given_up_in_a_pause_was_late_by_the_pause() -> None:
+    """A token at 0.1 s, thrown out, hung up at 4.1 s: the end stands in for the next token."""
+    books = ledger()
+    books.arrived("a", Slo(tbt_s=1.0), 0.0, 10)
+    step(books, 0.0, 0.1, "a", admitted="a")
+    books.preempted("a", 0.1)
+    step(books, 0.1, 2.0, "")
+    assert cut_off(books, 4.1, 1) == pytest.approx({"preemption": 3.0})
+
+
+def test_a_step_that_the_end_interrupts_brought_nothing() -> None:
+    """A decode whose step is in flight when its client hangs up was skipped by it."""
+    books = ledger()
+    books.arrived("a", Slo(tbt_s=1.0), 0.0, 10)
+    step(books, 0.0, 1.0, "a", admitted="a")
+    books.scheduled(2.0, {}, math.inf)
+    assert cut_off(books, 5.0, 1) == pytest.approx({"other": 0.75, "skipped": 2.25})
+
+
+def test_a_job_that_is_given_up_was_late_until_then() -> None:
+    """Without a token, ten seconds beyond the job's promise."""
+    books = ledger()
+    books.arrived("a", Slo(jct_s=5.0), 0.0, 10)
+    assert cut_off(books, 15.0) == pytest.approx({"queueing": 10.0})
+
+
+def test_the_refused_have_no_seconds() -> None:
+    """They never waited for a token, however long the answer took."""
+    books = ledger()
+    books.arrived("a", Slo(ttft_s=1.0, jct_s=2.0), 0.0, 10)
+    verdict = books.finished("a", 9.0, 0, ended_well=False, was_refused=True)
+    assert not verdict.attained
+    assert causes(verdict) == {}
+
+
+def test_an_end_is_no_token() -> None:
+    """The histograms of waits hold what came, not what was given up."""
+    books = ledger()
+    tale = books.arrived("a", Slo(ttft_s=1.0), 0.0, 10)
+    cut_off(books, 9.0)
+    tale = books.arrived("a", Slo(tbt_s=1.0), 10.0, 10)
+    step(books, 10.0, 11.0, "a", admitted="a")
+    cut_off(books, 19.0, 1)
+    assert (sum(tale.tally.ttft.counts), sum(tale.tally.gap.counts)) == (1, 0)
 
 
 def test_an_abort_keeps_no_promise_and_leaves_nothing_behind() -> None:
@@ -146,7 +243,7 @@ def test_an_abort_keeps_no_promise_and_leaves_nothing_behind() -> None:
         books.arrived(name, Slo(ttft_s=9.0), 0.0, 10)
     step(books, 0.0, 0.1, "a", admitted="ab")
     for name in "abc":
-        assert not books.finished(name, 0, ended_well=False).attained
+        assert not books.finished(name, 0.1, 0, ended_well=False).attained
     assert not books.tales
     assert not books._in_step
     assert not books._groups
@@ -164,10 +261,11 @@ def kept(outcome: Any, attained: bool) -> KeptRequest:
         Slo(**{f"{k}_s": v / 1000 for k, v in given.items() if v is not None}),
         call.arrived_at_s,
         tuple(outcome.emitted_at_s),
-        "finished",
+        "finished" if outcome.finish_reason in ("stop", "length") else "aborted",
         attained,
         tuple(outcome.phases),
         call.num_prompt_tokens,
+        ended_at_s=outcome.ended_at_s,
     )
 
 
@@ -194,17 +292,21 @@ class Heard(Observed):
 
 
 @pytest.mark.parametrize(
-    ("policy", "num_blocks", "asynchronous"),
+    ("policy", "num_blocks", "asynchronous", "host_blocks", "hang_up"),
     [
-        ("slack", 160, False),
-        ("fcfs", 160, False),
-        ("slack", 70, False),
-        ("fcfs", 70, False),
-        ("slack", 160, True),
+        ("slack", 160, False, 0, False),
+        ("fcfs", 160, False, 0, False),
+        ("slack", 70, False, 0, False),
+        ("fcfs", 70, False, 0, False),
+        ("slack", 160, True, 0, False),
+        ("fcfs", 160, False, 0, True),
+        ("slack", 70, False, 0, True),
+        ("headway", 70, False, 200, True),
+        ("headway", 70, True, 200, True),
     ],
 )
 def test_it_agrees_with_the_rule_for_finished_runs(
-    lab: Any, policy: str, num_blocks: int, asynchronous: bool
+    lab: Any, policy: str, num_blocks: int, asynchronous: bool, host_blocks: int, hang_up: bool
 ) -> None:
     """On vLLM's own scheduler, overloaded: same verdicts, same lateness, nearly the same split."""
     from headway.engines.vllm.watch import Watched
@@ -215,18 +317,25 @@ def test_it_agrees_with_the_rule_for_finished_runs(
         max_num_batched_tokens=2048,
         max_num_seqs=64,
         asynchronous=asynchronous,
+        host_blocks=host_blocks,
         headway={"policy": policy},
     )
     run = lab.VirtualRun(engine, lab.truth(0, 0.1), keep_steps=True)
     watch = Watched(run.scheduler.headway, Silent())  # type: ignore[arg-type]
     watch.observed = heard = Heard()
     run.scheduler.headway = watch
-    outcomes = run.run(lab.mixed(80, 6.0, 1))
+    calls = lab.mixed(80, 6.0, 1)
+    if hang_up:  # Every third client, at instants that hit each stage.
+        calls[::3] = [
+            dataclasses.replace(c, abort_at_s=c.arrived_at_s + 0.3 * (i % 40))
+            for i, c in enumerate(calls[::3])
+        ]
+    outcomes = run.run(calls)
     steps = timeline(run)
     by_cause, expected, num_late = {}, {}, 0
     for request_id, outcome in outcomes.items():
         verdict = heard.verdicts[request_id]
-        assert verdict.attained == (lab.attained(outcome)), request_id
+        assert verdict.attained == lab.attained(outcome), request_id
         want = lateness_of(kept(outcome, verdict.attained), steps)
         assert verdict.total_late_s == pytest.approx(want.total_s, abs=1e-6), request_id
         assert min(verdict.late_s.values()) > -1e-9
@@ -235,6 +344,12 @@ def test_it_agrees_with_the_rule_for_finished_runs(
             expected[cause] = expected.get(cause, 0.0) + seconds
             by_cause[cause] = by_cause.get(cause, 0.0) + verdict.late_s[cause]
     assert num_late > 10, "the load is one that makes requests late"
+    assert (heard.preemptions["swap"] > 0) == (host_blocks > 0)
+    if hang_up:
+        assert any(
+            outcomes[i].finish_reason == "abort" and v.total_late_s > 0
+            for i, v in heard.verdicts.items()
+        ), "some gave up after their due time"
     total_s = sum(expected.values())
     for cause in ("kv_wait", "queueing"):
         # Free KV is read before a step is filled, not after: a wait may change its name.

@@ -11,11 +11,13 @@ from click.testing import CliRunner, Result
 
 from headway.cli.trace import described, trace
 from headway.errors import UserError
-from headway.slo import SloBook
+from headway.policy.events import Arrived, Event, Finished, StepDone, StepScheduled
+from headway.policy.log import event_line
+from headway.slo import Slo, SloBook
 from headway.workloads import named
 from headway.workloads.arrivals import Arrivals
 from headway.workloads.readers import load
-from headway.workloads.schema import WorkloadRequest
+from headway.workloads.schema import WorkloadRequest, slo_of
 
 AZURE = (
     "TIMESTAMP,ContextTokens,GeneratedTokens\n"
@@ -150,3 +152,34 @@ def test_recorded_gap_cv_is_the_generator_s() -> None:
     assert facts["gap_cv"] == pytest.approx(2.0, rel=0.06)
     assert facts["rate_rps"] == pytest.approx(5.0, rel=0.06)
     assert facts["classes"] == {"chat": 20_000}
+
+
+def test_a_recording_becomes_a_trace_whose_promises_an_slo_file_says(tmp_path: Path) -> None:
+    """Classes stay by name; who promised something without a class keeps that; no class: none."""
+    promises: dict[str, dict[str, Any]] = {
+        "a": {"class_name": "chat", "ttft_s": 1.0, "tbt_s": 0.1},
+        "b": {"class_name": "none"},
+        "c": {"class_name": "custom", "jct_s": 9.0},
+    }
+    heard: list[Event] = []
+    for at_s, (name, promise) in zip((5.0, 6.0, 7.0), promises.items(), strict=True):
+        heard.append(Arrived(at_s, name, at_s, 40, 8, Slo(**promise)))
+        heard.append(StepScheduled(at_s, {name: 40}, {name: 0}, ()))
+        heard += [StepDone(at_s + 0.1, {name: 1}), Finished(at_s + 0.1, name, "stopped")]
+    folder = tmp_path / "kept"
+    folder.mkdir()
+    file = folder / "20261123T061745Z-4711-e0-000001.jsonl"
+    file.write_text("".join(event_line(event) + "\n" for event in heard), encoding="utf-8")
+    for source in (folder, file, folder / "20261123T061745Z-4711-e0"):
+        out = tmp_path / "trace.jsonl"
+        result = run("convert", source, "--out", out)
+        assert result.exit_code == 0, result.output
+        rows = [json.loads(line) for line in out.read_text().splitlines()]
+        assert [row.get("slo_class") for row in rows] == ["chat", None, None]
+        assert [row.get("ttft_slo_s") for row in rows] == [None, None, None]
+        assert [row.get("jct_slo_s") for row in rows] == [None, None, 9.0]
+        assert [row["arrived_at_s"] for row in rows] == [0.0, 1.0, 2.0]
+    classes = {"chat": {"ttft_s": 3}, "calm": {"jct_s": 60}}
+    book = SloBook.parse({"default": "calm", "classes": classes})
+    chat, calm, custom = (slo_of(request, book) for request in load(out))
+    assert (chat.ttft_s, chat.tbt_s, calm.jct_s, custom.jct_s) == (3.0, None, 60.0, 9.0)

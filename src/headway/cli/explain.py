@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from headway.cli.live import ask, key_option, url_option
+from headway.cli.live import AWAITED, DOING, ENDED, ask, key_option, url_option
 from headway.errors import UserError
 from headway.metrics.lateness import CAUSES
 from headway.units import format_s
@@ -38,17 +39,15 @@ def explain(
     """Tell where the seconds of a broken promise went.
 
     REQUEST_ID is the id of the answer (chatcmpl-...), or its beginning. The server remembers the
-    last 512 broken promises.
+    last 512 broken promises; of a request that is late right now it says for what it waits.
     """
     if (request_id is None) == (worst is None):
         raise UserError("Name one request, or ask for the latest ones with --worst 10.")
     if request_id is not None:
-        told = ask(url, "/headway/broken", api_key, id=request_id)["broken"]
+        answer = ask(url, "/headway/broken", api_key, id=request_id)
+        told = [*answer["broken"], *answer["late"]]
         if not told:
-            raise UserError(
-                f"The server remembers no broken promise of {request_id!r:.80}: it was kept, it"
-                " is not over yet, or 512 others were broken since."
-            )
+            raise UserError(_unknown(request_id, answer["num_lost"]))
     else:
         told = ask(url, "/headway/broken", api_key, worst=worst or 0)["broken"]
     if json_path is not None:
@@ -57,7 +56,32 @@ def explain(
     if not told:
         console.print("No promise was broken so far.")
     for one in told:
-        show(console, one)
+        if "story" in one:
+            show(console, one)
+        else:
+            _show_late(console, one)
+
+
+def _unknown(request_id: str, num_lost: int) -> str:
+    """Return what can be said of a request the server has no story of."""
+    why = ["it was kept", "it is not over and not among the latest", "512 others were broken since"]
+    if num_lost:
+        why.append(f"its story is one of {num_lost:,} that were dropped on their way to the server")
+    reasons = ", ".join(why[:-1]) + f", or {why[-1]}"
+    return f"The server remembers no broken promise of {request_id!r:.80}: {reasons}."
+
+
+def _show_late(console: Console, row: Mapping[str, Any]) -> None:
+    """Print a request that is not over: what is overdue, by how much, and what it is doing."""
+    console.print(Text(str(row["id"]), style="bold"), Text(f"class {row['class']}"))
+    awaited = AWAITED.get(row["breaks"], "promise")
+    sentence = (
+        f"  late now: its {awaited} is {format_s(row['late_s'])} overdue;"
+        f" {DOING.get(row['stage'], row['stage'])}, {format_s(row['lived_s'])} after it arrived."
+        " Its story comes with its end."
+    )
+    console.print(Text(sentence))
+    console.print()
 
 
 def show(console: Console, told: Mapping[str, Any]) -> None:
@@ -66,10 +90,12 @@ def show(console: Console, told: Mapping[str, Any]) -> None:
     console.print(f"  promised  {_promised(told['promise'])}", highlight=False)
     console.print(f"  got       {_got(told)}", highlight=False)
     if told["late_s"] > 0:
-        console.print(f"  late by   {format_s(told['late_s'])}:", highlight=False)
+        both = all((told[k] or 0.0) > told["promise"].get(k, math.inf) for k in ("ttft_s", "jct_s"))
+        added = " (a late first token and a late end, which add up)" if both else ""
+        console.print(f"  late by   {format_s(told['late_s'])}{added}:", highlight=False)
         console.print(_causes(told))
     for at_s, what in told.get("story", ()):
-        console.print(Text(f"    +{at_s:9.3f} s  {what}"))
+        console.print(Text(f"    +{at_s:9.3f} s  {ENDED.get(what, what)}"))
     console.print()
 
 

@@ -1,4 +1,4 @@
-"""How ``headway top`` and ``headway explain`` ask a running server."""
+"""How ``headway top`` and ``headway explain`` ask a running server, and words they share."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import urllib.error
 import urllib.parse
 import urllib.request
+from http import HTTPStatus
 from typing import Any
 
 import click
@@ -13,6 +14,24 @@ import click
 from headway.errors import HeadwayError, UserError
 
 TIMEOUT_S = 10.0
+AWAITED = {"ttft": "first token", "tbt": "next token", "jct": "end of the answer"}
+"""By the promise that is overdue: what its client waits for."""
+
+DOING = {
+    "queued": "waits for its turn",
+    "prefill": "its prompt is computed",
+    "decode": "its answer is written",
+    "preempted": "lost its place, waits to go on",
+}
+"""By the stage of a live request: what it is doing."""
+
+ENDED = {
+    "stopped": "answered",
+    "length": "answered, as long as max_tokens allows",
+    "aborted": "hung up",
+}
+"""By the last line of a story: how it ended."""
+
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 url_option = click.option(
@@ -32,7 +51,7 @@ def ask(url: str, path: str, api_key: str | None = None, **query: str | int) -> 
 
     Raises:
         UserError: The address is none, the key is wrong, or the server has no such page.
-        NoAnswer: Nobody answers there.
+        NoAnswer: Nobody answers there, or a proxy says that nobody does.
     """
     parts = urllib.parse.urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -61,7 +80,7 @@ def ask(url: str, path: str, api_key: str | None = None, **query: str | int) -> 
     return document
 
 
-def _mistake(status: int, url: str) -> UserError:
+def _mistake(status: int, url: str) -> HeadwayError:
     if status in (401, 403):
         return UserError(f"{url} wants its API key: give it as --api-key or in VLLM_API_KEY.")
     if status == 404:
@@ -69,4 +88,7 @@ def _mistake(status: int, url: str) -> UserError:
             f"{url} shows nothing of Headway: start it with headway serve, or see"
             " docs/how-to/read-the-page.md."
         )
-    return UserError(f"{url} answers with status {status}.")
+    sentence = f"{url} answers with status {status}."
+    # A proxy in front of a server that starts again says 502 or 503.
+    is_servers_fault = status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    return NoAnswer(sentence) if is_servers_fault else UserError(sentence)

@@ -27,7 +27,8 @@ _SHARED = [
     click.option("--seed", "seeds", default="0,1,2,3,4", show_default=True, help="S,S,…"),
     click.option("--tuning-seeds", help="Seeds on which stock vLLM is tuned [those of --seed]."),
     click.option("--workers", help="Processes at once [one a core]."),
-    click.option("--part", default="all", show_default=True, help="Which tables: A,B,… or all."),
+    click.option("--part", default="all", show_default=True,
+                 help="Tables: main, ablation, sensitivity, … by comma, or all."),
 ]  # fmt: skip
 
 

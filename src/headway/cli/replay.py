@@ -35,6 +35,9 @@ from headway.workloads.record_files import run_of
 
 AS_RECORDED = "the recorded machine"
 
+SAID_BY_THE_RECORDING = ("trace", "workload", "slo", "requests", "arrivals")
+"""Options of other virtual runs that are a mistake here, and not in the help."""
+
 
 @click.command()
 @click.argument("recording", type=click.Path(path_type=Path))
@@ -63,7 +66,7 @@ def replay(
 
     With --verify nothing is compared: a fresh core must make all recorded plans again, to the byte.
     """
-    for flag in ("trace", "workload", "slo", "requests", "arrivals"):
+    for flag in SAID_BY_THE_RECORDING:
         if given[flag] is not None:
             raise UserError(f"--{flag} makes no sense here: the recording says all of it.")
     if kv_scale is not None and given["kv_tokens"] is not None:
@@ -106,6 +109,11 @@ def replay(
         save(json_path, document)
 
 
+for option in replay.params:
+    if isinstance(option, click.Option) and option.name in SAID_BY_THE_RECORDING:
+        option.hidden = True
+
+
 def _chosen(
     found: Recorded, given: dict[str, Any], folder: Path, kv_scale: float | None
 ) -> tuple[RunSpec, list[str]]:
@@ -131,7 +139,7 @@ def _chosen(
     policies = policies_of(given["policy"], base.engine, base.overload, dict(base.options))
     tuned = [policy for policy in policies if policy in STOCK_WAYS[1:]]
     if tuned:
-        raise UserError(f"{tuned[0]} is a sweep; convert the recording and use simulate.")
+        raise UserError(f"{tuned[0]} is a sweep: headway trace convert, then simulate.")
     machine = _machine_of(found, gpu)
     kv_tokens = base.machine.kv_tokens or machine.kv_tokens
     if kv_scale is not None:

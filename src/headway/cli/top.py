@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from headway.cli.live import NoAnswer, ask, key_option, url_option
+from headway.cli.live import AWAITED, DOING, NoAnswer, ask, key_option, url_option
 from headway.errors import UserError
 from headway.units import format_s
 
@@ -68,13 +68,35 @@ def screen(state: Json) -> Group:
         f" a plan takes {_span(model['plan_s']['p50'])} (p99 {_span(model['plan_s']['p99'])});"
         f" heard of {state['age_s']:.0f} s ago"
     )
-    return Group(Text(head), _kv(now["kv"]), _classes(state), _broken(state))
+    return Group(Text(head), _late(state), _kv(now["kv"]), _classes(state), _broken(state))
 
 
 def _span(value_s: float | None) -> str:
     if value_s is not None and value_s < 1e-3:
         return f"{value_s * 1e6:.0f} µs"
     return format_s(value_s)
+
+
+def _late(state: Json) -> Text | Table:
+    """Return who waits for something that is overdue, the most overdue first."""
+    rows = state["late"]
+    if not rows:
+        return Text("Late now: nobody", style="green")
+    num_late = max(state["now"].get("num_late", 0), len(rows))
+    which = f", the {len(rows)} most overdue" if num_late > len(rows) else ""
+    table = Table(title=f"Late now: {num_late}{which}", title_justify="left", box=None)
+    table.add_column("request", min_width=34)  # All of it: headway explain asks for it.
+    for name in ("class", "waits for its", "late by", "what it is doing"):
+        table.add_column(name, justify="right" if name == "late by" else "left")
+    for row in rows:
+        table.add_row(
+            Text(str(row["id"])),
+            Text(str(row["class"])),
+            AWAITED.get(row["breaks"], "–"),
+            Text(format_s(row["late_s"]), style="red"),
+            DOING.get(row["stage"], "–"),
+        )
+    return table
 
 
 def _kv(kv: Json) -> Text:

@@ -17,6 +17,7 @@ from headway.errors import UserError
 from headway.metrics.chrome import write
 from headway.metrics.define import quantiles
 from headway.metrics.kept import read_json
+from headway.study import recorded
 from headway.workloads import named
 from headway.workloads.arrivals import FORMS, Arrivals, with_arrivals
 from headway.workloads.readers import TIMED_TRACE_HASH_TOKENS, load, read_timed_trace
@@ -75,7 +76,11 @@ def convert(
     arrivals: str,
     seed: int,
 ) -> None:
-    """Read FILE in any known format and write it as Headway JSONL, with other times if asked."""
+    """Read FILE in any known format and write it as Headway JSONL, with other times if asked.
+
+    FILE may be a recording of headway serve --record, or its folder. Its classes are kept by
+    name; what they promise, an SLO file says.
+    """
     _check_folder(out)
     if out.exists() and file.exists() and out.samefile(file):
         raise UserError(f"--out is the same file as {file}; name another one.")
@@ -191,6 +196,8 @@ def chrome(run: Path, out: Path) -> None:
 
 def _read(file: Path, time_unit: str | None, hash_tokens: str | None) -> list[WorkloadRequest]:
     if time_unit is None and hash_tokens is None:
+        if recorded.is_recording(file):
+            return list(recorded.for_slo_file(recorded.read(file).requests))
         return load(file)
     tokens = hash_tokens or TIMED_TRACE_HASH_TOKENS
     return read_timed_trace(

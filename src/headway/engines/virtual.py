@@ -31,7 +31,8 @@ class Outcome:
         emitted_at_s: When each output token reached the client.
         finish_reason: ``stop``, ``length``, ``abort``, or ``None`` while it runs.
         stop_reason: For a refused or rejected request, the answer its client got.
-        phases: When each phase began: ``queued``, ``prefill``, ``decode``, ``preempted``.
+        phases: When each phase began: ``queued``, ``prefill``, ``decode``, ``preempted``, or
+            ``swapped`` when the host keeps the KV of a preempted request.
     """
 
     call: Call

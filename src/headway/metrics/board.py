@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bisect
 import math
+import re
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
@@ -34,6 +35,9 @@ BROKEN_KEPT = 512
 
 BROKEN_SHOWN = 30
 
+LATE_SHOWN = 8
+"""Of those who are late right now, the latest; each scheduler tells as many."""
+
 SAME_POINT_S = 0.25
 """Snapshots closer than this, from several schedulers, make one point of the timeline."""
 
@@ -56,7 +60,6 @@ class Board:
         self._shadows: dict[str, Json] = {}
         self._past: deque[tuple[float, Json]] = deque()
         self._points: deque[Json] = deque()
-        self._num_points = 0
         self._base: Json = {}
         self._newest: Json = {}
 
@@ -83,12 +86,13 @@ class Board:
     def _remember(self, unix_s: float) -> None:
         """Add what is known now to the past, and drop what is too old."""
         counts = self.counts()
+        # Milliseconds: the same for every API server of one engine, and larger after a restart.
+        number = int(unix_s * 1e3)
         if self._points and unix_s - self._points[-1]["unix_s"] < SAME_POINT_S:
-            self._points.pop()
+            number = self._points.pop()["number"]
         else:
-            self._num_points += 1
             self._base, self._newest = self._newest or counts, counts
-        point = {"number": self._num_points, "unix_s": unix_s, **self.now()}
+        point = {"number": number, "unix_s": unix_s, **self.now()}
         self._points.append({**point, **_since(counts, self._base)})
         self._newest = counts
         while self._points[0]["unix_s"] < unix_s - HISTORY_S:
@@ -120,12 +124,17 @@ class Board:
         return total
 
     def now(self) -> Json:
-        """Return the present of all schedulers together."""
+        """Return the present of all schedulers together; :meth:`late` says who is late."""
         total: Json = {}
         for message in self.latest.values():
-            total = combine(total, message["now"])
+            total = combine(total, {k: v for k, v in message["now"].items() if k != "late"})
         spans_s = [m["now"]["longest_step_s"] for m in self.latest.values()]
         return {**total, "longest_step_s": max(spans_s)} if spans_s else {}
+
+    def late(self) -> list[Json]:
+        """Return the live requests that the schedulers told to be late, the latest first."""
+        rows = [row for m in self.latest.values() for row in m["now"].get("late", ())]
+        return sorted(rows, key=lambda row: (-row["late_s"], str(row["id"])))
 
     def window(self, now_unix_s: float, span_s: float = WINDOW_S) -> Json:
         """Return what was counted in the last *span_s* seconds."""
@@ -137,7 +146,8 @@ class Board:
     def state(self, now_unix_s: float, after: int = 0) -> Json:
         """Return what the page and ``headway top`` show; points of time later than *after*."""
         if not self.latest:
-            return {"schema": 1, "ready": False, "classes": [], "points": [], "broken": []}
+            nothing: Json = {"classes": [], "points": [], "broken": [], "late": []}
+            return {"schema": 1, "ready": False, **nothing}
         window, counts = self.window(now_unix_s), self.counts()
         newest = max(self.latest.values(), key=lambda m: m["unix_s"])
         names = sorted(counts["classes"])
@@ -151,11 +161,12 @@ class Board:
             "age_s": max(now_unix_s - newest["unix_s"], 0.0),
             "window_s": WINDOW_S,
             "now": self.now(),
+            "late": self.late()[:LATE_SHOWN],
             "classes": [_class_row(n, window["classes"][n], counts["classes"][n]) for n in names],
-            "model": _model_row(window),
+            "model": _model_row(window) | {"coverage_target": newest.get("length_coverage_target")},
             "preemptions": window["preemptions"],
             "dropped": sum(counts.get("dropped", {}).values()),
-            "newest_point": self._num_points,
+            "newest_point": self._points[-1]["number"],
             "points": [p for p in self._points if p["number"] > after],
             "num_broken": self.num_broken,
             "broken": [
@@ -165,15 +176,31 @@ class Board:
         }
 
     def explain(self, request_id: str) -> list[Json]:
-        """Return the broken promises whose id is, or begins with, *request_id*, newest first.
+        """Return the broken promises whose id is, or begins with, *request_id*, newest first."""
+        return [t for t in reversed(self.broken) if _is_of(t, request_id)]
 
-        vLLM adds a suffix to the id that a client sees.
-        """
-        return [t for t in reversed(self.broken) if str(t["id"]).startswith(request_id)]
+    def late_now(self, request_id: str) -> list[Json]:
+        """Return those of :meth:`late` whose id is, or begins with, *request_id*."""
+        return [row for row in self.late() if _is_of(row, request_id)]
+
+    @property
+    def num_stories_lost(self) -> int:
+        """Stories of broken promises that schedulers gave up on their way here."""
+        dropped = self.counts().get("dropped", {})
+        return sum(dropped.get(reason, 0) for reason in ("backlog_full", "too_large"))
 
     def worst(self, count: int) -> list[Json]:
         """Return the *count* latest of the remembered requests, the latest first."""
         return sorted(self.broken, key=lambda t: (-t["late_s"], str(t["id"])))[:count]
+
+
+def _is_of(told: Json, request_id: str) -> bool:
+    """Whether a message is about the request a client knows as *request_id*.
+
+    vLLM adds a suffix to that id, and numbers the answers of one request in front: ``1_ID-ab12``.
+    """
+    name = str(told["id"])
+    return name.startswith(request_id) or re.sub(r"^\d+_", "", name).startswith(request_id)
 
 
 def _since(counts: Json, before: Json) -> Json:
@@ -196,6 +223,7 @@ def _class_row(name: str, lately: Json, ever: Json) -> Json:
     return {
         "name": name,
         "promise": ever["promise"],
+        "promise_most": ever.get("promise_most", ever["promise"]),
         "promised": lately["promised"],
         "attained": lately["attained"],
         "attainment": lately["attained"] / lately["promised"] if lately["promised"] else None,

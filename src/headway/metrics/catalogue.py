@@ -94,6 +94,13 @@ def _shadow(key: str) -> Callable[[Json], Samples]:
     return read
 
 
+def _coverage_target(message: Json) -> Samples:
+    """Read the share that predictions aim at, where they aim at one."""
+    target = message.get("length_coverage_target")
+    if target is not None:
+        yield (), target
+
+
 METRICS: tuple[Described, ...] = (
     Described(
         "headway_requests_offered_total", "counter",
@@ -123,7 +130,8 @@ METRICS: tuple[Described, ...] = (
     ),
     Described(
         "headway_requests_late_total", "counter",
-        "Requests that broke their promise by a number of seconds (refused ones have none).",
+        "Requests that broke their promise by a number of seconds (refused ones have none). Who is"
+        " cut off is late by what it had waited beyond its promise until then.",
         ("slo_class",), _promised_classes("late"),
     ),
     Described(
@@ -143,13 +151,15 @@ METRICS: tuple[Described, ...] = (
     ),
     Described(
         "headway_preemptions_total", "counter",
-        "Requests that lost their KV while they ran, by what became of it: recompute or swap.",
+        "Requests that lost their place while they ran, by what really became of their KV: swap"
+        " (the host keeps it) or recompute (thrown away, whatever was planned).",
         ("kind",), _table("counts", "preemptions"),
     ),
     Described(
         "headway_kv_tokens", "gauge",
         "The KV cache in tokens. held + reserved + free is the whole cache; reserved is free room"
-        " that running requests are predicted to need, lent is what they will need beyond it.",
+        " that running requests are predicted to need, lent is what they will need beyond it. An"
+        " idle server holds nothing.",
         ("state",), _table("now", "kv"),
     ),
     Described(
@@ -190,8 +200,16 @@ METRICS: tuple[Described, ...] = (
     ),
     Described(
         "headway_length_predictions_total", "counter",
-        "Finished answers, by whether the length predicted on arrival covered them.",
+        "Finished answers, by whether the length predicted on arrival covered them. A policy that"
+        " predicts a mean, as the default one does, is right when about half are; one that aims at"
+        " a share says which in headway_length_coverage_target.",
         ("result",), _table("counts", "lengths"),
+    ),
+    Described(
+        "headway_length_coverage_target", "gauge",
+        "Share of answers that the length predicted on arrival is meant to cover; absent where a"
+        " mean is predicted.",
+        (), _coverage_target,
     ),
     Described(
         "headway_plan_seconds", "histogram",
@@ -199,8 +217,9 @@ METRICS: tuple[Described, ...] = (
     ),
     Described(
         "headway_messages_dropped_total", "counter",
-        "Messages about the scheduler that were dropped on their way here, by reason. Counts in"
-        " later messages include what a lost one held; the story of a late request is lost.",
+        "What was dropped on its way here from the scheduler, by reason. reader_slow is a snapshot,"
+        " whose counts the next one includes; backlog_full and too_large lose the story of a late"
+        " request.",
         ("reason",), _table("counts", "dropped"),
     ),
     Described(

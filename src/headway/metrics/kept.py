@@ -24,7 +24,9 @@ from headway.slo import Slo
 FloatArray = npt.NDArray[np.float64]
 
 SCHEMA = 1
-PHASES = ("queued", "prefill", "decode", "preempted")
+PHASES = ("queued", "prefill", "decode", "preempted", "swapped")
+LOST = ("preempted", "swapped")
+"""Phases of a request that lost its place; of ``swapped`` the host keeps the KV."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,10 @@ class Timeline:
 
 @dataclass(frozen=True, slots=True)
 class KeptRequest:
-    """One offered request: its promise, what its client saw, and when each phase began."""
+    """One offered request: its promise, what its client saw, and when each phase began.
+
+    ``ended_at_s`` is when its client knew the outcome; ``None`` where the run does not tell.
+    """
 
     id: str
     slo: Slo
@@ -108,11 +113,13 @@ class KeptRequest:
     phases: tuple[tuple[float, str], ...]
     num_prompt_tokens: int
     num_preemptions: int = 0
+    ended_at_s: float | None = None
 
     @property
     def last_seen_at_s(self) -> float:
         """The last instant the run tells anything about this request."""
-        return max(self.arrived_at_s, *self.emitted_at_s[-1:], *(at_s for at_s, _ in self.phases))
+        known_s = [self.arrived_at_s, *self.emitted_at_s[-1:], *(at_s for at_s, _ in self.phases)]
+        return max(known_s if self.ended_at_s is None else [*known_s, self.ended_at_s])
 
     @classmethod
     def parse(cls, row: Mapping[str, Any]) -> KeptRequest:
@@ -139,6 +146,7 @@ class KeptRequest:
             phases=phases,
             num_prompt_tokens=int(row["num_prompt_tokens"]),
             num_preemptions=int(row.get("num_preemptions") or 0),
+            ended_at_s=None if row.get("ended_at_s") is None else float(row["ended_at_s"]),
         )
 
 

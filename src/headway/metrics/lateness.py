@@ -6,6 +6,13 @@ than 99 % of the gaps kept); arrival to last token when it exceeds ``jct_s``. A 
 by its length less the promise. Promises are counted one by one: a slow first token can also be
 part of a late job, and is then in both.
 
+**Without an end.** Of a request that was cut off (its client hung up, the engine failed, or it
+ended without any token) the end stands in for the token that never came: who gives up after
+60 s of a promised second was 59 s late. Who was refused never waited for a token and has no
+seconds. The online ledger (:mod:`headway.metrics.story`) knows rejected requests too and treats
+them like refused ones; here they are ``failed``. Runs kept without ``ended_at_s`` (older ones)
+know no such spans.
+
 **Whose fault.** Every instant of a late span belongs to exactly one cause (:data:`CAUSES`), by
 what the request and the engine did then. The span's lateness is charged to the causes in
 proportion to the seconds each took of it. Rejected: charging what happened after the due time
@@ -13,8 +20,9 @@ only, which blames the prompt for the wait before it; an order of blame, which h
 
 **Which way it errs.** A wait counts as ``kv_wait`` while fewer KV tokens are free than its prompt
 has; a policy that waits for *reserved* room is charged ``queueing``. Everything from a preemption
-to the next decode is ``preemption``, the prompt's second computation included. Without a timeline
-(live runs) waits are ``queueing`` and decoding is ``long_step``.
+to the next decode is ``preemption``, the prompt's second computation included, or ``swap`` when
+the host kept its KV, the wait for its turn included. Without a timeline (live runs) waits are
+``queueing`` and decoding is ``long_step``.
 """
 
 from __future__ import annotations
@@ -29,14 +37,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from headway.metrics import define
-from headway.metrics.kept import KeptRequest, KeptRun, Timeline
+from headway.metrics.kept import LOST, KeptRequest, KeptRun, Timeline
 from headway.slo import Slo
 
 CAUSES: Mapping[str, str] = {
     "queueing": "waited for its turn although its prompt would have fitted into free KV",
     "kv_wait": "waited while less KV was free than its prompt needs",
     "prefill": "its prompt was being computed, in chunks and beside others",
-    "preemption": "had lost its place, until it decoded again",
+    "preemption": "had lost its place and its KV, until it decoded again",
+    "swap": "had lost its place, its KV kept on the host, until it decoded again",
     "long_step": "decoding, in steps that brought its tokens and kept to their plan",
     "skipped": "decoding, while steps passed that brought it no token",
     "model_error": "running, while a step took longer than it was promised to take",
@@ -68,8 +77,8 @@ class Lateness:
 class ClassLateness:
     """The lateness of all requests of a class.
 
-    ``num_unanswered`` broke their promise with no late span to measure: refused, failed, or cut
-    off before anything was late. They have no seconds and are in no cause.
+    ``num_unanswered`` broke their promise with no late span to measure: refused, or cut off
+    before anything was late. They have no seconds and are in no cause.
     """
 
     num_requests: int = 0
@@ -97,10 +106,18 @@ def late_spans(slo: Slo, arrived_at_s: float, emitted_at_s: tuple[float, ...]) -
     return [span for span in spans if span.late_s > 0]
 
 
+def heard_at_s(request: KeptRequest) -> tuple[float, ...]:
+    """Return when its tokens came; the end of one that was cut off stands in for the next."""
+    ended_well = request.outcome == "finished" and bool(request.emitted_at_s)
+    if ended_well or request.outcome == "refused" or request.ended_at_s is None:
+        return request.emitted_at_s
+    return (*request.emitted_at_s, request.ended_at_s)
+
+
 def lateness_of(request: KeptRequest, timeline: Timeline | None = None) -> Lateness:
     """Return how late a request was and why; see the module for the rule."""
     spent = dict.fromkeys(CAUSES, 0.0)
-    spans = late_spans(request.slo, request.arrived_at_s, request.emitted_at_s)
+    spans = late_spans(request.slo, request.arrived_at_s, heard_at_s(request))
     for span in spans:
         causes = seconds_by_cause(request, span.begins_s, span.ends_s, timeline)
         share = span.late_s / math.fsum(causes.values())
@@ -153,8 +170,8 @@ def _stages(request: KeptRequest) -> Iterator[tuple[float, float, str]]:
     """Yield (from, to, stage); the first begins at arrival, the last never ends."""
     stages: list[tuple[float, str]] = []
     for at_s, phase in request.phases or ((request.arrived_at_s, "queued"),):
-        redone = bool(stages) and stages[-1][1] == "preempted" and phase != "decode"
-        stages.append((at_s, "preempted" if redone else phase))
+        is_redone = bool(stages) and stages[-1][1] in LOST and phase not in (*LOST, "decode")
+        stages.append((at_s, stages[-1][1] if is_redone else phase))
     for index, (at_s, stage) in enumerate(stages):
         next_s = stages[index + 1][0] if index + 1 < len(stages) else math.inf
         yield (at_s if index else min(at_s, request.arrived_at_s)), next_s, stage
@@ -165,8 +182,8 @@ def _split(
 ) -> dict[str, float]:
     """Return the seconds of one stage between two instants, by cause."""
     span_s = high_s - low_s
-    if stage == "preempted":
-        return {"preemption": span_s}
+    if stage in LOST:
+        return {"swap" if stage == "swapped" else "preemption": span_s}
     if timeline is None or not len(timeline):
         plain = {"queued": "queueing", "prefill": "prefill", "decode": "long_step"}
         return {plain[stage]: span_s}

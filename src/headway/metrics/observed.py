@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from dataclasses import replace
 from typing import Any
 
+from headway.metrics.overdue import overdue
 from headway.metrics.story import SlackLedger
 from headway.metrics.tale import Tale, Verdict
 from headway.metrics.tally import (
@@ -30,9 +32,6 @@ SCHEMA = 1
 
 NATURAL_ENDS = ("stopped", "length")
 
-PLANNED_ENDS_KEPT = 4096
-"""Refused and rejected requests whose end is still to be heard of; older ones are forgotten."""
-
 
 class Observed:
     """Counts of one scheduler since its start. Instants are its driver's clock, in seconds."""
@@ -52,8 +51,8 @@ class Observed:
         self.longest_step_s = 0.0
         self._plan = StepPlan(0)
         self._view: EngineView | None = None
-        self._swapped: frozenset[str] = frozenset()
-        self._planned_ends: dict[str, str] = {}
+        self.verdict: Verdict | None = None
+        """Of the request that ended last."""
         self._in_flight: deque[tuple[str, StepPlan, float, EngineView | None]] = deque()
 
     # -- what happens -----------------------------------------------------------------------
@@ -62,15 +61,6 @@ class Observed:
         """The core answered with *plan* after *took_s* seconds."""
         self.plan_s.add(took_s)
         self._plan, self._view = plan, view
-        if plan.preempt:
-            self._swapped = frozenset(p.request_id for p in plan.preempt if p.how == "swap")
-        if plan.refuse or plan.reject:
-            for refuse in plan.refuse:
-                self._planned_ends[refuse.request_id] = "refused"
-            for reject in plan.reject:
-                self._planned_ends[reject.request_id] = "rejected"
-            while len(self._planned_ends) > PLANNED_ENDS_KEPT:
-                del self._planned_ends[next(iter(self._planned_ends))]
 
     def arrived(self, event: Arrived, predicted_output_tokens: int) -> None:
         """A request arrived and the core predicted its length."""
@@ -79,14 +69,14 @@ class Observed:
         )
         tale.predicted_output_tokens = predicted_output_tokens
         tale.tally.offered += 1
-        if event.slo.is_promise:
-            tale.tally.promise = event.slo
+        tale.tally.saw(event.slo)
 
     def scheduled(self, event: StepScheduled) -> None:
-        """A step was begun, or requests lost their KV."""
+        """A step was begun, or requests lost their place."""
         for request_id in event.preempted:
-            self.preemptions["swap" if request_id in self._swapped else "recompute"] += 1
-            self.ledger.preempted(request_id, event.at_s)
+            swapped = request_id in event.swapped
+            self.preemptions["swap" if swapped else "recompute"] += 1
+            self.ledger.preempted(request_id, event.at_s, swapped=swapped)
         tokens = event.num_scheduled_tokens
         if not tokens:
             return
@@ -123,9 +113,19 @@ class Observed:
         if tale is None:
             return None
         ended_well = event.reason in NATURAL_ENDS
+        outcome = _outcome(event.reason)
         num_output_tokens = request.num_output_tokens
-        verdict = self.ledger.finished(event.request_id, num_output_tokens, ended_well=ended_well)
-        outcome = self._outcome(event)
+        verdict = self.ledger.finished(
+            event.request_id,
+            event.at_s,
+            num_output_tokens,
+            ended_well=ended_well,
+            was_refused=outcome in ("refused", "rejected"),
+        )
+        self.verdict = verdict
+        if not self.ledger.tales and self._view is not None:
+            # Nobody holds KV any more; the next plan, which will see it, may be long in coming.
+            self._view = replace(self._view, num_free_blocks=self._view.num_total_blocks)
         tally = tale.tally
         tally.outcomes[outcome] += 1
         tally.output_tokens += num_output_tokens
@@ -145,24 +145,16 @@ class Observed:
                 tally.late_s[cause] += seconds
         return _told(tale, verdict, request, outcome, event.at_s)
 
-    def _outcome(self, event: Finished) -> str:
-        if event.reason in NATURAL_ENDS:
-            self._planned_ends.pop(event.request_id, None)
-            return "finished"
-        planned = self._planned_ends.pop(event.request_id, None)
-        if planned is not None:
-            return planned
-        return event.reason if event.reason in ("refused", "aborted") else "failed"
-
     # -- what is told -----------------------------------------------------------------------
 
     def snapshot(self, live: LiveRequests, at_s: float) -> dict[str, Any]:
-        """Return all counts and the present state as JSON's types; costs a scan of the running.
+        """Return all counts and the present state as JSON's types; costs a scan of the live.
 
         Counts grow for ever; ``now`` is the present, and ``now.longest_step_s`` the longest
         step since the last snapshot.
         """
         longest_s, self.longest_step_s = self.longest_step_s, 0.0
+        num_late, late = overdue(self.ledger.tales.values(), at_s)
         return {
             "schema": SCHEMA,
             "kind": "counts",
@@ -185,8 +177,17 @@ class Observed:
                 "waiting": live.num_waiting,
                 "longest_step_s": longest_s,
                 "kv": kv_split(live, self._view),
+                "num_late": num_late,
+                "late": late,
             },
         }
+
+
+def _outcome(reason: str) -> str:
+    """Return which of :data:`~headway.metrics.tally.OUTCOMES` the end of a request is."""
+    if reason in NATURAL_ENDS:
+        return "finished"
+    return reason if reason in ("refused", "rejected", "aborted") else "failed"
 
 
 def bound_of(plan: StepPlan) -> float:

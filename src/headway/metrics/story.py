@@ -5,9 +5,10 @@ hears events and must not spend time per token, so what all requests in step sha
 steps took, and how far beyond their plan) is counted once a step, and a request takes the
 difference of two readings when it falls in or out of step.
 
-Differs from the kept run in two places: free KV is what the scheduler saw when it planned the
-step, not what was left after; and a preempted request's time counts as ``preemption`` from the
-end of the last step, not from the instant of the decision.
+Differs from the kept run in three places: free KV is what the scheduler saw when it planned the
+step, not what was left after; a preempted request's time counts as ``preemption`` or ``swap`` from
+the end of the last step, not from the instant of the decision; and of a request that was cut off,
+what it waited during the step in flight is ``queueing`` or ``prefill``.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import numpy as np
 
 from headway.metrics.define import GAPS_KEPT_PERCENT
 from headway.metrics.lateness import CAUSES
-from headway.metrics.tale import InStep, Mark, Split, Stage, Tale, Verdict
+from headway.metrics.tale import InStep, Mark, Split, Stage, Tale, Verdict, add, charge
 from headway.metrics.tally import Tallies
 from headway.slo import Slo
 
@@ -63,14 +64,17 @@ class SlackLedger:
         self.tales[request_id] = tale
         return tale
 
-    def preempted(self, request_id: str, at_s: float) -> None:
-        """A running request lost its KV."""
+    def preempted(self, request_id: str, at_s: float, *, swapped: bool = False) -> None:
+        """A running request lost its place; *swapped* when the host keeps its KV."""
         tale = self.tales.get(request_id)
         if tale is None:
             return
         self._fall_out(tale)
         self._close(tale, at_s if tale.stage is Stage.QUEUED else self._last_done_s)
+        if tale.stage is Stage.QUEUED:
+            tale.first_start_at_s = at_s
         tale.stage = Stage.PREEMPTED
+        tale.lost_to = "swap" if swapped else "preemption"
         tale.is_running = False
         tale.num_preemptions += 1
 
@@ -108,8 +112,21 @@ class SlackLedger:
             if resumed is not None:
                 self._token(resumed, at_s)
 
-    def finished(self, request_id: str, num_output_tokens: int, *, ended_well: bool) -> Verdict:
-        """A request left; *ended_well* when its answer came to its natural end.
+    def finished(
+        self,
+        request_id: str,
+        at_s: float,
+        num_output_tokens: int,
+        *,
+        ended_well: bool,
+        was_refused: bool = False,
+    ) -> Verdict:
+        """A request left.
+
+        Args:
+            ended_well: Its answer came to its natural end. If not, or without any token, its end
+                stands in for the token that never came.
+            was_refused: The scheduler turned it away: it never waited for a token.
 
         Raises:
             KeyError: The request is not live here.
@@ -119,19 +136,22 @@ class SlackLedger:
         slo, arrived_at_s = tale.slo, tale.arrived_at_s
         num_gaps = max(num_output_tokens - 1, 0)
         first_s, last_s = tale.first_token_at_s, tale.last_token_at_s
-        late_s = dict.fromkeys(CAUSES, 0.0)
         attained = ended_well and first_s is not None
-        if first_s is not None and last_s is not None:
-            if tale.ttft_late_s:
-                attained = False
-                _add(late_s, tale.ttft_late_s)
-            kept = num_gaps - tale.num_late_gaps
-            if slo.tbt_s is not None and 100 * kept < GAPS_KEPT_PERCENT * num_gaps:
-                attained = False
-                _add(late_s, tale.tbt_late_s)
-            if slo.jct_s is not None and last_s - arrived_at_s > slo.jct_s:
-                attained = False
-                _charge(late_s, tale.spent_s, last_s - arrived_at_s - slo.jct_s)
+        if not (attained or was_refused):
+            num_gaps = num_output_tokens  # The last one ends with the request.
+            self._settle(tale, at_s)
+        late_s = dict.fromkeys(CAUSES, 0.0)
+        if tale.ttft_late_s:
+            attained = False
+            add(late_s, tale.ttft_late_s)
+        kept = num_gaps - tale.num_late_gaps
+        if slo.tbt_s is not None and 100 * kept < GAPS_KEPT_PERCENT * num_gaps:
+            attained = False
+            add(late_s, tale.tbt_late_s)
+        lived_s = 0.0 if tale.last_token_at_s is None else tale.last_token_at_s - arrived_at_s
+        if slo.jct_s is not None and lived_s > slo.jct_s:
+            attained = False
+            charge(late_s, tale.spent_s, lived_s - slo.jct_s)
         return Verdict(
             attained=attained,
             ttft_s=None if first_s is None else first_s - arrived_at_s,
@@ -176,36 +196,40 @@ class SlackLedger:
 
     def _token(self, tale: Tale, at_s: float) -> None:
         """A request that was not in step got a token: its first, or after a pause."""
-        self._close(tale, at_s, brought_token=True)
-        open_s, tale.open_s = tale.open_s, {}
-        if tale.first_token_at_s is None:
-            self._first_token(tale, open_s, at_s)
-        elif tale.last_token_at_s is not None:
-            gap_s = at_s - tale.last_token_at_s
-            tale.tally.gap.add(gap_s)
-            tbt_s = tale.slo.tbt_s
-            if tbt_s is not None and gap_s > tbt_s:
-                tale.num_late_gaps += 1
-                _charge(tale.tbt_late_s, open_s, gap_s - tbt_s)
-        _add(tale.spent_s, open_s)
-        tale.last_token_at_s = at_s
+        if tale.last_token_at_s is None:
+            tale.first_token_at_s = at_s
+            tale.tally.ttft.add(at_s - tale.arrived_at_s)
+        else:
+            tale.tally.gap.add(at_s - tale.last_token_at_s)
+        self._settle(tale, at_s, brought_token=True)
         if tale.is_running:
             tale.stage = Stage.DECODE
             self._fall_in(tale, at_s)
 
-    def _first_token(self, tale: Tale, open_s: Split, at_s: float) -> None:
-        tale.first_token_at_s = at_s
-        span_s = at_s - tale.arrived_at_s
-        tale.tally.ttft.add(span_s)
-        ttft_s = tale.slo.ttft_s
-        is_late = ttft_s is not None and span_s > ttft_s
-        if (is_late or tale.slo.jct_s is not None) and tale.first_start_at_s is not None:
-            waited_s = open_s.get("queueing", 0.0)
-            short_s = self._short_of_kv_s(tale.arrived_at_s, tale.first_start_at_s, tale)
-            open_s["kv_wait"] = min(short_s, waited_s)
-            open_s["queueing"] = waited_s - open_s["kv_wait"]
-        if ttft_s is not None and is_late:
-            _charge(tale.ttft_late_s, open_s, span_s - ttft_s)
+    def _settle(self, tale: Tale, at_s: float, *, brought_token: bool = False) -> None:
+        """The span under way ends, with a token or with the request: charge what of it is late."""
+        self._close(tale, at_s, brought_token=brought_token)
+        open_s, tale.open_s = tale.open_s, {}
+        slo, last_s = tale.slo, tale.last_token_at_s
+        if last_s is None:
+            late_s = -math.inf if slo.ttft_s is None else at_s - tale.arrived_at_s - slo.ttft_s
+            if late_s > 0 or slo.jct_s is not None:
+                self._name_wait(tale, open_s, at_s)
+            if late_s > 0:
+                charge(tale.ttft_late_s, open_s, late_s)
+        elif slo.tbt_s is not None and at_s - last_s > slo.tbt_s:
+            tale.num_late_gaps += 1
+            charge(tale.tbt_late_s, open_s, at_s - last_s - slo.tbt_s)
+        add(tale.spent_s, open_s)
+        tale.last_token_at_s = at_s
+
+    def _name_wait(self, tale: Tale, open_s: Split, at_s: float) -> None:
+        """Tell apart the seconds before the first start in which KV was short."""
+        started_s = at_s if tale.first_start_at_s is None else tale.first_start_at_s
+        waited_s = open_s.get("queueing", 0.0)
+        short_s = self._short_of_kv_s(tale.arrived_at_s, started_s, tale)
+        open_s["kv_wait"] = min(short_s, waited_s)
+        open_s["queueing"] = waited_s - open_s["kv_wait"]
 
     def _short_of_kv_s(self, low_s: float, high_s: float, tale: Tale) -> float:
         """Return the seconds of steps between two instants with less KV free than the prompt."""
@@ -217,22 +241,25 @@ class SlackLedger:
         """Charge the seconds of the current stage up to an instant, a token's or not."""
         span_s = max(until_s - tale.since_s, 0.0)
         if tale.stage is Stage.QUEUED:
-            _add(tale.open_s, {"queueing": span_s})
+            add(tale.open_s, {"queueing": span_s})
         elif tale.stage is Stage.PREFILL:
             error_s = min(self._beyond_s - tale.beyond_at_start_s, span_s)
-            _add(tale.open_s, {"prefill": span_s - error_s, "model_error": error_s})
+            add(tale.open_s, {"prefill": span_s - error_s, "model_error": error_s})
         elif tale.stage is Stage.PREEMPTED:
-            _add(tale.open_s, {"preemption": span_s})
+            add(tale.open_s, {tale.lost_to: span_s})
         else:
-            self._close_lag(tale, span_s, brought_token)
+            self._close_lag(tale, until_s, span_s, brought_token)
         tale.since_s = max(until_s, tale.since_s)
 
-    def _close_lag(self, tale: Tale, span_s: float, brought_token: bool) -> None:
+    def _close_lag(self, tale: Tale, until_s: float, span_s: float, brought_token: bool) -> None:
         """Charge a pause of a decode: the steps without it, and the one that brought a token."""
         run_s = self._run_s - tale.run_at_lag_s
+        if self._in_flight:  # It ends after the instant, and so brought nothing.
+            begins_s = max(self._in_flight[0][0], self._last_done_s)
+            run_s += max(until_s - begins_s, 0.0)
         own_s, error_s = (self.last_step_s, self.last_beyond_s) if brought_token else (0.0, 0.0)
         lagged = {"skipped": run_s - own_s, "long_step": own_s - error_s, "model_error": error_s}
-        _add(tale.open_s, {**lagged, "other": max(span_s - run_s, 0.0)})
+        add(tale.open_s, {**lagged, "other": max(span_s - run_s, 0.0)})
         tale.run_at_lag_s = self._run_s
 
     # -- in step and out of it --------------------------------------------------------------
@@ -258,30 +285,15 @@ class SlackLedger:
         run_s, beyond_s = self._run_s - mark.run_s, self._beyond_s - mark.beyond_s
         between_s = max(self._last_done_s - mark.at_s - run_s, 0.0)
         shares = {"long_step": run_s - beyond_s, "model_error": beyond_s, "other": between_s}
-        _add(tale.spent_s, shares)
+        add(tale.spent_s, shares)
         tale.num_late_gaps += group.num_late - mark.num_late
         own_s, error_s, between_s = (
             now - then for now, then in zip(group.late_s, mark.late_s, strict=True)
         )
         shares = {"long_step": own_s, "model_error": error_s, "other": between_s}
-        _add(tale.tbt_late_s, shares)
+        add(tale.tbt_late_s, shares)
         tale.last_token_at_s = tale.since_s = self._last_done_s
         tale.run_at_lag_s = self._run_s
         group.count -= 1
         if not group.count:
             del self._groups[(tale.slo.class_name, tale.slo.tbt_s)]
-
-
-def _add(into: Split, seconds: Mapping[str, float], factor: float = 1.0) -> None:
-    for cause, value in seconds.items():
-        if value:
-            into[cause] = into.get(cause, 0.0) + factor * value
-
-
-def _charge(into: Split, seconds: Mapping[str, float], late_s: float) -> None:
-    """Charge lateness to causes in proportion to the seconds each took."""
-    total_s = math.fsum(seconds.values())
-    if total_s > 0:
-        _add(into, seconds, late_s / total_s)
-    else:
-        _add(into, {"other": late_s})

@@ -11,6 +11,7 @@ from headway.metrics.tally import ClassTally
 from headway.slo import Slo
 
 Split = dict[str, float]
+"""Seconds by cause."""
 
 
 class Stage(Enum):
@@ -54,7 +55,8 @@ class Tale:
 
     ``open_s`` are the seconds since the last token (or the arrival) up to ``since_s``;
     ``spent_s`` all seconds before that. ``tbt_late_s`` holds what late gaps cost, which counts
-    only when the gap promise as a whole is broken.
+    only when the gap promise as a whole is broken. ``lost_to`` is the cause a pause is charged to
+    while the request is preempted: ``swap`` when its KV was kept on the host.
     """
 
     request_id: str
@@ -67,6 +69,7 @@ class Tale:
     stage: Stage = Stage.QUEUED
     is_running: bool = False
     num_preemptions: int = 0
+    lost_to: str = "preemption"
     beyond_at_start_s: float = 0.0
     run_at_lag_s: float = 0.0
     first_start_at_s: float | None = None
@@ -96,3 +99,19 @@ class Verdict:
     def total_late_s(self) -> float:
         """Seconds late, all broken promises of the request together."""
         return math.fsum(self.late_s.values())
+
+
+def add(into: Split, seconds: Mapping[str, float], factor: float = 1.0) -> None:
+    """Add seconds by cause, times *factor*, to others."""
+    for cause, value in seconds.items():
+        if value:
+            into[cause] = into.get(cause, 0.0) + factor * value
+
+
+def charge(into: Split, seconds: Mapping[str, float], late_s: float) -> None:
+    """Charge lateness to causes in proportion to the seconds each took."""
+    total_s = math.fsum(seconds.values())
+    if total_s > 0:
+        add(into, seconds, late_s / total_s)
+    else:
+        add(into, {"other": late_s})

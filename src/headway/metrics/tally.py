@@ -7,7 +7,7 @@ all that the lost one held. Spans in seconds.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,7 +85,8 @@ class ClassTally:
         promised: Of those that ended, the ones with a promise; ``attained`` kept it.
         late: Requests whose broken promise has seconds; ``late_s`` by cause.
         output_tokens: Tokens of the requests that ended; ``attained_tokens`` of the kept ones.
-        promise: The promise last seen under this name, for people.
+        promise: The least span promised under this name so far, by ``ttft_s``, ``tbt_s`` and
+            ``jct_s``; ``promise_most`` the most. They differ where requests bring their own.
     """
 
     offered: int = 0
@@ -98,7 +99,14 @@ class ClassTally:
     late_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(CAUSES, 0.0))
     ttft: Histogram = field(default_factory=lambda: Histogram(TTFT_BOUNDS_S))
     gap: Histogram = field(default_factory=lambda: Histogram(GAP_BOUNDS_S))
-    promise: Slo | None = None
+    promise: dict[str, float] = field(default_factory=dict)
+    promise_most: dict[str, float] = field(default_factory=dict)
+
+    def saw(self, slo: Slo) -> None:
+        """Take in what a request of this class was promised."""
+        given = promise_of(slo)
+        self.promise = _by_span(min, self.promise, given)
+        self.promise_most = _by_span(max, self.promise_most, given)
 
     def snapshot(self) -> dict[str, Any]:
         """Return everything as JSON's types."""
@@ -113,14 +121,13 @@ class ClassTally:
             "late_s": dict(self.late_s),
             "ttft": self.ttft.snapshot(),
             "gap": self.gap.snapshot(),
-            "promise": promise_of(self.promise),
+            "promise": dict(self.promise),
+            "promise_most": dict(self.promise_most),
         }
 
 
-def promise_of(slo: Slo | None) -> dict[str, float]:
+def promise_of(slo: Slo) -> dict[str, float]:
     """Return what was promised, in seconds; nothing that was not."""
-    if slo is None:
-        return {}
     given = {"ttft_s": slo.ttft_s, "tbt_s": slo.tbt_s, "jct_s": slo.jct_s}
     return {name: value for name, value in given.items() if value is not None}
 
@@ -144,17 +151,17 @@ class Tallies:
 def combine(one: Any, other: Any, sign: int = 1) -> Any:
     """Return two snapshots of the same shape added (or, with -1, subtracted) leaf by leaf.
 
-    Keys of either are kept, a missing leaf counts as 0; what is no number, and what a
-    ``promise`` says, is taken from *one*.
+    Keys of either are kept, a missing leaf counts as 0; what is no number is taken from *one*.
+    Of promises the least and the most are kept.
     """
     if isinstance(one, Mapping):
         if not isinstance(other, Mapping):
             return one
         return {
             key: (
-                combine(one.get(key, _nothing_like(other.get(key))), other.get(key), sign)
-                if key != "promise"
-                else (one.get(key) or other.get(key))
+                _by_span(_PROMISES[key], one.get(key) or {}, other.get(key) or {})
+                if key in _PROMISES
+                else combine(one.get(key, _nothing_like(other.get(key))), other.get(key), sign)
             )
             for key in {**one, **other}
         }
@@ -165,6 +172,19 @@ def combine(one: Any, other: Any, sign: int = 1) -> Any:
     if isinstance(one, int | float) and isinstance(other, int | float):
         return one + sign * other
     return one
+
+
+_PROMISES = {"promise": min, "promise_most": max}
+
+
+def _by_span(
+    pick: Callable[[float, float], float], one: Mapping[str, float], other: Mapping[str, float]
+) -> dict[str, float]:
+    """Return the spans of either promise, by *pick* where both have one."""
+    return {
+        name: pick(one.get(name, other.get(name, 0.0)), other.get(name, one.get(name, 0.0)))
+        for name in {**one, **other}
+    }
 
 
 def _nothing_like(value: Any) -> Any:

@@ -44,13 +44,15 @@ class StepScheduled:
     Attributes:
         num_scheduled_tokens: Tokens computed this step, per request.
         admitted: Requests that began or resumed, with the tokens found in a cache.
-        preempted: Requests that lost their KV since the last step, in order.
+        preempted: Requests that lost their place since the last step, in order.
+        swapped: Those of them whose KV the host really keeps; the others are recomputed.
     """
 
     at_s: float
     num_scheduled_tokens: Mapping[str, int]
     admitted: Mapping[str, int] = field(default_factory=dict)
     preempted: tuple[str, ...] = ()
+    swapped: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,10 @@ class StepDone:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A request left the engine: ``stopped``, ``length``, ``aborted``, ``refused``, ``error``."""
+    """A request left the engine.
+
+    By ``stopped``, ``length``, ``aborted``, ``refused``, ``rejected`` (a mistake), or ``error``.
+    """
 
     at_s: float
     request_id: str

@@ -199,6 +199,11 @@ class LearnedLengths(Predictor, LengthDistribution):
         # A request is asked about again as it runs; its features do not change.
         self._knots = lru_cache(maxsize=8192)(self._knots_of)
 
+    @property
+    def coverage_target(self) -> float:
+        """See :class:`~headway.policy.predict.Predictor`."""
+        return self._p
+
     def predict(self, request: Request) -> int:
         """Return the quantile it was built with."""
         return self.quantile(request, self._p)

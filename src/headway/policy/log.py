@@ -89,6 +89,7 @@ def parse_event(row: dict[str, Any]) -> Event:
         fields["slo"] = Slo(**fields["slo"])
     if kind is StepScheduled:
         fields["preempted"] = tuple(fields["preempted"])
+        fields["swapped"] = tuple(fields.get("swapped", ()))  # Older recordings do not tell.
     return kind(**fields)
 
 

@@ -74,8 +74,8 @@ class HoeffdingPadding(Predictor):
         return (len(self._arrivals_s) - 1) / span_s if span_s > 0 else 0.0
 
     @property
-    def confidence(self) -> float:
-        """The probability p that the padding is sized for."""
+    def coverage_target(self) -> float:
+        """The confidence p that the padding is sized for."""
         return self._alpha / (1.0 + self._beta * self.rate_per_s)
 
     def predict(self, request: Request) -> int:
@@ -94,7 +94,7 @@ class HoeffdingPadding(Predictor):
         if errors is None or len(errors) < self._min_errors:
             return 0
         spread = max(errors) - min(errors)
-        size = spread * math.sqrt(-0.5 * math.log(1.0 - self.confidence))
+        size = spread * math.sqrt(-0.5 * math.log(1.0 - self.coverage_target))
         return math.ceil(size) if sum(errors) > 0 else -math.floor(size)
 
     def learn(self, request: Request) -> None:
@@ -182,6 +182,11 @@ class AdaptiveConformal(Predictor, LengthDistribution):
         self._tracks: dict[str, Track] = {}
         self._judged: dict[str, deque[tuple[bool, ...]]] = {}
         self._watched: dict[str, tuple[int, ...]] = {}
+
+    @property
+    def coverage_target(self) -> float:
+        """See :class:`~headway.policy.predict.Predictor`."""
+        return self._p
 
     def predict(self, request: Request) -> int:
         """Return the quantile it was built with."""

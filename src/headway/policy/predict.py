@@ -27,6 +27,11 @@ MODEST_GUESS_TOKENS = 256
 class Predictor(Protocol):
     """Predicts output lengths, in tokens."""
 
+    @property
+    def coverage_target(self) -> float | None:
+        """Share of outputs that predictions are meant to cover, or ``None``: a mean, a guess."""
+        return None
+
     def predict(self, request: Request) -> int:
         """Return the total output tokens expected, more than were generated already."""
 
@@ -81,6 +86,11 @@ def is_beyond(request: Request, num_tokens: int) -> float | None:
 class MaxTokens(Predictor):
     """The client's own bound, as ORCA reserves (Yu et al., OSDI 2022, §4.2)."""
 
+    @property
+    def coverage_target(self) -> float:
+        """See :class:`Predictor`."""
+        return 1.0
+
     def predict(self, request: Request) -> int:
         """Return the bound."""
         return request.max_output_tokens
@@ -99,6 +109,11 @@ class AtQuantile(Predictor):
     def __init__(self, lengths: LengthDistribution, p: float = 0.5) -> None:
         self._lengths = lengths
         self._p = p
+
+    @property
+    def coverage_target(self) -> float:
+        """See :class:`Predictor`."""
+        return self._p
 
     def predict(self, request: Request) -> int:
         """Return the quantile."""
@@ -225,6 +240,11 @@ class SlidingHistogram(Predictor):
         self._min_samples = min_samples
         self._recent: dict[str, deque[int]] = {}
         self._sorted: dict[str, SortedList] = {}
+
+    @property
+    def coverage_target(self) -> float:
+        """See :class:`Predictor`."""
+        return self._quantile
 
     def learn(self, request: Request) -> None:
         """Remember the length of a finished request."""

@@ -131,7 +131,7 @@ class Tracker:
         for request_id in event.preempted:
             victim = self.live.requests.get(request_id)
             if victim is not None and victim.state is State.RUNNING:
-                self._preempted(victim, event.at_s)
+                self._preempted(victim, event.at_s, request_id in event.swapped)
         for request_id, num_cached_tokens in event.admitted.items():
             request = self.live.requests.get(request_id)
             if request is not None:
@@ -174,10 +174,11 @@ class Tracker:
         self.live.start_prefill(request)
         self.ledger.enter(request, self._step)
 
-    def _preempted(self, request: Request, at_s: float) -> None:
+    def _preempted(self, request: Request, at_s: float, is_swapped: bool) -> None:
         self.live.stop_running(request)
         self.ledger.leave(request.request_id)
-        request.move(State.PREEMPTED, at_s, f"preempted, {request.kv_tokens} tokens of KV lost")
+        fate = "kept on the host" if is_swapped else "lost"
+        request.move(State.PREEMPTED, at_s, f"preempted, {request.kv_tokens} tokens of KV {fate}")
         request.num_computed_tokens = 0
         request.prefill_target_tokens = request.num_tokens
         request.num_preemptions += 1

@@ -142,6 +142,8 @@ class History:
         event = event_in(where, row)
         if event is not None:
             self.last_at_s = event.at_s
+            if "swapped" in row:  # Older recordings tell only what was planned.
+                self._swapped = frozenset(row["swapped"])
             self.steps.take(event)
             self._happened(event)
         elif "view" in row:

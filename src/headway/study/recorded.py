@@ -14,7 +14,7 @@ import json
 import statistics
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,9 @@ UNKNOWN_LENGTH = 128
 """Tokens assumed when no request of a recording ran to its end."""
 
 GZIP_MARK = b"\x1f\x8b"
+START_MARKS = (b'{"event"', b'{"start"', b'{"view"', b'{"gap"', GZIP_MARK)
+"""First bytes of a recording, packed or not; no trace begins so."""
+
 KEPT_RUN_MARK = b'{"schema"'
 """First bytes of every kept run, unpacked; no line of a recording begins so."""
 
@@ -198,6 +201,37 @@ def verify(run: RunFiles) -> int:
             if plan_line(row["plan"]) != planned:
                 raise UserError(f"{where}: this is plan {count}, and a fresh core plans otherwise.")
     return count
+
+
+def is_recording(path: Path) -> bool:
+    """Whether *path* is a recording or a kept run, rather than a trace."""
+    if path.is_dir() or not path.exists():  # A run's name within its folder is no file.
+        return path.is_dir() or bool(run_of(path).name)
+    try:
+        with path.open("rb") as file:
+            return file.read(16).startswith(START_MARKS)
+    except OSError:
+        return False  # Whoever reads it says why it cannot be read.
+
+
+def for_slo_file(requests: Iterable[WorkloadRequest]) -> Iterator[WorkloadRequest]:
+    """Yield *requests* with their classes by name alone: an SLO file says what those promise.
+
+    A promise of no class stays beside the file's default; who had none gets the default.
+    """
+    for request in requests:
+        if request.slo_class == "custom":
+            yield replace(request, slo_class=None)
+        else:
+            name = None if request.slo_class == "none" else request.slo_class
+            yield replace(
+                request,
+                slo_class=name,
+                ttft_slo_s=None,
+                tbt_slo_s=None,
+                jct_slo_s=None,
+                weight=None,
+            )
 
 
 def classes_toml(requests: Sequence[WorkloadRequest]) -> str:

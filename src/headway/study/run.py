@@ -15,6 +15,7 @@ from headway.errors import UserError
 from headway.latency import profile as profiles
 from headway.latency.profile import Profile
 from headway.latency.truth import Drift, Truth
+from headway.metrics.kept import LOST
 from headway.metrics.record import RequestRecord, RunFacts, summarise
 from headway.slo import Slo
 from headway.study import on_oracle, on_sim, on_vllm
@@ -61,7 +62,8 @@ class RunResult:
             "attained": record.attained,
             "phases": [[_short(at_s), name] for at_s, name in phases],
             "num_prompt_tokens": record.num_prompt_tokens,
-            "num_preemptions": sum(name == "preempted" for _, name in phases),
+            "num_preemptions": sum(name in LOST for _, name in phases),
+            "ended_at_s": None if record.ended_at_s is None else _short(record.ended_at_s),
         }
 
     def keep(self, folder: Path) -> Path:

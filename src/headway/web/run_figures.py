@@ -167,7 +167,7 @@ def waterfall(rows: Sequence[KeptRequest], timeline: Timeline) -> go.Figure:
             at_s = round(request.last_seen_at_s, 4)
             marks.add(at_s, at_s, row, text)
     figure = go.Figure()
-    layers = [(PHASE_NAMES[phase], colour, bars[phase]) for phase, colour in PHASE_COLOURS.items()]
+    layers = [(PHASE_NAMES[p], colour, bars[p]) for p, colour in PHASE_COLOURS.items() if bars[p].x]
     for name, colour, segments in [*layers, ("gap longer than promised", LATE, late)]:
         figure.add_scatter(
             x=segments.x, y=segments.y, text=segments.text, name=name, mode="lines",

@@ -55,12 +55,13 @@ def why_late(found: Mapping[str, Mapping[str, ClassLateness]]) -> str:
     return (
         "For each broken promise, the seconds beyond what was promised, charged to what the request"
         " was doing in the span that became late, in proportion. Long grey or blue: it did not get"
-        " in. Amber: its prompt was cut into too many pieces. Purple: it was thrown out. Teal: the"
-        " steps were too long or went to others. Red: the forecast of the step was wrong."
+        " in. Amber: its prompt was cut into too many pieces. Purple: it was thrown out, or moved"
+        " out to the host (pale). Teal: the steps were too long or went to others. Red: the"
+        " forecast of the step was wrong."
         + main_causes(found)
         + (
             f" {unanswered} requests broke their promise without a wait to measure (refused, or cut"
-            " off); they are counted in the table and have no seconds."
+            " off in time); they are counted in the table and have no seconds."
             if unanswered
             else ""
         )

@@ -24,12 +24,14 @@ PHASE_COLOURS = {
     "prefill": "#e0a030",
     "decode": "#1f7a8c",
     "preempted": "#7b5ea7",
+    "swapped": "#b79ad6",
 }
 PHASE_NAMES = {
     "queued": "waiting to start",
     "prefill": "prompt being computed",
     "decode": "answer coming",
     "preempted": "thrown out, waiting again",
+    "swapped": "moved out to the host, waiting again",
 }
 
 CAUSE_COLOURS = {
@@ -37,6 +39,7 @@ CAUSE_COLOURS = {
     "kv_wait": "#4c6fb1",
     "prefill": "#e0a030",
     "preemption": "#7b5ea7",
+    "swap": "#b79ad6",
     "long_step": "#1f7a8c",
     "skipped": "#86c5cf",
     "model_error": "#e4572e",
@@ -47,6 +50,7 @@ CAUSE_NAMES = {
     "kv_wait": "waiting for KV cache",
     "prefill": "prompt computed in pieces",
     "preemption": "thrown out and redone",
+    "swap": "moved out to the host and back",
     "long_step": "its own long steps",
     "skipped": "steps without a token for it",
     "model_error": "steps beyond their promise",

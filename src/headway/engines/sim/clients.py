@@ -146,7 +146,7 @@ class Clients:
         """End a request on the core's word; its client hears with the next output."""
         job = self.machine.jobs.get(request_id)
         if job is not None:
-            self._remove(job, "aborted" if finish_reason == "abort" else finish_reason)
+            self._remove(job, wire.outcome_of(answer) or finish_reason)
             self._answers.append((finish_reason, answer, request_id))
 
     def _catch_up(self) -> None:

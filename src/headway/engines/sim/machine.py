@@ -24,6 +24,7 @@ class Launch:
     tokens: Mapping[str, int]
     admitted: Mapping[str, int]
     preempted: tuple[str, ...]
+    swapped: tuple[str, ...]
     emitting: Container[str]
     shape: StepShape
 
@@ -68,7 +69,7 @@ class Machine:
         job.num_stale = job.num_in_flight
         job.num_placeholders = 0
         job.num_preemptions += 1
-        job.enter(now_s, "preempted")
+        job.enter(now_s, "swapped" if stored else "preempted")
         self.waiting[job.request_id] = job
         self._preempted.append(job.request_id)
 
@@ -91,8 +92,9 @@ class Machine:
             admitted = self._admit(plan, tokens, budget, cap, now_s)
         self.running.extend(hidden)
         preempted, self._preempted = tuple(self._preempted), []
+        swapped = tuple(i for i in preempted if self.jobs[i].host_tokens)
         shape, emitting = self._advance(tokens)
-        return Launch(tokens, admitted, preempted, emitting, shape)
+        return Launch(tokens, admitted, preempted, swapped, emitting, shape)
 
     def _arrange(self, plan: StepPlan, prefilling: Collection[str]) -> list[Job]:
         """Order the running: decodes, then prompts as planned; return who sits out."""

@@ -193,7 +193,9 @@ class SimRun(Clients):
     def _launch(self, launch: Launch, plan: StepPlan) -> None:
         if launch.tokens or launch.preempted:
             self.policy.observe(
-                StepScheduled(self.now_s, launch.tokens, launch.admitted, launch.preempted)
+                StepScheduled(
+                    self.now_s, launch.tokens, launch.admitted, launch.preempted, launch.swapped
+                )
             )
         if launch.tokens:
             self._run_step(launch, launch.shape, launch.tokens, plan)

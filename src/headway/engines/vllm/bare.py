@@ -121,6 +121,7 @@ def build(engine: Engine, folder: Path) -> Any:
         ),
         additional_config={"headway": dict(engine.headway)} if engine.headway is not None else {},
     )
+    config.scheduler_config.async_scheduling = engine.asynchronous  # On CPUs vLLM turns it off.
     config.cache_config.num_gpu_blocks = engine.num_blocks
     kv = KVCacheConfig(
         num_blocks=engine.num_blocks,

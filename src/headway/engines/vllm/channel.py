@@ -1,16 +1,17 @@
 """The way out of the scheduler's process: bounded, never waiting, and counting what it drops.
 
 Messages are JSON datagrams over Unix sockets in a private folder. Each reader binds a socket of
-its own there; the sender writes to every socket it finds, without blocking. A reader that is
-slow has a full queue in the kernel, and its message is dropped and counted; one that is absent
-has no socket. Rejected: ``multiprocessing`` queues (a feeder thread that competes for the
-interpreter, and pickle) and shared memory (a slow reader sees torn data).
+its own there; the sender writes to every socket it finds, without blocking, and
+:mod:`headway.engines.vllm.mailbox` says what becomes of what a reader cannot take now. Rejected:
+``multiprocessing`` queues (a feeder thread that competes for the interpreter, and pickle) and
+shared memory (a slow reader sees torn data).
 """
 
 from __future__ import annotations
 
 import atexit
-import errno
+import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -23,6 +24,7 @@ from typing import Any
 
 import msgspec
 
+from headway.engines.vllm.mailbox import MAX_STORIES_BYTES, Mailbox
 from headway.errors import UserError
 
 CHANNEL_VARIABLE = "HEADWAY_CHANNEL"
@@ -35,8 +37,6 @@ MAX_MESSAGE_BYTES = 120_000
 MAX_READERS = 64
 """Sockets written to at most: one for each API server process."""
 
-RECEIVE_BUFFER_BYTES = 1 << 20
-
 SUFFIX = ".sock"
 
 _ENCODER = msgspec.json.Encoder()
@@ -46,52 +46,96 @@ _ENCODER = msgspec.json.Encoder()
 class Sender:
     """Writes to all readers of a folder. Nothing here waits or raises once it is made.
 
+    Args:
+        engine: The scheduler it speaks for. A second sender of that name is refused, until this
+            one is closed or its process ends; ``None`` claims nothing.
+
     Raises:
-        UserError: The folder cannot be used.
+        UserError: The folder cannot be used, or another server uses it.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, engine: str | None = None) -> None:
         self._folder = open_folder(folder)
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-        self._readers: list[str] = []
-        self.dropped = {"reader_slow": 0, "too_large": 0, "no_folder": 0}
+        self._claim = None if engine is None else claim(self._folder, engine)
+        self._readers: dict[str, Mailbox] = {}
+        self._refusing: set[str] = set()
+        self.dropped = {"reader_slow": 0, "backlog_full": 0, "too_large": 0, "no_folder": 0}
+        """Snapshots that a reader had no time for, the next one holds all they held; stories that
+        waited too long; messages and looks at the folder that could not be."""
 
     def find_readers(self) -> int:
         """Look for readers again; return how many there are."""
         try:
-            names = os.listdir(self._folder)
+            names = {name for name in os.listdir(self._folder) if name.endswith(SUFFIX)}
         except OSError:
             self.dropped["no_folder"] += 1
-            names = []
-        found = sorted(name for name in names if name.endswith(SUFFIX))[:MAX_READERS]
-        self._readers = [os.path.join(self._folder, name) for name in found]
+            names = set()
+        for name in self._readers.keys() - names:
+            self._readers.pop(name).close()
+        refusing, self._refusing = self._refusing, set()
+        for name in sorted(names - self._readers.keys())[:MAX_READERS]:
+            if len(self._readers) < MAX_READERS:
+                self._meet(name, refusing)
         return len(self._readers)
+
+    def _meet(self, name: str, refusing: set[str]) -> None:
+        """Connect to a reader; remove the socket of one that was killed."""
+        path = os.path.join(self._folder, name)
+        try:
+            self._readers[name] = Mailbox(path)
+        except ConnectionRefusedError:
+            # At the first look it may be about to listen.
+            if name not in refusing:
+                self._refusing.add(name)
+                return
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+        except OSError:
+            pass  # It has just gone, or is no reader's.
 
     @property
     def has_readers(self) -> bool:
         """Whether anybody was there when :meth:`find_readers` last looked."""
         return bool(self._readers)
 
-    def send(self, message: Mapping[str, Any]) -> None:
-        """Offer *message* to every reader; drop and count where one cannot take it now."""
+    def keep(self, story: Mapping[str, Any]) -> None:
+        """Let *story* leave with the next message, if anybody is there to read it."""
+        if not self._readers:
+            return
+        data = _ENCODER.encode(story)
+        if len(data) + 2 > MAX_STORIES_BYTES:
+            self.dropped["too_large"] += 1
+            return
+        for reader in self._readers.values():
+            self.dropped["backlog_full"] += reader.keep(data)
+
+    def send(self, message: Mapping[str, Any], *, is_last: bool = False) -> None:
+        """Offer *message*, and the stories kept, to every reader.
+
+        Args:
+            is_last: None may follow for long: it goes also to whoever has not read the last one.
+        """
         if not self._readers:
             return
         data = _ENCODER.encode(message)
         if len(data) > MAX_MESSAGE_BYTES:
             self.dropped["too_large"] += 1
             return
-        for path in self._readers:
+        for name, reader in list(self._readers.items()):
             try:
-                self._socket.sendto(data, path)
-            except OSError as error:
-                # A reader that has gone is not slow: the next look will not find it, or will
-                # find the socket it left behind, which refuses.
-                if error.errno not in (errno.ECONNREFUSED, errno.ENOENT):
+                if not reader.try_write(data, is_last=is_last):
                     self.dropped["reader_slow"] += 1
+            except ConnectionError:  # It has gone, which is no loss to it.
+                self._readers.pop(name).close()
 
     def close(self) -> None:
-        """Close the socket."""
-        self._socket.close()
+        """Close the sockets and give up the claim."""
+        for reader in self._readers.values():
+            reader.close()
+        self._readers.clear()
+        if self._claim is not None:
+            os.close(self._claim)
+            self._claim = None
 
 
 class Receiver:
@@ -104,7 +148,6 @@ class Receiver:
     def __init__(self, folder: str | Path) -> None:
         self._path = os.path.join(open_folder(folder), uuid.uuid4().hex[:12] + SUFFIX)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
         try:
             self._socket.bind(self._path)
         except OSError as error:
@@ -117,20 +160,21 @@ class Receiver:
         return self._socket.fileno()
 
     def receive(self, most: int = 256) -> Iterator[dict[str, Any]]:
-        """Yield the messages that are there, *most* at most; what is no object is counted."""
+        """Yield the messages of *most* datagrams at most; what is no object is counted."""
         for _ in range(most):
             try:
                 data = self._socket.recv(MAX_MESSAGE_BYTES + 1)
             except BlockingIOError:
                 return
             try:
-                message = json.loads(data)
+                heard = json.loads(data)
             except (ValueError, RecursionError):
-                message = None
-            if isinstance(message, dict):
-                yield message
-            else:
-                self.num_unreadable += 1
+                heard = None
+            for message in heard if isinstance(heard, list) else (heard,):
+                if isinstance(message, dict):
+                    yield message
+                else:
+                    self.num_unreadable += 1
 
     def close(self) -> None:
         """Close the socket and take it out of the folder."""
@@ -157,9 +201,46 @@ def open_folder(folder: str | Path) -> str:
     return str(path)
 
 
+def claim(folder: str | Path, engine: str) -> int:
+    """Take a folder for one scheduler; return the descriptor that holds it.
+
+    The kernel lets go of it when the process ends, however it ends.
+
+    Raises:
+        UserError: Another one of that name has it, or it cannot be written to.
+    """
+    path = os.path.join(folder, f"engine-{engine}.lock")
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise UserError(
+            f"{CHANNEL_VARIABLE}: cannot use the folder {folder}: {error.strerror}."
+        ) from None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        owner = os.pread(fd, 20, 0).decode("latin-1").strip()
+        os.close(fd)
+        raise UserError(
+            f"{CHANNEL_VARIABLE}: another server uses the folder {folder} (process {owner});"
+            " give each server a folder of its own."
+        ) from None
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, b"%d\n" % os.getpid(), 0)
+    return fd
+
+
 def private_channel() -> None:
-    """Name a new folder as this server's channel, unless one is named; it goes with the process."""
-    if not os.environ.get(CHANNEL_VARIABLE):
-        folder = tempfile.mkdtemp(prefix="headway-")
-        os.environ[CHANNEL_VARIABLE] = folder
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    """Name a new folder as this server's channel, unless one is named; it goes with the process.
+
+    Raises:
+        UserError: One is named, and another server uses it.
+    """
+    named = os.environ.get(CHANNEL_VARIABLE)
+    if named:
+        # Here it is a sentence; in the engine, a traceback.
+        os.close(claim(open_folder(named), "0"))
+        return
+    folder = tempfile.mkdtemp(prefix="headway-")
+    os.environ[CHANNEL_VARIABLE] = folder
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)

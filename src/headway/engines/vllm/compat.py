@@ -6,11 +6,16 @@ which, instead of a failure in the middle of a step.
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import vllm
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.request import RequestStatus
 
 from headway.errors import UserError
+
+logger = logging.getLogger("vllm.headway")
 
 TRIED = "0.32.0"
 """The release this driver was tested with."""
@@ -39,8 +44,16 @@ ATTRIBUTES = (
 )
 
 
+ENDS = {
+    "FINISHED_STOPPED": "stopped",
+    "FINISHED_REPETITION": "stopped",
+    "FINISHED_LENGTH_CAPPED": "length",
+}
+"""Ends that are no error, by vLLM's name of the status."""
+
+
 def probe(scheduler: Any) -> None:
-    """Check that *scheduler* has every hook.
+    """Check that *scheduler* has every hook, and warn when it is not the class for its engine.
 
     Raises:
         UserError: One is missing; the message names it and the version tried.
@@ -54,6 +67,38 @@ def probe(scheduler: Any) -> None:
                     f"steers by; it was tested with vLLM {TRIED}."
                 )
             target = getattr(target, name)
+    mistake = wrong_class(scheduler)
+    if mistake is not None:
+        logger.warning("%s", mistake)
+
+
+def wrong_class(scheduler: Any) -> str | None:
+    """Return a sentence when the scheduler's class is not the one for how the engine runs.
+
+    vLLM says how it runs in its configuration and takes any class by name, unasked.
+    """
+    is_async = bool(scheduler.scheduler_config.async_scheduling)
+    if isinstance(scheduler, AsyncScheduler) == is_async:
+        return None
+    right, what = ("Scheduler", "is on") if is_async else ("SyncScheduler", "is off")
+    return (
+        f"Asynchronous scheduling {what} in this engine, and {type(scheduler).__name__} is not"
+        f" made for that; start it with --scheduler-cls headway.vllm.{right}."
+    )
+
+
+def end_of(request: Any) -> str:
+    """Return how a request ended, in the words of :class:`headway.policy.events.Finished`.
+
+    vLLM finds stop strings where it makes text of tokens, in the server's process, and has the
+    scheduler abort a request that has one: no hang-up. A client that does hang up on such a
+    request after its first token cannot be told from that.
+    """
+    if request.status == RequestStatus.FINISHED_ABORTED:
+        params = request.sampling_params
+        has_stop_strings = params is not None and bool(params.stop)
+        return "stopped" if has_stop_strings and request.num_output_tokens else "aborted"
+    return ENDS.get(request.status.name, "error")
 
 
 def total_blocks(scheduler: Any) -> int:

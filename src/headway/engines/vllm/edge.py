@@ -16,17 +16,17 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping
-from contextlib import aclosing
-from contextvars import ContextVar
+from collections.abc import Awaitable, Callable, MutableMapping
 from http import HTTPStatus
 from typing import Any
 
+from headway.engines.vllm import account
 from headway.engines.vllm.answers import http_error
-from headway.engines.vllm.promise import promise_of
-from headway.engines.vllm.wire import Invalid, Refused, parse
+from headway.engines.vllm.call import attach_to, current, engine_client, slo_file_of
+from headway.engines.vllm.promise import Asked, asked_of
+from headway.engines.vllm.wire import Invalid, Refused, parse, parse_account
 from headway.errors import UserError
-from headway.slo import NO_PROMISE, STAMP, Slo, SloBook
+from headway.slo import EXPLAIN_IN_STAMP, NO_PROMISE, STAMP, SloBook
 from headway.slo_file import WatchedBook
 
 Message = MutableMapping[str, Any]
@@ -46,15 +46,18 @@ PATHS = frozenset(
         "/v1/completions",
         "/v1/responses",
         "/v1/messages",
+        "/invocations",
+        "/inference/v1/generate",
     }
 )
-"""Endpoints that generate; promises count and are answered for on these."""
+"""Endpoints that generate; promises count and are answered for on these. Requests of others
+hold no promise, so that none of them is ever refused."""
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
 """A larger body is not looked into: it goes to vLLM, and the scheduler judges its promise."""
 
-_current: ContextVar[_Exchange | None] = ContextVar("headway_exchange", default=None)
-"""The exchange the running task belongs to; tasks started by vLLM for it inherit it."""
+HINTS = (b'"slo', rb"\u0073", rb"\u006c", rb"\u006C", rb"\u006f", rb"\u006F")
+"""A body with none of these has no field of ours; the escapes are of the letters s, l and o."""
 
 
 class SloEdge:
@@ -75,15 +78,15 @@ class SloEdge:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
-        client = _engine_client(scope)
+        client = engine_client(scope)
         if not self._is_ready and client is not None:  # At the start: a bad file ends it there.
-            self._watch(_slo_file_of(client))
+            self._watch(slo_file_of(client))
+        attach_to(client)
         if not _is_generation(scope):
             await self._app(scope, receive, send)
             return
-        _attach_to(client)
         exchange = _Exchange(self._book(), scope, receive, send)
-        token = _current.set(exchange)
+        token = current.set(exchange)
         try:
             await self._app(scope, exchange.receive, exchange.send)
         except Exception:
@@ -91,7 +94,7 @@ class SloEdge:
             if not exchange.has_shown_hang_up:
                 raise
         finally:
-            _current.reset(token)
+            current.reset(token)
         await exchange.finish()
 
     def _watch(self, slo_file: str | None) -> None:
@@ -119,10 +122,11 @@ class _Exchange:
         self._headers = [(name, value) for name, value in scope.get("headers", ())]
         self._receive = receive
         self._send = send
-        self._anthropic = _path(scope) == "/v1/messages"
+        self._path = _path(scope)
         self._body = bytearray()
         self._has_read = False
-        self._promise: Slo | None = None
+        self._asked: Asked | None = None
+        self._accounted: account.Accounted | None = None
         self._held: list[Message] = []
         self._passing = False
         self._answered = False
@@ -136,17 +140,27 @@ class _Exchange:
         Nothing was promised and no file says what others hold: nothing is written. A body that
         was not looked into keeps what it asks for itself; the scheduler judges that.
         """
-        if self._promise is None or (self._promise == NO_PROMISE and not self._has_file):
+        if self._asked is None:
             return
-        asked = params.extra_args or {}
-        if self._has_read or not any(name.startswith("slo_") for name in asked):
-            params.extra_args = {**asked, STAMP: self._promise.stamp()}
+        if self._asked == Asked(NO_PROMISE) and not self._has_file:
+            return
+        others = params.extra_args or {}
+        if self._has_read or not any(name.startswith("slo_") for name in others):
+            stamp = self._asked.slo.stamp()
+            if self._asked.explain:
+                stamp[EXPLAIN_IN_STAMP] = True
+            params.extra_args = {**others, STAMP: stamp}
 
     def hear(self, output: Any) -> None:
         """Note one output of the engine (vLLM's ``RequestOutput``) for this request."""
         self._engine_spoke = True
         for completion in output.outputs:
-            if completion.finish_reason is not None and self._problem is None:
+            if completion.finish_reason is None:
+                continue
+            if self._accounted is not None and (told := parse_account(completion.stop_reason)):
+                completion.stop_reason = told.stop_reason
+                self._accounted.accounts.append(told.told)
+            elif self._problem is None:
                 self._problem = parse(completion.stop_reason)
 
     async def receive(self) -> Message:
@@ -169,16 +183,19 @@ class _Exchange:
         return message
 
     def _judge(self) -> Invalid | None:
-        """Work out the promise, or return what is wrong with it."""
+        """Work out what is asked for, or return what is wrong with it."""
         try:
-            self._promise = promise_of(self._book, self._headers, self._read_body())
+            self._asked = asked_of(self._book, self._headers, self._read_body())
+            if self._asked.explain:
+                account.check(self._path)
+                self._send = self._accounted = account.Accounted(self._send)
         except UserError as error:
             return Invalid(str(error))
         return None
 
     def _read_body(self) -> Any:
         """Return the parsed body where it can matter: not to parse it twice for nothing."""
-        matters = b'"slo' in self._body or bool(self._book.models)
+        matters = bool(self._book.models) or any(hint in self._body for hint in HINTS)
         if not matters or len(self._body) > MAX_BODY_BYTES:
             return None
         try:
@@ -225,52 +242,10 @@ class _Exchange:
         self._answered = True
         self._held.clear()
         status, headers, body = http_error(
-            self._problem, anthropic=self._anthropic, kept=start["headers"]
+            self._problem, anthropic=self._path == "/v1/messages", kept=start["headers"]
         )
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
         await self._send({"type": "http.response.body", "body": body})
-
-
-def _engine_client(scope: Scope) -> Any:
-    """Return the server's engine client from where vLLM's own routes find it, or ``None``."""
-    return getattr(scope["app"].state, "engine_client", None) if "app" in scope else None
-
-
-def _slo_file_of(client: Any) -> str | None:
-    """Return the file that the scheduler's settings name, if they name one."""
-    config = getattr(getattr(client, "vllm_config", None), "additional_config", None)
-    settings = config.get("headway") if isinstance(config, Mapping) else None
-    return settings.get("slo_file") if isinstance(settings, Mapping) else None
-
-
-def _attach_to(client: Any) -> None:
-    """Wrap the client's ``generate``, once: promises go in, what the engine says comes out.
-
-    Every endpoint that generates calls it, with the sampling parameters second.
-    """
-    if client is None or getattr(client.generate, "heard_by_headway", False):
-        return
-    generate = client.generate
-
-    def heard(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
-        exchange = _current.get()
-        params = args[1] if len(args) > 1 else kwargs.get("sampling_params")
-        if exchange is not None and params is not None:
-            exchange.tell(params)
-        return _heard(generate(*args, **kwargs))
-
-    heard.heard_by_headway = True  # type: ignore[attr-defined]
-    client.generate = heard
-
-
-async def _heard(outputs: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
-    """Yield *outputs*, telling the current exchange of each; closing closes both."""
-    async with aclosing(outputs):
-        async for output in outputs:
-            exchange = _current.get()
-            if exchange is not None:
-                exchange.hear(output)
-            yield output
 
 
 def _path(scope: Scope) -> str:

@@ -174,10 +174,13 @@ class VirtualRun:
 
     def _launch(self, output: Any) -> None:
         tokens = output.num_scheduled_tokens
+        swap = output.kv_connector_metadata
+        kept = {copy.request_id for copy in swap.out} if swap is not None else ()
         for request_id in output.preempted_req_ids or ():
             self.num_preemptions += 1
-            self.outcomes[request_id].phases.append((self.clock.time_s, "preempted"))
-        self.link.copy(output.kv_connector_metadata, self.clock.time_s)
+            phase = "swapped" if request_id in kept else "preempted"
+            self.outcomes[request_id].phases.append((self.clock.time_s, phase))
+        self.link.copy(swap, self.clock.time_s)
         if not tokens:
             self._pending.append((output, self.clock.time_s, frozenset()))
             return

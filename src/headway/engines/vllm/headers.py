@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from headway.errors import UserError
+from headway.slo import EXPLAIN
 from headway.slo_rules import number, shown
 
 OWN = {
@@ -30,9 +31,15 @@ OTHERS = {
 TOKENS_PER_S = "x-sgl-tps-slo"
 """SGLang's tokens a second; a gap of their inverse."""
 
+EXPLAIN_HEADER = "x-slo-explain"
+"""Asks for the lateness in the answer: ``1`` or ``true``; ``0`` or ``false`` is not to ask."""
+
 MIN_TOKENS_PER_S, MAX_TOKENS_PER_S = 1e-5, 1e6
 
-_FIELDS = {name.encode(): (name, field) for name, field in {**OWN, **OTHERS}.items()}
+_FIELDS = {
+    name.encode(): (name, field)
+    for name, field in {**OWN, **OTHERS, EXPLAIN_HEADER: EXPLAIN}.items()
+}
 _OWN_PREFIX = b"x-slo-"
 
 Headers = Iterable[tuple[bytes, bytes]]
@@ -58,7 +65,7 @@ def asked_in(headers: Headers) -> tuple[dict[str, str | float], dict[str, str]]:
         elif raw_name.startswith(_OWN_PREFIX):
             raise UserError(
                 f"{shown(raw_name.decode('latin-1'))} is not an SLO header; allowed are"
-                f" {', '.join((*OWN, *OTHERS, TOKENS_PER_S))}."
+                f" {', '.join((*OWN, EXPLAIN_HEADER, *OTHERS, TOKENS_PER_S))}."
             )
     asked: dict[str, str | float] = {}
     labels: dict[str, str] = {}

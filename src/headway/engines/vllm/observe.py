@@ -13,6 +13,7 @@ import base64
 import binascii
 import hmac
 import json
+import logging
 import os
 import time
 from collections.abc import Iterable
@@ -26,12 +27,15 @@ from headway.engines.vllm.edge import App, Message, Receive, Scope, Send
 from headway.metrics.board import BROKEN_KEPT, Board
 from headway.metrics.prometheus import exposition
 
+logger = logging.getLogger("vllm.headway")
+
 PAGE_FILES = {
     "/headway": ("page.html", "text/html; charset=utf-8"),
     "/headway/": ("page.html", "text/html; charset=utf-8"),
     "/headway/live.css": ("live.css", "text/css; charset=utf-8"),
     "/headway/live.js": ("live.js", "text/javascript; charset=utf-8"),
     "/headway/draw.js": ("draw.js", "text/javascript; charset=utf-8"),
+    "/headway/words.js": ("words.js", "text/javascript; charset=utf-8"),
 }
 """Path to (file of ``web/live``, content type)."""
 
@@ -50,7 +54,8 @@ MAX_ID_LENGTH = 200
 class LiveView:
     """Use as ``--middleware headway.engines.vllm.observe.LiveView``.
 
-    Without the environment variable :data:`CHANNEL_VARIABLE` it passes everything on.
+    Without the environment variable :data:`CHANNEL_VARIABLE` it says so in the log, and passes
+    everything on.
     """
 
     def __init__(self, app: App) -> None:
@@ -58,6 +63,11 @@ class LiveView:
         self._folder = os.environ.get(CHANNEL_VARIABLE)
         self._board = Board()
         self._receiver: Receiver | None = None
+        if not self._folder:
+            logger.warning(
+                "LiveView has nothing to show: name a folder in %s. /headway is a 404 until then.",
+                CHANNEL_VARIABLE,
+            )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
@@ -109,6 +119,8 @@ class LiveView:
         elif path in PAGE_FILES:
             name, kind = PAGE_FILES[path]
             body = (files("headway.web") / "live" / name).read_bytes()
+            if path == "/headway/":  # Links are relative, for proxies that add a prefix.
+                body = body.replace(b'="headway/', b'="')
             await _respond(send, HTTPStatus.OK, body, [(b"content-type", kind.encode())])
         else:
             status, answer = self._json(path, _query(scope))
@@ -127,7 +139,11 @@ class LiveView:
             request_id = query["id"][0]
             if not 0 < len(request_id) <= MAX_ID_LENGTH:
                 return _mistake(f"id must have 1 to {MAX_ID_LENGTH} characters.")
-            return HTTPStatus.OK, {"broken": self._board.explain(request_id)}
+            return HTTPStatus.OK, {
+                "broken": self._board.explain(request_id),
+                "late": self._board.late_now(request_id),
+                "num_lost": self._board.num_stories_lost,
+            }
         count = _whole(query, "worst", 10, most=BROKEN_KEPT)
         if count is None:
             return _mistake(f"worst must be a whole number from 0 to {BROKEN_KEPT}.")

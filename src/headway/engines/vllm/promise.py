@@ -7,13 +7,14 @@ model's, else the default; the spans given in body or header replace those of th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from headway.engines.vllm.headers import Headers, api_key_of, asked_in
 from headway.errors import UserError
-from headway.slo import Slo, SloBook
-from headway.slo_rules import shown
+from headway.slo import EXPLAIN, Slo, SloBook
+from headway.slo_rules import shown, truth
 
 BODY_FIELDS = {
     "class": "slo_class",
@@ -21,12 +22,26 @@ BODY_FIELDS = {
     "tbt_ms": "slo_tbt_ms",
     "jct_ms": "slo_jct_ms",
     "weight": "slo_weight",
+    "explain": EXPLAIN,
 }
 """What the body's ``slo`` object may hold, and the request fields it stands for."""
 
 
-def promise_of(book: SloBook, headers: Headers, body: Any) -> Slo:
-    """Return what a request was promised.
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What one request asks for.
+
+    Attributes:
+        slo: What it was promised.
+        explain: Whether its answer is to say how late it was.
+    """
+
+    slo: Slo
+    explain: bool = False
+
+
+def asked_of(book: SloBook, headers: Headers, body: Any) -> Asked:
+    """Return what a request asks for, and is promised.
 
     Args:
         headers: As ASGI has them.
@@ -45,16 +60,20 @@ def promise_of(book: SloBook, headers: Headers, body: Any) -> Slo:
     for field, value in by_header.items():
         if field not in asked:
             asked[field], labels[field] = value, header_labels[field]
-    return book.promise(
+    explain = EXPLAIN in asked and truth(labels.get(EXPLAIN, EXPLAIN), asked.pop(EXPLAIN))
+    slo = book.promise(
         asked,
         api_key=api_key_of(headers),
         model=model if isinstance(model, str) else None,
         labels=labels,
     )
+    return Asked(slo, explain)
 
 
 def asked_in_body(body: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the request fields in ``slo`` and ``vllm_xargs``, and how each was written.
+
+    Where vLLM takes sampling parameters whole, their ``extra_args`` are its ``vllm_xargs``.
 
     Raises:
         UserError: A field is where it has no effect, unknown, or said twice differently.
@@ -65,10 +84,12 @@ def asked_in_body(body: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, st
                 f"Put {shown(name)} into 'vllm_xargs', or say it in 'slo'; where it is,"
                 " it has no effect."
             )
-    xargs = body.get("vllm_xargs")
-    asked = {}
-    if isinstance(xargs, Mapping):
-        asked = {name: value for name, value in xargs.items() if name.startswith("slo_")}
+    asked = {
+        name: value
+        for xargs in _extra_arguments(body)
+        for name, value in xargs.items()
+        if name.startswith("slo_")
+    }
     labels: dict[str, str] = {}
     plain = body.get("slo")
     if plain is None:
@@ -89,3 +110,13 @@ def asked_in_body(body: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, st
             raise UserError(f"slo.{name} and vllm_xargs.{field} differ; say it once.")
         asked[field], labels[field] = value, f"slo.{name}"
     return asked, labels
+
+
+def _extra_arguments(body: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    params = body.get("sampling_params")
+    for xargs in (
+        params.get("extra_args") if isinstance(params, Mapping) else None,
+        body.get("vllm_xargs"),
+    ):
+        if isinstance(xargs, Mapping):
+            yield xargs

@@ -18,7 +18,7 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.request import Request, RequestStatus
 
 from headway.config import Settings
-from headway.engines.vllm import compat, wire
+from headway.engines.vllm import account, compat, wire
 from headway.engines.vllm.clock import WallClock
 from headway.engines.vllm.queue import GatedQueue
 from headway.engines.vllm.recorder import recorded
@@ -36,12 +36,6 @@ from headway.slo import NO_PROMISE
 
 logger = logging.getLogger("vllm.headway")
 
-REASONS = {
-    RequestStatus.FINISHED_STOPPED: "stopped",
-    RequestStatus.FINISHED_LENGTH_CAPPED: "length",
-    RequestStatus.FINISHED_ABORTED: "aborted",
-}
-
 
 class HeadwayMixin:
     """Mixed into vLLM's scheduler classes; see the module's docstring."""
@@ -54,10 +48,8 @@ class HeadwayMixin:
         self.headway_clock = WallClock()
         guess = roofline(self.vllm_config)
         core = self.headway_settings.build(latency=OnlineModel(guess))
-        self.headway: Core | Recorder = recorded(
-            core, self.headway_settings, guess, self.vllm_config
-        )
-        self.headway = watched(self.headway, self.vllm_config)  # Counts, when asked to.
+        core = recorded(core, self.headway_settings, guess, self.vllm_config)
+        self.headway: Core | Recorder = watched(core, self.vllm_config)  # Counts, when asked to.
         self.headway_plan = StepPlan(0)
         self.headway_book = self.headway_settings.book()
         self._stock_max_step_tokens = self.max_num_scheduled_tokens
@@ -69,6 +61,7 @@ class HeadwayMixin:
         self.headway_swap = swap_connector(self)
         self._answers: list[tuple[int, EngineCoreOutput]] = []
         self._updating = False
+        self._own_end: str | None = None  # Of the request that :meth:`_end` is ending.
         queue = GatedQueue()
         queue.prepend_requests(self.waiting)
         self.waiting = queue
@@ -93,7 +86,9 @@ class HeadwayMixin:
         mistake = None
         slo = NO_PROMISE
         try:
-            slo = self.headway_book.resolve(params.extra_args if params is not None else None)
+            extra_args = params.extra_args if params is not None else None
+            slo = self.headway_book.resolve(extra_args)
+            account.watch(self.headway, request.request_id, extra_args)
         except UserError as error:
             mistake = str(error)
         now_s = self.headway_clock.now_s()
@@ -113,7 +108,7 @@ class HeadwayMixin:
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         """Hear of every end of a request, whoever caused it."""
         self._sessions.discard(request.request_id)
-        reason = REASONS.get(request.status, "error")
+        reason = self._own_end or compat.end_of(request)
         self._ended.append(Finished(self.headway_clock.now_s(), request.request_id, reason))
         result = super()._free_request(request, *args, **kwargs)
         if not self._updating:
@@ -135,7 +130,9 @@ class HeadwayMixin:
         request = self.requests.get(request_id)
         if request is None or request.is_finished():
             return
+        self._own_end = wire.outcome_of(answer)
         self.finish_requests(request_id, status)
+        self._own_end = None
         self._answers.append(
             (
                 request.client_index,
@@ -249,12 +246,14 @@ class HeadwayMixin:
         preempted, self._preempted = tuple(self._preempted), []
         if not tokens and not preempted:
             return
+        host = self.headway_swap
+        kept = tuple(i for i in preempted if host is not None and host.slots.tokens(i))
         admitted = {
             request_id: self.requests[request_id].num_computed_tokens - tokens[request_id]
             for request_id in compat.admitted_ids(output)
         }
         self.headway.observe(
-            StepScheduled(self.headway_clock.now_s(), dict(tokens), admitted, preempted)
+            StepScheduled(self.headway_clock.now_s(), dict(tokens), admitted, preempted, kept)
         )
         if tokens:
             self._steps_in_flight += 1
@@ -282,6 +281,7 @@ class HeadwayMixin:
             answers, self._answers = self._answers, []
             for client_index, answer in answers:
                 outputs.setdefault(client_index, EngineCoreOutputs()).outputs.append(answer)
+        account.put_into(outputs, self.headway)
         return outputs
 
     def shutdown(self) -> None:

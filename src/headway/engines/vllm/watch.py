@@ -6,6 +6,7 @@ import os
 import time
 from typing import Any
 
+from headway.engines.vllm.account import account_of
 from headway.engines.vllm.brief import MOST_TOLD, Told
 from headway.engines.vllm.channel import CHANNEL_VARIABLE, Sender
 from headway.engines.vllm.recorder import LiveRecorder
@@ -36,6 +37,9 @@ class Watched:
         self._sender = sender
         self._engine = engine
         self._next_s = 0.0
+        self._explained: set[str] = set()
+        self.accounts: dict[str, dict[str, Any]] = {}
+        """What the clients of explained requests that have ended are told, until it is sent."""
         self.live: LiveRequests = inner.live
         """The inner core's live requests."""
         self.observed = Observed(inner.name, inner.overload)
@@ -61,6 +65,10 @@ class Watched:
                 self._count()
         elif isinstance(event, Arrived):
             self._count()
+
+    def explain(self, request_id: str) -> None:
+        """Keep the account of a live request, for its client, when it ends."""
+        self._explained.add(request_id)
 
     def _count(self) -> None:
         """Count, and record, what was heard since the last time."""
@@ -88,13 +96,16 @@ class Watched:
         if request is None:
             return
         broken = self.observed.finished(event, request)
+        if event.request_id in self._explained and self.observed.verdict is not None:
+            self._explained.discard(event.request_id)
+            self.accounts[event.request_id] = account_of(self.observed.verdict, request.slo)
         if broken is not None and self._sender.has_readers:
             broken.update(engine=self._engine, unix_s=time.time())
-            self._sender.send(broken)
+            self._sender.keep(broken)
         if not self.live.requests:
-            self._tell(event.at_s)  # No step may follow for a long time.
+            self._tell(event.at_s, is_last=True)  # No step may follow for a long time.
 
-    def _tell(self, at_s: float) -> None:
+    def _tell(self, at_s: float, *, is_last: bool = False) -> None:
         self._count()
         self._next_s = at_s + EVERY_S
         if self._recorder is not None:
@@ -104,11 +115,18 @@ class Watched:
         snapshot = self.observed.snapshot(self.live, at_s)
         snapshot["engine"] = self._engine
         snapshot["unix_s"] = time.time()
+        snapshot["length_coverage_target"] = self.parts.predictor.coverage_target
         snapshot["counts"]["dropped"] = dict(self._sender.dropped)
         recorded = getattr(self._inner, "recorded", None)
         if recorded is not None:
             snapshot["counts"]["recorded"] = dict(recorded)
-        self._sender.send(snapshot)
+        self._sender.send(snapshot, is_last=is_last)
+
+    def close(self) -> None:
+        """Let go of the channel, and of what the inner core holds."""
+        self._sender.close()
+        if self._recorder is not None:
+            self._recorder.close()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
@@ -118,10 +136,10 @@ def watched(core: Any, vllm_config: Any) -> Any:
     """Return *core*, watched when the environment names a channel.
 
     Raises:
-        UserError: The channel's folder cannot be used.
+        UserError: The channel's folder cannot be used, or another server uses it.
     """
     folder = os.environ.get(CHANNEL_VARIABLE)
     if not folder:
         return core
-    engine = getattr(vllm_config.parallel_config, "data_parallel_index", 0)
-    return Watched(core, Sender(folder), str(engine))
+    engine = str(getattr(vllm_config.parallel_config, "data_parallel_index", 0))
+    return Watched(core, Sender(folder, engine), engine)

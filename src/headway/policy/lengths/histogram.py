@@ -62,6 +62,11 @@ class ClassBucketHistogram(Predictor, LengthDistribution):
         self._everyone = _Class()
         self._unknown = Memoryless()
 
+    @property
+    def coverage_target(self) -> float:
+        """See :class:`~headway.policy.predict.Predictor`."""
+        return self._p
+
     def predict(self, request: Request) -> int:
         """Return the quantile it was built with."""
         return self.quantile(request, self._p)

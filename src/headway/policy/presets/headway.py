@@ -2,11 +2,11 @@
 
 Deadline order, the largest set of claims that can be on time, steps as long as is worth their
 risk (see ``slack``); a request starts when the promises that waiting would cost outweigh those
-that running out of KV would (:mod:`headway.policy.weigh`). CacheOPT's components in improved
-forms, each an option, so that what it adds can be shown: lengths are survival functions (C1),
-admission looks at everybody's future use at once (C2), KV is found before it runs out and a
-measured reserve is kept (C3), victims are chosen together by what losing them costs (C4), and
-copied to the host where that is cheaper (C5).
+that running out of KV would (:mod:`headway.policy.weigh`). Of CacheOPT's components, in our own
+forms: lengths are survival functions (C1), admission looks at everybody's future use at once
+(C2), and a victim is copied to the host where that is faster (C5). Off unless asked for, since
+they cost more than they bring: KV found some steps ahead with a measured reserve (C3), and the
+cheapest set of victims (C4).
 """
 
 from __future__ import annotations

@@ -1,6 +1,9 @@
 // The live page: asks /headway/state once a second and draws what it says.
 
-import { draw, niceCeiling } from "/headway/draw.js";
+import { draw, niceCeiling } from "./draw.js";
+import {
+  AWAITED, CAUSES, DOING, ENDED, ago, counted, got, mostly, percent, promise, silence, span,
+} from "./words.js";
 
 const EVERY_MS = 1000, SHOWN_S = 300, BAR_S = 2;
 const GOOD = "#1f7a8c", BAD = "#e4572e";
@@ -21,46 +24,12 @@ const ENDS = [
   { key: "kept", colour: GOOD, name: "promise kept (up)" },
   { key: "lost", colour: BAD, name: "promise broken (down)" },
 ];
-const CAUSES = {
-  queueing: ["waiting for a turn", "#8d99ae"],
-  kv_wait: ["waiting for KV cache", "#4c6fb1"],
-  prefill: ["prompt computed in pieces", "#e0a030"],
-  preemption: ["thrown out and redone", "#7b5ea7"],
-  long_step: ["its own long steps", "#1f7a8c"],
-  skipped: ["steps without a token for it", "#86c5cf"],
-  model_error: ["steps longer than foreseen", "#e4572e"],
-  other: ["between two steps", "#b9c0cb"],
-};
-
 const points = [];
-const seen = { after: 0, chosen: null };
+const lines = new Map();
+const seen = { after: 0, chosen: "" };
 const byId = (id) => document.getElementById(id);
-
-function span(seconds) {
-  if (seconds === null || seconds === undefined) return "–";
-  if (seconds < 0.001) return `${(seconds * 1e6).toFixed(0)} µs`;
-  if (seconds < 1) return `${(seconds * 1e3).toFixed(seconds < 0.01 ? 1 : 0)} ms`;
-  return `${Number(seconds.toFixed(seconds < 10 ? 2 : seconds < 100 ? 1 : 0))} s`;
-}
-
-function percent(share, digits = 0) {
-  if (share === null || share === undefined) return "–";
-  // 99.96 % is not all of them: never round up to 100.
-  const text = (100 * share).toFixed(digits);
-  return share < 1 && Number(text) === 100 ? "> 99 %" : `${text} %`;
-}
-
-function counted(number, one, many) {
-  return `${number.toLocaleString("en")} ${number === 1 ? one : many}`;
-}
-
-function promise(p) {
-  const parts = [];
-  if (p.ttft_s) parts.push(`first token within ${span(p.ttft_s)}`);
-  if (p.tbt_s) parts.push(`${parts.length ? "then " : ""}at most ${span(p.tbt_s)} between tokens`);
-  if (p.jct_s) parts.push(`done within ${span(p.jct_s)}`);
-  return parts.join(", ") || "nothing promised";
-}
+// Beside this file, whatever a proxy puts in front of its path.
+const ours = (name) => new URL(name, import.meta.url);
 
 // Every text goes through here: what a client sent is never read as HTML.
 function node(tag, text = "", attributes = {}, children = []) {
@@ -88,8 +57,10 @@ function legend(id, entries) {
 function lead(state) {
   const promised = state.classes.reduce((s, c) => s + c.promised, 0);
   const kept = state.classes.reduce((s, c) => s + c.attained, 0);
+  const late = state.now.num_late;
   const now = `${counted(state.now.running, "request runs", "requests run")}, ` +
-    `${state.now.waiting} ${state.now.waiting === 1 ? "waits" : "wait"}.`;
+    `${state.now.waiting} ${state.now.waiting === 1 ? "waits" : "wait"}` +
+    `${late ? `; ${late} ${late === 1 ? "is" : "are"} late` : ""}.`;
   const share = promised
     ? `${percent(kept / promised)} of ${counted(promised, "promise was", "promises were")} kept` +
       " in the last five minutes."
@@ -102,7 +73,7 @@ function card(c) {
   const made = node("div", "", { class: `card ${shade}` });
   const hasPromise = Object.keys(c.promise).length > 0;
   made.append(node("h3", c.name === "none" ? "no promise" : c.name));
-  made.append(node("p", hasPromise ? promise(c.promise) : "best effort", { class: "quiet" }));
+  made.append(node("p", hasPromise ? promise(c.promise, c.promise_most) : "best effort", { class: "quiet" }));
   made.append(node("b", hasPromise ? percent(c.attainment) : `${c.ended}`));
   made.append(node("span", hasPromise
     ? `${c.attained} of ${counted(c.promised, "promise", "promises")} kept`
@@ -141,57 +112,64 @@ function bar(cause, seconds, all) {
   ]);
 }
 
-function got(told) {
-  if (told.outcome !== "finished") {
-    const words = { refused: "refused (429)", rejected: "can never be served", aborted: "hung up" };
-    const end = words[told.outcome] ?? "failed";
-    return told.ttft_s === null ? end : `first token after ${span(told.ttft_s)}, then ${end}`;
-  }
-  const parts = [`first token after ${span(told.ttft_s)}`];
-  if (told.promise.tbt_s) parts.push(`${told.num_late_gaps} of ${told.num_gaps} pauses too long`);
-  if (told.promise.jct_s) parts.push(`done after ${span(told.jct_s)}`);
-  return parts.join(", ");
+function lateRow(row) {
+  const cells = [row.id, row.class, AWAITED[row.breaks] ?? "–"].map((text) => node("td", text));
+  const late = node("td", span(row.late_s), { class: "number late" });
+  return node("tr", "", {}, [...cells, late, node("td", DOING[row.stage] ?? "–")]);
 }
 
-function mostly(told) {
-  const [cause] = Object.entries(told.by_cause_s).sort((a, b) => b[1] - a[1])[0] ?? [];
-  if (cause) return (CAUSES[cause] ?? [cause])[0];
-  return told.outcome === "refused" ? "it did not fit beside the others" : "–";
+function listLate(state) {
+  const rows = state.late, all = Math.max(state.now.num_late ?? 0, rows.length);
+  byId("late").hidden = !rows.length;
+  byId("late").tBodies[0].replaceChildren(...rows.map(lateRow));
+  byId("late-lead").textContent = !rows.length
+    ? "Nobody: no request waits for anything that is overdue."
+    : "Not over yet, and something they were promised is overdue at this moment" +
+      `${all > rows.length ? `: the ${rows.length} most overdue of ${all}` : ""}.`;
 }
 
-function brokenRow(told, nowS) {
-  const cells = [
-    told.id, told.class, `${span(Math.max(nowS - told.unix_s, 0))} ago`, promise(told.promise), got(told),
-  ].map((text) => node("td", text));
+function brokenRow(told) {
+  const cells = [told.id, told.class, "", promise(told.promise), got(told)].map((text) => node("td", text));
   const late = node("td", told.late_s > 0 ? span(told.late_s) : "–", { class: "number" });
   const row = node("tr", "", { tabindex: "0" }, [...cells, late, node("td", mostly(told))]);
-  if (told.id === seen.chosen) row.className = "chosen";
-  const open = () => tell(told.id);
+  const open = () => { location.hash = encodeURIComponent(told.id); };
   row.addEventListener("click", open);
   row.addEventListener("keydown", (event) => event.key === "Enter" && open());
   return row;
 }
 
-async function tell(id) {
-  seen.chosen = id;
-  const answer = await fetch(`/headway/broken?id=${encodeURIComponent(id)}`);
+const box = node("div", "", { id: "story" });
+const story = node("tr", "", {}, [node("td", "", { colspan: "7" }, [box])]);
+
+// The story of the request that the address names after its "#".
+async function tell() {
+  const id = seen.chosen = decodeURIComponent(location.hash.slice(1));
+  if (!id) return;
+  const answer = await fetch(ours(`broken?id=${encodeURIComponent(id)}`));
   const [told] = answer.ok ? (await answer.json()).broken : [];
-  const box = byId("story");
-  box.hidden = false;
   if (!told) {
-    box.replaceChildren(node("p", "Its story is not remembered any more."));
-    return;
+    box.replaceChildren(node("p", `There is no story of ${id}: it was kept, is not over, or is too old.`));
+    return place();
   }
   const bars = Object.entries(told.by_cause_s).sort((a, b) => b[1] - a[1])
     .map(([cause, seconds]) => bar(cause, seconds, told.late_s));
-  const lines = told.story.map(([at, what]) =>
-    node("li", "", {}, [node("code", `+${at.toFixed(3)} s`), what]));
+  const happened = told.story.map(([at, what]) =>
+    node("li", "", {}, [node("code", `+${at.toFixed(3)} s`), ENDED[what] ?? what]));
   box.replaceChildren(
     node("h3", told.id),
     node("p", `${counted(told.num_prompt_tokens, "token", "tokens")} of prompt, ` +
-      `${told.num_output_tokens} of answer; preempted ${told.num_preemptions} times; ` +
-      `late by ${span(told.late_s)}.`),
-    ...bars, node("ol", "", {}, lines));
+      `${told.num_output_tokens} of answer; preempted ${told.num_preemptions} times` +
+      `${told.late_s > 0 ? `; late by ${span(told.late_s)}` : ""}.`),
+    ...bars, node("ol", "", {}, happened));
+  place();
+}
+
+// Put the chosen story under its line, or above all when its line is gone; and show it.
+function place() {
+  for (const [id, line] of lines) line.className = id === seen.chosen ? "chosen" : "";
+  const line = lines.get(seen.chosen);
+  if (line) line.after(story);
+  else byId("broken").tBodies[0].prepend(story);
 }
 
 function modelRows(state) {
@@ -200,7 +178,9 @@ function modelRows(state) {
     ["Steps took, of what was predicted: half at most / 99 % at most",
       `${percent(ratio.p50)} / ${percent(ratio.p99)}`],
     ["Steps that took longer than their bound", percent(m.beyond_share, 1)],
-    ["Answers no longer than predicted on arrival", percent(m.covered_share)],
+    [`Answers no longer than predicted on arrival (${m.coverage_target === null
+      ? "a mean is predicted: about half is right"
+      : `at least ${percent(m.coverage_target)} is right`})`, percent(m.covered_share)],
     ["Time to plan a step: half within / 99 % within",
       `${span(m.plan_s.p50)} / ${span(m.plan_s.p99)}`],
     ["Running answers are expected to need, beyond the whole cache",
@@ -257,18 +237,32 @@ function charts(state) {
   draw({ ...range, canvas: byId("queue"), lines: QUEUE, label: whole });
 }
 
+// Lines stay the same nodes while they are shown: a click must end where it began.
 function listBroken(state) {
   const body = byId("broken").tBodies[0];
-  if (body.contains(document.activeElement)) return;  // Whoever reads with the keyboard stays put.
-  const rows = state.broken.map((told) => brokenRow(told, state.unix_s));
-  body.replaceChildren(...rows.length ? rows : [
-    node("tr", "", {}, [node("td", "No promise was broken so far.", { colspan: "7" })]),
-  ]);
+  const ids = new Set(state.broken.map((told) => told.id));
+  for (const [id, line] of lines) {
+    if (!ids.has(id)) {
+      line.remove();
+      lines.delete(id);
+    }
+  }
+  const fresh = state.broken.filter((told) => !lines.has(told.id)).reverse();
+  for (const told of fresh) {
+    lines.set(told.id, brokenRow(told));
+    body.prepend(lines.get(told.id));
+  }
+  for (const told of state.broken) {
+    lines.get(told.id).cells[2].textContent = ago(state.unix_s - told.unix_s);
+  }
+  byId("none").hidden = lines.size > 0;
+  if (fresh.length && box.hasChildNodes()) place();
 }
 
 function show(state) {
   take(state);
   lead(state);
+  listLate(state);
   byId("classes").replaceChildren(...state.classes.map(card));
   charts(state);
   byId("causes").replaceChildren(...causes(state));
@@ -278,21 +272,21 @@ function show(state) {
   const lost = state.dropped ? ` ${counted(state.dropped, "message", "messages")} on the way here` +
     " dropped." : "";
   byId("foot").textContent = `Policy ${state.policy}, overload ${state.overload}${machines}. ` +
-    `Last heard of the scheduler ${span(state.age_s)} ago; it speaks while it works.${lost}`;
+    `Last heard of the scheduler ${ago(state.age_s)}; it speaks while it works.${lost}`;
 }
 
 async function ask() {
   const trouble = byId("trouble");
   try {
-    const answer = await fetch(`/headway/state?after=${seen.after}`, { cache: "no-store" });
+    const answer = await fetch(ours(`state?after=${seen.after}`), { cache: "no-store" });
     if (!answer.ok) throw new Error(`the server answers ${answer.status}`);
     const state = await answer.json();
     if (state.ready) show(state);
-    trouble.hidden = true;
+    trouble.textContent = state.ready ? silence(state) : "";
   } catch (error) {
     trouble.textContent = `These figures are old: ${error.message}. Trying again.`;
-    trouble.hidden = false;
   }
+  trouble.hidden = !trouble.textContent;
   setTimeout(ask, EVERY_MS);
 }
 
@@ -300,4 +294,6 @@ legend("kv-key", KV);
 legend("steps-key", STEPS);
 legend("queue-key", QUEUE);
 legend("ends-key", ENDS);
+addEventListener("hashchange", tell);
+tell();
 ask();

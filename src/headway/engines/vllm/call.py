@@ -1,0 +1,81 @@
+"""The engine's calls, overheard: promises go in with them, what the engine says comes out.
+
+vLLM's endpoints all ask one object for tokens, whatever their answer looks like. Which HTTP
+request a call belongs to is told by the task it is made in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping, MutableMapping
+from contextlib import aclosing
+from contextvars import ContextVar
+from typing import Any, Protocol
+
+from headway.slo import NO_PROMISE, STAMP
+
+
+class Party(Protocol):
+    """One HTTP request, as the engine's calls for it know it."""
+
+    def tell(self, params: Any) -> None:
+        """Put what was promised into *params*, vLLM's ``SamplingParams`` of a call."""
+
+    def hear(self, output: Any) -> None:
+        """Note one output of the engine (vLLM's ``RequestOutput``)."""
+
+
+current: ContextVar[Party | None] = ContextVar("headway_party", default=None)
+"""The request the running task belongs to; tasks started by vLLM for it inherit it. ``None`` on
+endpoints that the edge does not answer for."""
+
+
+def engine_client(scope: MutableMapping[str, Any]) -> Any:
+    """Return the server's engine client from where vLLM's own routes find it, or ``None``."""
+    return getattr(scope["app"].state, "engine_client", None) if "app" in scope else None
+
+
+def slo_file_of(client: Any) -> str | None:
+    """Return the file that the scheduler's settings name, if they name one."""
+    config = getattr(getattr(client, "vllm_config", None), "additional_config", None)
+    settings = config.get("headway") if isinstance(config, Mapping) else None
+    return settings.get("slo_file") if isinstance(settings, Mapping) else None
+
+
+def attach_to(client: Any) -> None:
+    """Wrap the client's ``generate``, once.
+
+    Every endpoint that generates calls it, with the sampling parameters second.
+    """
+    if client is None or getattr(client.generate, "heard_by_headway", False):
+        return
+    generate = client.generate
+
+    def heard(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
+        params = args[1] if len(args) > 1 else kwargs.get("sampling_params")
+        if params is not None:
+            _unstamp(params)
+            party = current.get()
+            if party is not None:
+                party.tell(params)
+            else:  # Nobody could answer a refusal, so there is nothing to refuse.
+                params.extra_args = {**(params.extra_args or {}), STAMP: NO_PROMISE.stamp()}
+        return _heard(generate(*args, **kwargs))
+
+    heard.heard_by_headway = True  # type: ignore[attr-defined]
+    client.generate = heard
+
+
+def _unstamp(params: Any) -> None:
+    """Drop a promise that nobody here has put into *params*: a client may have written it."""
+    if params.extra_args and STAMP in params.extra_args:
+        params.extra_args = {k: v for k, v in params.extra_args.items() if k != STAMP}
+
+
+async def _heard(outputs: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
+    """Yield *outputs*, telling the current request of each; closing closes both."""
+    async with aclosing(outputs):
+        async for output in outputs:
+            party = current.get()
+            if party is not None:
+                party.hear(output)
+            yield output

@@ -1,0 +1,151 @@
+"""What a reader of the channel knows: now, the last minutes, who is late and who was."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from told import CHAT, counts, late_board, serve_one
+
+from headway.metrics.board import BROKEN_KEPT, Board
+from headway.metrics.observed import Observed
+
+
+def test_the_window_forgets_and_the_total_does_not() -> None:
+    """Ten broken promises six minutes ago and ten kept ones now: 100 % now, 50 % ever."""
+    observed, board = Observed(), Board()
+    for i in range(10):
+        serve_one(observed, f"a{i}", CHAT, ttft_s=3.0, at_s=10.0 * i)
+    board.take(counts(observed, 1000.0))
+    assert board.state(1000.0)["classes"][0]["attainment"] == 0.0
+    board.take(counts(observed, 1360.0))
+    for i in range(10):
+        serve_one(observed, f"b{i}", CHAT, ttft_s=0.5, at_s=360.0 + i)
+    board.take(counts(observed, 1361.0))
+    (row,) = board.state(1361.0)["classes"]
+    assert (row["attainment"], row["promised"]) == (1.0, 10)
+    assert (row["attained_ever"], row["promised_ever"]) == (10, 20)
+    assert row["promise"] == {"ttft_s": 1.0}
+    assert sum(row["late_s"].values()) == pytest.approx(0.0)
+
+
+def test_two_schedulers_make_one_picture() -> None:
+    """Data parallel ranks: counts are added, points within a blink are one."""
+    board = Board()
+    for engine in ("0", "1"):
+        observed = Observed()
+        serve_one(observed, "a", CHAT, ttft_s=0.5)
+        board.take(counts(observed, 50.0, engine))
+    state = board.state(50.0)
+    assert (state["num_engines"], state["classes"][0]["attained"]) == (2, 2)
+    assert len(state["points"]) == 1
+
+
+def test_points_of_time_are_sent_once() -> None:
+    """The page asks for what came after the last point it has."""
+    observed, board = Observed(), Board()
+    for second in range(1, 6):
+        serve_one(observed, f"r{second}", CHAT, ttft_s=0.5, at_s=float(second))
+        board.take(counts(observed, float(second)))
+    everything = board.state(5.0)["points"]
+    assert [p["attained"] for p in everything] == [0, 1, 1, 1, 1], "the first has no before"
+    later = board.state(5.0, after=everything[2]["number"])["points"]
+    assert later == everything[3:]
+
+
+def test_its_memory_is_bounded() -> None:
+    """More than ten minutes of snapshots and a thousand broken promises: the oldest are gone."""
+    observed, board = Observed(), Board()
+    for i in range(1500):
+        board.take(counts(observed, 0.5 * i))
+    for i in range(2 * BROKEN_KEPT):
+        told = serve_one(observed, f"r{i}", CHAT, ttft_s=3.0, at_s=10.0 * i)
+        assert told is not None
+        board.take({**told, "engine": "0", "unix_s": 1.0})
+    assert len(board._points) <= 1202
+    assert len(board._past) <= 62
+    assert len(board.broken) == BROKEN_KEPT
+    assert board.num_broken == 2 * BROKEN_KEPT
+    assert len(board.state(3600.0)["broken"]) == 30
+
+
+def test_worst_and_by_name() -> None:
+    """The latest first; an id as the client knows it, without vLLM's suffix."""
+    observed, board = Observed(), Board()
+    for name, ttft_s in (("chat-1-x9", 2.0), ("chat-2-x8", 5.0), ("chat-3-x7", 3.0)):
+        told = serve_one(observed, name, CHAT, ttft_s, at_s=100.0 * len(board.broken))
+        board.take({**(told or {}), "engine": "0", "unix_s": 1.0})
+    assert [t["id"] for t in board.worst(2)] == ["chat-2-x8", "chat-3-x7"]
+    assert [t["id"] for t in board.explain("chat-3")] == ["chat-3-x7"]
+    assert board.explain("chat-4") == []
+
+
+def test_all_answers_of_one_request_are_found() -> None:
+    """With n = 2 vLLM puts a number in front of the id that the client knows."""
+    observed, board = Observed(), Board()
+    for at_s, name in enumerate(("0_chat-1-x9", "1_chat-1-x9", "11_chat-2-x8", "chat-11-x7")):
+        told = serve_one(observed, name, CHAT, 2.0, at_s=10.0 * at_s)
+        board.take({**(told or {}), "engine": "0", "unix_s": 1.0})
+    assert [t["id"] for t in board.explain("chat-1-")] == ["1_chat-1-x9", "0_chat-1-x9"]
+    assert [t["id"] for t in board.explain("1_chat-1-x9")] == ["1_chat-1-x9"]
+    assert board.explain("1_chat-2") == []
+
+
+def test_who_is_late_now_is_told_latest_first() -> None:
+    """Of all schedulers together, the eight latest; and not again for every point of time."""
+    board = late_board()
+    state = board.state(100.0)
+    assert [row["late_s"] for row in state["late"]] == [16, 15, 14, 13, 12, 11, 10, 9]
+    assert state["now"]["num_late"] == 40
+    assert "late" not in state["now"]
+    assert all("late" not in point for point in state["points"])
+    assert [row["id"] for row in board.late_now("late-2")] == ["late-2"]
+    assert [row["id"] for row in board.late_now("late-1")][:2] == ["late-16", "late-15"]
+
+
+def test_the_least_and_the_most_promised_are_shown() -> None:
+    """A scheduler of an older version tells one figure, which is both."""
+    observed, board = Observed(), Board()
+    serve_one(observed, "a", CHAT, ttft_s=0.5)
+    message = counts(observed, 1.0)
+    message["counts"]["classes"]["chat"]["promise_most"] = {"ttft_s": 60.0}
+    board.take(message)
+    (row,) = board.state(1.0)["classes"]
+    assert (row["promise"], row["promise_most"]) == ({"ttft_s": 1.0}, {"ttft_s": 60.0})
+    del message["counts"]["classes"]["chat"]["promise_most"]
+    board.take(message)
+    assert board.state(1.0)["classes"][0]["promise_most"] == {"ttft_s": 1.0}
+
+
+def test_what_lengths_aim_at_is_passed_on() -> None:
+    """``None`` where a mean is predicted."""
+    board = Board()
+    message = counts(Observed(), 1.0)
+    for target in (None, 0.9):
+        board.take(message | {"length_coverage_target": target})
+        assert board.state(1.0)["model"]["coverage_target"] == target
+
+
+def test_a_server_started_anew_goes_on_with_the_page() -> None:
+    """Its points have larger numbers than those the page has seen, whoever of several API servers
+    it asks."""
+    boards = [Board(), Board()]
+    message = counts(Observed(), 1000.0)
+    for board in boards:
+        board.take(message)
+    assert boards[0].state(1000.0)["newest_point"] == boards[1].state(1000.0)["newest_point"]
+    anew = Board()
+    anew.take(counts(Observed(), 1060.0))
+    assert anew.state(1060.0)["newest_point"] > boards[0].state(1000.0)["newest_point"]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [{}, {"kind": "counts"}, {"kind": "counts", "engine": "0", "unix_s": "now"},
+     {"kind": "broken", "engine": "0", "unix_s": 1.0}, {"engine": "0", "unix_s": 1.0}],
+)  # fmt: skip
+def test_what_it_does_not_understand_changes_nothing(message: dict[str, Any]) -> None:
+    """A message of another version is not taken."""
+    board = Board()
+    assert not board.take(message)
+    assert board.state(0.0)["ready"] is False

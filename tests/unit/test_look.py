@@ -1,0 +1,164 @@
+"""The commands that read a server's figures: ``headway top`` and ``headway explain``."""
+
+from __future__ import annotations
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+from told import a_board, late_board, late_row
+
+from headway.cli import explain as explain_command
+from headway.cli import live
+from headway.cli import top as top_command
+from headway.cli.live import NoAnswer
+from headway.errors import UserError
+from headway.metrics.board import Board
+
+
+def test_top_shows_classes_and_who_is_late() -> None:
+    """Shares, percentiles, and an id that looks like markup, literally."""
+    console = Console(width=140, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(top_command.screen(a_board().state(2.0)))
+    text = console.export_text()
+    console.file.close()
+    assert "50.0%" in text
+    assert "1/2" in text
+    assert "late-[bold]1" in text
+    assert "2.00 s" in text
+
+
+def test_explain_tells_promise_result_causes_and_story(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything a person needs to know about one request."""
+    board = a_board()
+    board.broken[0]["story"].append([3.0, "stopped"])
+    monkeypatch.setattr(explain_command, "ask", asked_of(board))
+    done = CliRunner().invoke(explain_command.explain, ["late-"])
+    assert done.exit_code == 0, done.output
+    for part in ("late-[bold]1", "first token within 1.00 s", "late by   2.00 s", "queueing",
+                 "1.00 s", "arrived", "answered"):  # fmt: skip
+        assert part in done.output
+
+
+def asked_of(board: Board) -> Any:
+    """What the server's route answers about one request."""
+    return lambda *_, id: {  # noqa: A006 - the query's own name
+        "broken": board.explain(id),
+        "late": board.late_now(id),
+        "num_lost": board.num_stories_lost,
+    }
+
+
+def test_explain_says_that_both_latenesses_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a first token and an end were both late, and nowhere else."""
+    board = a_board()
+    monkeypatch.setattr(explain_command, "ask", asked_of(board))
+    assert "add up" not in CliRunner().invoke(explain_command.explain, ["late-"]).output
+    board.broken[0]["promise"]["jct_s"] = 3.0
+    assert "add up" not in CliRunner().invoke(explain_command.explain, ["late-"]).output
+    board.broken[0]["promise"]["jct_s"] = 2.0
+    assert "add up" in CliRunner().invoke(explain_command.explain, ["late-"]).output
+
+
+def test_explain_of_a_request_that_is_late_now(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It is not over: what is overdue, by how much, and what it is doing."""
+    board = late_board()
+    monkeypatch.setattr(explain_command, "ask", asked_of(board))
+    path = tmp_path / "told.json"
+    done = CliRunner().invoke(explain_command.explain, ["late-14", "--json", str(path)])
+    assert done.exit_code == 0, done.output
+    text = " ".join(done.output.split())
+    assert "its first token is 14.00 s overdue; waits for its turn, 15.00 s after" in text
+    assert json.loads(path.read_text()) == [late_row("late-14", 14.0)]
+
+
+def test_explain_says_what_may_have_become_of_an_unknown_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Stories that were dropped are named, with their number, when there were any."""
+    board = a_board()
+    monkeypatch.setattr(explain_command, "ask", asked_of(board))
+    done = CliRunner().invoke(explain_command.explain, ["other"])
+    assert isinstance(done.exception, UserError)
+    assert "dropped" not in str(done.exception)
+    board.latest["0"]["counts"]["dropped"] = {"reader_slow": 5, "backlog_full": 7, "too_large": 1}
+    done = CliRunner().invoke(explain_command.explain, ["other"])
+    assert "or its story is one of 8 that were dropped" in str(done.exception)
+
+
+def test_top_shows_who_is_late_now_first() -> None:
+    """Before everything but the head: who, waiting for what, by how much, doing what."""
+    console = Console(width=140, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(top_command.screen(late_board().state(100.0)))
+    console.print(top_command.screen(a_board().state(2.0)))
+    text = console.export_text()
+    console.file.close()
+    first, second = text.split("policy slack")[1:]
+    rows = [line.split() for line in first.splitlines()]
+    assert "Late now: 40, the 8 most overdue" in first
+    assert " ".join(rows[3]) == "late-16 chat first token 16.00 s waits for its turn"
+    assert first.index("late-16") < first.index("KV cache")
+    assert "Late now: nobody" in second
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"), [(502, NoAnswer), (503, NoAnswer), (404, UserError), (400, UserError)]
+)
+def test_what_a_proxy_says_of_a_server_that_restarts_is_no_mistake(
+    status: int, kind: type[Exception]
+) -> None:
+    """``headway top`` goes on after a NoAnswer, and ends at what the user can mend."""
+
+    class Proxy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(status)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Proxy) as proxy:
+        thread = threading.Thread(target=proxy.handle_request)
+        thread.start()
+        with pytest.raises(kind):
+            live.ask(f"http://127.0.0.1:{proxy.server_port}", "/headway/state")
+        thread.join()
+
+
+def test_top_goes_on_while_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last figures stay, under a sentence that says why; then new ones come."""
+    state = a_board().state(2.0)
+    answers = iter([state, NoAnswer("The proxy says 502."), state, KeyboardInterrupt()])
+
+    def ask(*_: object) -> Any:
+        answer = next(answers)
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(top_command, "ask", ask)
+    monkeypatch.setattr(top_command.time, "sleep", lambda _: None)
+    done = CliRunner().invoke(top_command.top, [])
+    assert done.exit_code == 1, "Ctrl-C ended it, nothing before"
+    assert next(answers, None) is None
+
+
+@pytest.mark.parametrize("arguments", [[], ["x", "--worst", "3"]])
+def test_explain_wants_one_question(arguments: list[str]) -> None:
+    """An id or a number, not both and not neither."""
+    done = CliRunner().invoke(explain_command.explain, arguments)
+    assert isinstance(done.exception, UserError)
+    assert "--worst 10" in str(done.exception)
+
+
+def test_a_server_that_is_not_there_is_a_sentence() -> None:
+    """No traceback for a wrong address."""
+    for url, words in (("http://127.0.0.1:9", "No server answers"), ("nonsense", "must look like")):
+        done = CliRunner().invoke(top_command.top, ["--url", url, "--once"])
+        assert words in str(done.exception)
