@@ -227,4 +227,5 @@ async def test_without_a_channel_there_is_no_page(monkeypatch: pytest.MonkeyPatc
     for path in ("/headway", "/metrics"):
         assert (await server.get(path))[2] == VLLMS_METRICS
     ((sentence, variable),) = said
-    assert variable == CHANNEL_VARIABLE and "404" in sentence
+    assert variable == CHANNEL_VARIABLE
+    assert "404" in sentence
