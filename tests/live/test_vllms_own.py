@@ -59,6 +59,7 @@ ENVIRONMENT = {
     **QUIET_ENVIRONMENT,
     "PYTHONPATH": str(Path(package).parents[1]),
     "NO_PROXY": "127.0.0.1,localhost",
+    "VLLM_LOGGING_LEVEL": "INFO",  # Other tests in this process may have asked for silence.
     "OMP_NUM_THREADS": str(min(8, os.cpu_count() or 1)),
 }
 
