@@ -39,9 +39,8 @@ HERE = Path(__file__).parent
 SERVER = ("smollm2", "--block-size", "32", "--num-gpu-blocks-override", "160",
           "--max-model-len", "2048")  # fmt: skip
 WHO = {"live": ("--page",), "control": ("--policy", "stock")}
-WARM_UP_S = 180.0
-"""The engine keeps buffers for every size of batch it has seen, and a new server has seen few; the
-first quarter begins after it."""
+WARM_UP_S = 30.0
+"""Buffers and caches of a new server grow for a while; the first quarter begins after it."""
 
 BURST_EVERY_S = 20.0
 BURST = 16
@@ -215,7 +214,7 @@ async def soak(server: LiveServer, minutes: float, who: str) -> dict[str, Any]:
     clients = Clients(server.url, seed=1)
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector) as session:
-        await clients.go_on(session, time.monotonic() + min(WARM_UP_S, 12 * minutes))
+        await clients.go_on(session, time.monotonic() + min(WARM_UP_S, 10 * minutes))
         sampling = asyncio.create_task(memory.keep_sampling())
         await clients.go_on(session, time.monotonic() + minutes * 60)
         sampling.cancel()

@@ -36,8 +36,9 @@ KEPT_SHORT: dict[str, dict[str, Any]] = {
 }
 """By path, else as for chat: so that an answer is a matter of milliseconds."""
 
-NUM_CASES = 20
-"""For each route by the schema and against it; four times as many good but for what is promised."""
+NUM_CASES, NUM_CASES_OF_OTHERS = 80, 20
+"""For chats and completions, and for each other route, by the schema and against it; and as many as
+the former that are good but for what is promised."""
 
 ANSWER_WITHIN_S = 60.0
 NUMBER = {"type": "number", "exclusiveMinimum": 0, "maximum": 1e7}
@@ -174,13 +175,15 @@ def play(document: dict[str, Any], sender: Sender, mode: Any) -> None:
         operation = found.ok()
         if not operation.body and not list(operation.iter_parameters()):
             continue  # There is one way to ask for it.
-        FUZZ(given(operation.as_strategy(generation_mode=mode))(sender.case))()
+        count = NUM_CASES if operation.path in (CHAT, "/v1/completions") else NUM_CASES_OF_OTHERS
+        fuzz = settings(FUZZ, max_examples=count)
+        fuzz(given(operation.as_strategy(generation_mode=mode))(sender.case))()
 
 
 def play_promises(sender: Sender) -> None:
     """Send bodies that are good but for what they promise."""
 
-    @settings(FUZZ, max_examples=4 * NUM_CASES)
+    @FUZZ
     @given(bodies, headers)
     def each(drawn: dict[str, Any], header: dict[str, str]) -> None:
         path = drawn.pop("path")

@@ -193,14 +193,14 @@ def test_headway_is_plugged_in(
     assert serve.os.environ[edge.SLO_FILE_VARIABLE] == str(file)
 
 
-@pytest.mark.parametrize(("given", "bound"), [(None, serve.MOST_IN_FLIGHT), (5, 5)])
+@pytest.mark.parametrize(("given", "bound"), [(None, 2 * serve.MOST_IN_FLIGHT), (5, 5)])
 def test_the_queue_has_a_bound(
     given: int | None, bound: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Unless the user gave one; a vLLM without the option is left alone."""
     monkeypatch.setattr(serve, "_schedules_ahead", lambda args: False)
     monkeypatch.setenv(edge.SLO_FILE_VARIABLE, "")
-    args = parsed(max_num_queued_reqs=given)
+    args = parsed(max_num_queued_reqs=given, data_parallel_size=2)
     serve._plug_in(args, options())
     assert args.max_num_queued_reqs == bound
     older = parsed()

@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 import pytest
+from told import Kept
 
 from headway.engines.vllm.watch import Watched
 from headway.metrics.observed import Observed
@@ -28,21 +29,6 @@ VIEW = EngineView(
     num_total_blocks=64, num_free_blocks=54, block_size_tokens=4, max_num_running=8,
     max_step_tokens=64,
 )  # fmt: skip
-
-
-class Kept:
-    """A sender that keeps what it is given."""
-
-    def __init__(self) -> None:
-        self.sent: list[dict[str, Any]] = []
-        self.dropped = {"reader_slow": 0}
-        self.has_readers = True
-
-    def find_readers(self) -> int:
-        return 1
-
-    def send(self, message: dict[str, Any], **kwargs: Any) -> None:
-        self.sent.append(message)
 
 
 def now(observed: Observed, at_s: float) -> Any:
@@ -205,6 +191,6 @@ def test_the_coverage_that_is_aimed_at_is_told(
     engine.arrive("a", 8, 3)
     while engine.core.live.requests:
         engine.step()
-    assert kept.sent[-1]["length_coverage_target"] == target
+    assert kept.messages[-1]["length_coverage_target"] == target
     row = f'headway_length_coverage_target{{engine="0"}} {target}'
-    assert (row in exposition({"0": kept.sent[-1]}).decode()) == (target is not None)
+    assert (row in exposition({"0": kept.messages[-1]}).decode()) == (target is not None)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
+from told import Kept
 
 import headway
 from headway.engines.vllm.watch import Watched
@@ -30,27 +31,6 @@ VIEW = EngineView(
     num_total_blocks=64, num_free_blocks=64, block_size_tokens=4, max_num_running=8,
     max_step_tokens=64,
 )  # fmt: skip
-
-
-class Kept:
-    """A sender that keeps what it is given."""
-
-    def __init__(self) -> None:
-        self.messages: list[dict[str, Any]] = []
-        self.last: list[dict[str, Any]] = []
-        self.dropped = {"reader_slow": 2}
-        self.has_readers = True
-
-    def find_readers(self) -> int:
-        return 1
-
-    def keep(self, story: dict[str, Any]) -> None:
-        self.messages.append(json.loads(json.dumps(story)))
-
-    def send(self, message: dict[str, Any], *, is_last: bool = False) -> None:
-        self.messages.append(json.loads(json.dumps(message)))
-        if is_last:
-            self.last.append(self.messages[-1])
 
 
 def served(make_engine: Any) -> tuple[Watched, Kept]:

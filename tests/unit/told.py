@@ -17,6 +17,27 @@ LIVE = LiveRequests()
 CHAT = Slo(ttft_s=1.0, class_name="chat")
 
 
+class Kept:
+    """A sender that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.messages: list[dict[str, Any]] = []
+        self.last: list[dict[str, Any]] = []
+        self.dropped = {"reader_slow": 2}
+        self.has_readers = True
+
+    def find_readers(self) -> int:
+        return 1
+
+    def keep(self, story: dict[str, Any]) -> None:
+        self.messages.append(json.loads(json.dumps(story)))
+
+    def send(self, message: dict[str, Any], *, is_last: bool = False) -> None:
+        self.messages.append(json.loads(json.dumps(message)))
+        if is_last:
+            self.last.append(self.messages[-1])
+
+
 def serve_one(
     observed: Observed, name: str, slo: Slo, ttft_s: float, at_s: float = 0.0
 ) -> dict[str, Any] | None:

@@ -52,7 +52,7 @@ class Observed:
         self._plan = StepPlan(0)
         self._view: EngineView | None = None
         self.verdict: Verdict | None = None
-        """Of the request that ended last."""
+        """Of the request that ended last; ``None`` where nothing was known of it."""
         self._in_flight: deque[tuple[str, StepPlan, float, EngineView | None]] = deque()
 
     # -- what happens -----------------------------------------------------------------------
@@ -109,6 +109,7 @@ class Observed:
 
     def finished(self, event: Finished, request: Request) -> dict[str, Any] | None:
         """A request left; return what to tell about it when it broke its promise."""
+        self.verdict = None
         tale = self.ledger.tales.get(event.request_id)
         if tale is None:
             return None

@@ -46,8 +46,8 @@ EMBEDDED_CPU_ARGUMENTS = (
 """What the embedded model gets on a CPU where the user does not say otherwise."""
 
 MOST_IN_FLIGHT = 16_384
-"""Requests a server takes in at once, running or waiting, unless ``--max-num-queued-reqs`` says
-otherwise; vLLM's own default has no bound. The next one gets 503."""
+"""Requests that a server takes in at once for each data parallel rank, running or waiting, unless
+``--max-num-queued-reqs`` says otherwise; vLLM's own default has no bound. The next gets 503."""
 
 MAX_EMBEDDED_THREADS = 8
 """The embedded model is too small to gain from more."""
@@ -204,7 +204,7 @@ def _plug_in(args: argparse.Namespace, options: ServeOptions) -> None:
     if settings.slo_file:
         os.environ[SLO_FILE_VARIABLE] = settings.slo_file
     if getattr(args, "max_num_queued_reqs", 0) is None:  # Not every version has the option.
-        args.max_num_queued_reqs = MOST_IN_FLIGHT
+        args.max_num_queued_reqs = MOST_IN_FLIGHT * args.data_parallel_size
     args.middleware = [*args.middleware, EDGE]
     if options.page or options.shadow is not None:
         private_channel()

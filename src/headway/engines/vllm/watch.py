@@ -96,8 +96,9 @@ class Watched:
         if request is None:
             return
         broken = self.observed.finished(event, request)
-        if event.request_id in self._explained and self.observed.verdict is not None:
-            self._explained.discard(event.request_id)
+        is_explained = event.request_id in self._explained
+        self._explained.discard(event.request_id)
+        if is_explained and self.observed.verdict is not None:
             self.accounts[event.request_id] = account_of(self.observed.verdict, request.slo)
         if broken is not None and self._sender.has_readers:
             broken.update(engine=self._engine, unix_s=time.time())
