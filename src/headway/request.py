@@ -50,7 +50,9 @@ class Request:
     token is due by its promise; ``order`` is its rank of arrival; ``work_s``
     estimates, on arrival, the seconds of the engine it will take;
     ``is_leftover`` tells that it was started with capacity no claim wanted, ``is_expected``
-    that it was refused before and came back when it was told to.
+    that it was refused before and came back when it was told to. While a request waits,
+    ``num_found_tokens`` of it are in the prefix cache, ``num_held_tokens`` of them held by running
+    requests; once it runs, ``num_shared_tokens`` were held by others when it started.
     """
 
     __slots__ = (
@@ -62,10 +64,13 @@ class Request:
         "last_token_at_s",
         "max_output_tokens",
         "num_computed_tokens",
+        "num_found_tokens",
+        "num_held_tokens",
         "num_late_gaps",
         "num_output_tokens",
         "num_preemptions",
         "num_prompt_tokens",
+        "num_shared_tokens",
         "order",
         "predicted_output_tokens",
         "prefill_target_tokens",
@@ -98,6 +103,9 @@ class Request:
         self.predicted_output_tokens = max_output_tokens
         self.prefill_target_tokens = num_prompt_tokens
         self.num_computed_tokens = 0
+        self.num_found_tokens = 0
+        self.num_held_tokens = 0
+        self.num_shared_tokens = 0
         self.num_output_tokens = 0
         self.num_preemptions = 0
         self.is_leftover = False
@@ -144,7 +152,12 @@ class Request:
     @property
     def remaining_prefill_tokens(self) -> int:
         """Tokens still to compute before the next emission; 0 while decoding."""
-        return max(self.prefill_target_tokens - self.num_computed_tokens, 0)
+        return max(self.prefill_target_tokens - self.num_ready_tokens, 0)
+
+    @property
+    def num_ready_tokens(self) -> int:
+        """Tokens that need not be computed: their KV is this request's, or found in the cache."""
+        return self.num_computed_tokens + self.num_found_tokens
 
     @property
     def kv_tokens(self) -> int:

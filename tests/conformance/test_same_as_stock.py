@@ -40,10 +40,10 @@ def test_fcfs_schedules_what_stock_schedules(
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_fcfs_with_a_shared_prefix(lab: Any, seed: int) -> None:
-    """A prefix hit is known only at admission: what it saves stays unused in that one step.
+    """A hit on what the same step computes is known only at admission; what it saves stays unused.
 
-    A plan counts the whole prompt, stock sees the hit and may admit one request more in the
-    same step. So the steps may differ, by little; what is served may not.
+    Stock may admit one request more in that step. So the steps may differ, by little; what is
+    served may not.
     """
     stock = lab.Engine(num_blocks=4000, max_num_batched_tokens=512, prefix_caching=True)
     ours = dataclasses.replace(stock, headway={"policy": "fcfs"})

@@ -80,7 +80,70 @@ def test_a_cold_server_refuses_only_what_is_lost() -> None:
     serve_the_others(core)
     warm = core_with([("large", 6000), ("a", 5500), ("b", 2000)])
     assert list(told(warm, 0.0)) == ["large"]
+    core.observe(arrival(0.8, 100, name="small"))
     assert list(told(core, 1.0)) == ["large"]
+
+
+def test_an_idle_server_serves_somebody() -> None:
+    """However lost its promise seems: only serving can correct an estimate that was wrong."""
+    core = core_with([])
+    impossible = Slo(ttft_s=0.0001)
+    for name in ("first", "second"):
+        core.observe(arrival(0.0, 100, impossible, name))
+    plan = core.plan(VIEW, 0.0)
+    assert [one.request_id for one in plan.refuse] == ["second"]
+    assert [one.request_id for one in plan.chunks] == ["first"]
+
+
+@pytest.mark.parametrize("policy", ["headway", "slack", "cacheopt", "accelgen"])
+def test_a_slow_machine_that_turned_fast_serves_again(policy: str) -> None:
+    """Steps of a second for a minute, then of ten milliseconds: the estimates must not stay."""
+    core = registry.build(policy, overload="refuse")
+    now_s, num_late, num_refused = 0.0, 0, 0
+    for i in range(400):
+        slow = now_s < 60.0
+        name = f"r{i}"
+        core.observe(arrival(now_s, 200, CHAT, name))
+        plan = core.plan(VIEW, now_s)
+        if any(one.request_id == name for one in plan.refuse):
+            core.observe(Finished(now_s, name, "refused"))
+            num_refused += now_s > 120.0
+        else:
+            for step in range(4):
+                tokens = {name: 1 if step else 200}
+                core.observe(StepScheduled(now_s, tokens, {} if step else {name: 0}))
+                now_s += 1.0 if slow else 0.01
+                core.observe(StepDone(now_s, {name: 1}))
+                if step < 3:
+                    core.plan(VIEW, now_s)
+            core.observe(Finished(now_s, name, "stopped"))
+        num_late += now_s > 120.0
+        now_s += 0.5
+    assert num_late > 100
+    assert num_refused <= 0.05 * num_late
+
+
+def test_a_rate_that_was_never_measured_refuses_nobody() -> None:
+    """A burst of lost requests on a cold server in demote mode is served, as a warm one would."""
+    core = registry.build("headway", options={"max_wait_s": 10.0})
+    core.observe(arrival(0.0, 100, Slo(), "busy"))
+    core.observe(StepScheduled(0.0, {"busy": 100}, {"busy": 0}))
+    for i in range(2000):
+        core.observe(arrival(0.0, 200, Slo(ttft_s=0.0001), f"r{i}"))
+    assert core.plan(VIEW, 0.1).refuse == ()
+
+
+def test_what_is_cached_is_not_called_hopeless() -> None:
+    """A prompt too long for its promise, nearly all of it in the cache, competes with the rest."""
+    core = core_with([])
+    slo = Slo(ttft_s=0.1, class_name="chat")
+    cached = Arrived(0.0, "cached", 0.0, 60_000, 100, slo, 59_904, 0)
+    core.observe(cached)
+    core.observe(arrival(0.0, 60_000, slo, "cold"))
+    plan = core.plan(VIEW, 0.0)
+    assert plan.chunks[0].request_id == "cached"
+    assert core.live.requests["cached"].has_claim
+    assert not core.live.requests["cold"].has_claim
 
 
 def test_a_burst_on_a_cold_server_is_not_refused_in_vain() -> None:
@@ -105,7 +168,7 @@ def test_who_returns_at_another_time_is_not() -> None:
 
 def test_what_no_server_could_keep_gets_no_appointment() -> None:
     """Coming back would not help: the answer says so, and nothing is booked."""
-    core = core_with([])
+    core = core_with([("served", 100)])
     core.observe(arrival(0.0, 100, Slo(ttft_s=0.0001), "fool"))
     assert told(core, 0.0) == {"fool": Refuse("fool", LEAD_S, HOPELESS)}
     assert len(core.appointments) == 0
@@ -142,7 +205,7 @@ def test_who_is_alone_is_not_refused_for_its_own_work() -> None:
     """On an idle server in demote mode, however slow steps are and however long it may take."""
     core = registry.build("headway")
     now_s = 0.0
-    for i in range(4):  # Steps of two seconds: 8,000 tokens would take longer than any wait.
+    for i in range(32):  # Steps of two seconds: 8,000 tokens would take longer than any wait.
         now_s += 5.0
         core.observe(Arrived(now_s, f"past{i}", now_s, 40, 32, Slo(ttft_s=60.0, tbt_s=10.0)))
         for k in range(32):

@@ -45,7 +45,8 @@ def loaded(num_streams: int, prompt_tokens: int, so_far: int, length: int = LONG
 def context(core: Scheduler, capacity_blocks: int, slo: Slo) -> PlanContext:
     """Return a plan in which a newcomer of 100 prompt tokens asks to start."""
     core.observe(Arrived(2.0, "new", 2.0, 100, 4000, slo))
-    view = EngineView(capacity_blocks, capacity_blocks, 16, 256, 2048, 0)
+    held = sum(-(-r.num_prompt_tokens // 16) + 1 for r in core.live.running())
+    view = EngineView(capacity_blocks, max(capacity_blocks - held, 0), 16, 256, 2048, 0)
     return core._context(view, 2.0)
 
 

@@ -98,7 +98,7 @@ class MooreHodgson(Feasibility):
                 r.request_id,
                 # A token comes out when its step ends, on average half a step after the work.
                 r.due_at_s - ctx.ref_s - 0.5 * step_s,
-                (r.prefill_target_tokens - r.num_computed_tokens) / speed,
+                r.remaining_prefill_tokens / speed,
                 r.slo.weight * (WORTH if r.is_expected else 1.0),
             )
             for r in (*running, *waiting)
@@ -202,7 +202,7 @@ class CurveGate(Gate):
     def fits(self, ctx: PlanContext, request: Request) -> bool:
         """Return whether the peak with *request* stays below capacity minus the reserve."""
         view = ctx.view
-        capacity = view.num_total_blocks * view.block_size_tokens * (1.0 - self._reserve_share)
+        capacity = ctx.room_tokens * (1.0 - self._reserve_share)
         if len(ctx.ledger.everyone) == 0:  # Nobody runs, nobody is pencilled in.
             return True
         peak = ctx.ledger.peak_with_tokens(

@@ -71,8 +71,8 @@ class InOrder(Batcher):
                     break
                 continue  # Prompts in progress may still come.
             overdue = ctx.is_overdue(request)
-            wanted = request.prefill_target_tokens - request.num_computed_tokens
-            prefix = request.num_computed_tokens
+            wanted = request.remaining_prefill_tokens
+            prefix = request.num_ready_tokens
             tokens = chunker.largest(ctx, filled.shape, prefix, wanted, must_go_on=overdue)
             if tokens <= 0:
                 break
@@ -102,7 +102,7 @@ class InOrder(Batcher):
         filled: Filled,
     ) -> bool:
         """Return whether a waiting request gets its KV, preempting for it when allowed."""
-        needed = ctx.blocks(request.num_tokens)
+        needed = ctx.new_blocks(request)
         victims: list[Request] = []
         if needed > ctx.num_spare_blocks:  # Cheaper to tell than what the future holds.
             victims = self._victims(ctx, request, needed, preemptor, filled)

@@ -83,15 +83,37 @@ class PlanContext:
         return self.view.num_total_blocks * self.view.block_size_tokens
 
     @property
+    def room_tokens(self) -> int:
+        """Tokens that requests can hold together: the cache, and once more what they share now.
+
+        The engine says how many blocks are in use; where requests hold more between them, they
+        hold some of them together. A decode's newest token has no KV yet.
+        """
+        live, view = self.live, self.view
+        theirs = live.sum_decode_context_tokens - len(live.decoding)
+        theirs += sum(r.num_computed_tokens for r in live.prefilling.values())
+        held = (view.num_total_blocks - view.num_free_blocks) * view.block_size_tokens
+        return self.capacity_tokens + max(theirs - held, 0)
+
+    def new_blocks(self, request: Request) -> int:
+        """Return the free blocks a waiting request takes: those nobody running holds."""
+        held = request.num_held_tokens // self.view.block_size_tokens
+        return self.blocks(request.num_tokens) - held
+
+    @property
     def held_share(self) -> float:
         """Share of the KV cache that is in use."""
         return 1.0 - self.view.num_free_blocks / max(self.view.num_total_blocks, 1)
 
     def freed_blocks(self, victim: Request) -> int:
-        """Return the blocks a running request gives back: its newest token has no KV yet."""
+        """Return the blocks a running request gives back: its newest token has no KV yet.
+
+        Not those that others held when it started.
+        """
+        shared = victim.num_shared_tokens // self.view.block_size_tokens
         if victim.num_computed_tokens < victim.prefill_target_tokens:
-            return self.blocks(victim.num_computed_tokens)
-        return self.blocks(victim.num_tokens - 1)
+            return self.blocks(victim.num_computed_tokens) - shared
+        return self.blocks(victim.num_tokens - 1) - shared
 
     def preempt(self, victim: Request, reason: str) -> Preempt:
         """Take a victim's KV in this plan, the cheaper way; its blocks are not yet counted."""

@@ -17,6 +17,8 @@ class Arrived:
     """A request reached the engine.
 
     ``arrived_at_s`` is when the client's request reached the server, at or before ``at_s``.
+    Of the prompt ``num_found_tokens`` are in the prefix cache, ``num_held_tokens`` of them held
+    by running requests; see :class:`PrefixFound`.
     """
 
     at_s: float
@@ -25,16 +27,35 @@ class Arrived:
     num_prompt_tokens: int
     max_output_tokens: int
     slo: Slo
+    num_found_tokens: int = 0
+    num_held_tokens: int = 0
 
     def request(self) -> Request:
         """Return the request as it is when it arrives: nothing computed, nothing decided."""
-        return Request(
+        request = Request(
             self.request_id,
             self.slo,
             self.arrived_at_s,
             self.num_prompt_tokens,
             self.max_output_tokens,
         )
+        request.num_found_tokens = self.num_found_tokens
+        request.num_held_tokens = self.num_held_tokens
+        return request
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixFound:
+    """What waiting requests would find in the prefix cache has changed.
+
+    An event and no field of the view: only what changed is told, so a recording stays small.
+
+    ``tokens`` has, per request, the tokens found (not to be computed, never all of them) and those
+    of them that running requests hold (which cost no free block).
+    """
+
+    at_s: float
+    tokens: Mapping[str, tuple[int, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,4 +96,4 @@ class Finished:
     reason: str
 
 
-Event = Arrived | StepScheduled | StepDone | Finished
+Event = Arrived | PrefixFound | StepScheduled | StepDone | Finished

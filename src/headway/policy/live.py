@@ -74,6 +74,12 @@ class LiveRequests:
         self.others.remove(request)
         self.others_work_s = self.others_work_s - request.work_s if self.others else 0.0
 
+    def change_work(self, request: Request, work_s: float) -> None:
+        """Set the engine seconds a waiting request will take."""
+        if not request.has_claim:
+            self.others_work_s += work_s - request.work_s
+        request.work_s = work_s
+
     def start_prefill(self, request: Request) -> None:
         """A request began or resumed: its prompt is in progress."""
         self.prefilling[request.request_id] = request

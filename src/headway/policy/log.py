@@ -20,14 +20,21 @@ from typing import Any, Protocol
 import msgspec
 
 from headway.errors import UserError
-from headway.policy.events import Arrived, Event, Finished, StepDone, StepScheduled
+from headway.policy.events import (
+    Arrived,
+    Event,
+    Finished,
+    PrefixFound,
+    StepDone,
+    StepScheduled,
+)
 from headway.policy.live import LiveRequests
 from headway.policy.plan import StepPlan
 from headway.policy.scheduler import Scheduler
 from headway.policy.view import EngineView
 from headway.slo import Slo
 
-EVENTS = {cls.__name__: cls for cls in (Arrived, StepScheduled, StepDone, Finished)}
+EVENTS = {cls.__name__: cls for cls in (Arrived, PrefixFound, StepScheduled, StepDone, Finished)}
 
 NOTES = ("view", "plan", "start", "gap")
 """Keys that tell the lines of a recording that are no events."""

@@ -23,6 +23,7 @@ ENDING_STEPS = 3
 COLD_STEPS = 64
 """So many steps a server needs to know its speed: before, it refuses only what is lost already."""
 
+CANNOT = "The promise asked for cannot be kept now."
 HOPELESS = "Not even an idle server could keep the promise asked for."
 
 
@@ -41,9 +42,13 @@ def refusals(core: Tracker, ctx: PlanContext, chunker: Chunker) -> tuple[Refuse,
         for r in (*aside, *lost)
         if r.state is State.WAITING
         and r.request_id not in ctx.gone
-        and r.num_prompt_tokens <= core.num_learned_prompt_tokens
+        and r.remaining_prefill_tokens <= core.num_learned_prompt_tokens
     ]
-    return _answers(core, ctx, chunker, refused, "The promise asked for cannot be kept now.")
+    live = core.live
+    if refused and live.num_running == 0 and len(refused) == live.num_waiting:
+        # Only serving can correct an estimate that was wrong, so an idle engine serves somebody.
+        del refused[0]
+    return _answers(core, ctx, chunker, refused, CANNOT, HOPELESS)
 
 
 def overflow(core: Tracker, ctx: PlanContext) -> tuple[Refuse, ...]:
@@ -71,6 +76,8 @@ def overflow(core: Tracker, ctx: PlanContext) -> tuple[Refuse, ...]:
     leftover_share = sum(leftover for _, _, leftover in core.ended) / max(len(core.ended), 1)
     share = min(leftover_share + LATE_SHARE, OVERDUE_SHARE)
     before_overdue_s = OVERDUE_SHARE * longest_s
+    if len(core.ended) < (core.ended.maxlen or 0):
+        share = math.inf  # Nobody is refused by a rate that was not measured.
     excess_s = live.others_work_s - share * before_overdue_s * core.work_per_s
     excess_s -= sum(request.work_s for request in refused.values())
     for request in reversed(live.others):
@@ -80,11 +87,16 @@ def overflow(core: Tracker, ctx: PlanContext) -> tuple[Refuse, ...]:
             excess_s -= request.work_s
             refused[request.request_id] = request
     why = "The server is overloaded beyond its longest wait."
-    return _answers(core, ctx, core.parts.chunker, list(refused.values()), why)
+    return _answers(core, ctx, core.parts.chunker, list(refused.values()), why, why)
 
 
 def _answers(
-    core: Tracker, ctx: PlanContext, chunker: Chunker, refused: Sequence[Request], why: str
+    core: Tracker,
+    ctx: PlanContext,
+    chunker: Chunker,
+    refused: Sequence[Request],
+    why: str,
+    hopeless: str,
 ) -> tuple[Refuse, ...]:
     """Return the refusals, each with an appointment behind those given before it."""
     if not refused:
@@ -96,9 +108,9 @@ def _answers(
     for request in refused:
         if core.is_hopeless(request):
             # No appointment; but the estimate may be a young one, so it may ask again.
-            answers.append(Refuse(request.request_id, LEAD_S, HOPELESS))
+            answers.append(Refuse(request.request_id, LEAD_S, hopeless))
             continue
-        work_s = request.num_prompt_tokens / speed
+        work_s = request.remaining_prefill_tokens / speed
         wait_s = core.appointments.book(request, work_s, backlog_s, ctx.now_s)
         answers.append(Refuse(request.request_id, wait_s, why))
     return tuple(answers)

@@ -9,7 +9,14 @@ from dataclasses import dataclass
 from headway.latency.model import LatencyModel, StepShape
 from headway.policy.appointments import Appointments
 from headway.policy.context import OVERDUE_SHARE
-from headway.policy.events import Arrived, Event, Finished, StepDone, StepScheduled
+from headway.policy.events import (
+    Arrived,
+    Event,
+    Finished,
+    PrefixFound,
+    StepDone,
+    StepScheduled,
+)
 from headway.policy.kv.ledger import KvLedger
 from headway.policy.live import LiveRequests
 from headway.policy.parts import Parts
@@ -65,6 +72,8 @@ class Tracker:
             self._on_scheduled(event)
         elif isinstance(event, Arrived):
             self._on_arrived(event)
+        elif isinstance(event, PrefixFound):
+            self._on_found(event)
         else:
             self._on_finished(event)
 
@@ -83,7 +92,7 @@ class Tracker:
         self.live.arrive(request)
         self._unchecked.append(request)
         if request.has_claim:
-            self._claim_tokens += 0.05 * (event.num_prompt_tokens - self._claim_tokens)
+            self._claim_tokens += 0.05 * (request.remaining_prefill_tokens - self._claim_tokens)
         ttft_s = event.slo.ttft_s if request.has_claim else None
         stale = event.at_s - self._tightest_seen_s > RECENT_TTFT_S
         if ttft_s is not None and (ttft_s <= self._tightest_ttft_s or stale):
@@ -92,10 +101,20 @@ class Tracker:
         elif stale:
             self._tightest_ttft_s = math.inf
 
+    def _on_found(self, event: PrefixFound) -> None:
+        """Take in what the prefix cache holds of those who wait."""
+        for request_id, (num_found, num_held) in event.tokens.items():
+            request = self.live.requests.get(request_id)
+            if request is None or request.state is State.RUNNING:
+                continue
+            request.num_found_tokens, request.num_held_tokens = num_found, num_held
+            self.live.change_work(request, self._work_s(request))
+
     def is_hopeless(self, request: Request) -> bool:
         """Return whether the machine is too slow for this promise whatever the load."""
         slo, num_tokens = request.slo, request.num_prompt_tokens
-        prompt_s = CERTAIN * self.latency.predict_s(StepShape().with_chunk(num_tokens, 0))
+        prompt = StepShape().with_chunk(request.remaining_prefill_tokens, request.num_ready_tokens)
+        prompt_s = CERTAIN * self.latency.predict_s(prompt)
         step_s = CERTAIN * self.latency.predict_s(StepShape(0, 0, 1, num_tokens))
         return (
             (slo.ttft_s is not None and prompt_s > slo.ttft_s)
@@ -108,7 +127,9 @@ class Tracker:
         beside = max(len(self.live.decoding), 8)
         context = self.live.sum_decode_context_tokens
         decode_s = self.latency.predict_s(StepShape(0, 0, beside, context))
-        chunk = StepShape(0, 0, beside, context).with_chunk(request.num_prompt_tokens, 0)
+        chunk = StepShape(0, 0, beside, context).with_chunk(
+            max(request.num_prompt_tokens - request.num_found_tokens, 0), request.num_found_tokens
+        )
         prompt_s = self.latency.predict_s(chunk) - decode_s
         return prompt_s + request.predicted_output_tokens * decode_s / beside
 
@@ -165,12 +186,14 @@ class Tracker:
         self.live.unqueue(request)
         request.prefill_target_tokens = request.num_tokens
         request.num_computed_tokens = num_cached_tokens
+        request.num_shared_tokens = min(request.num_held_tokens, num_cached_tokens)
+        request.num_found_tokens = request.num_held_tokens = 0
         if num_cached_tokens and not request.num_preemptions:
             self.ledger.found_tokens[request.request_id] = num_cached_tokens
         waited_s = at_s - request.queued_at_s
         is_late = waited_s >= OVERDUE_SHARE * self.parts.max_wait_s
         request.is_leftover = not request.has_claim and not is_late
-        request.move(State.RUNNING, at_s, f"started after waiting {waited_s:.3f} s")
+        request.move(State.RUNNING, at_s, _started_as(waited_s, num_cached_tokens))
         self.live.start_prefill(request)
         self.ledger.enter(request, self._step)
 
@@ -179,7 +202,7 @@ class Tracker:
         self.ledger.leave(request.request_id)
         fate = "kept on the host" if is_swapped else "lost"
         request.move(State.PREEMPTED, at_s, f"preempted, {request.kv_tokens} tokens of KV {fate}")
-        request.num_computed_tokens = 0
+        request.num_computed_tokens = request.num_shared_tokens = 0
         request.prefill_target_tokens = request.num_tokens
         request.num_preemptions += 1
         request.queued_at_s = at_s
@@ -262,6 +285,7 @@ class Tracker:
             self.live.unqueue(request)
         request.move(State.FINISHED, event.at_s, event.reason)
         del self.live.requests[event.request_id]
+        request.num_found_tokens = self.ledger.found_tokens.get(event.request_id, 0)
         self.ledger.forget(event.request_id)
         if event.reason in ("stopped", "length"):
             self.parts.predictor.learn(request)
@@ -296,6 +320,12 @@ class Tracker:
         """Recompute all books; raise :class:`~headway.errors.InvariantError` when off."""
         self.live.validate()
         self.ledger.validate({r.request_id: r for r in self.live.running()})
+
+
+def _started_as(waited_s: float, num_cached_tokens: int) -> str:
+    """Return the line of a story for a start."""
+    found = f", {num_cached_tokens} tokens found in a cache" if num_cached_tokens else ""
+    return f"started after waiting {waited_s:.3f} s{found}"
 
 
 def _late_gap(request: Request) -> bool:

@@ -71,7 +71,7 @@ class Weighed(Gate):
             self._look(ctx)
         first = ctx.comes_first(request)
         forecast = self._of(ctx, claims_only=first)
-        capacity = float(ctx.capacity_tokens)
+        capacity = float(ctx.room_tokens)
         total = forecast.victims_with(request, capacity)
         preemptions = max(total - forecast.victims(capacity), 0.0)
         if not first:
@@ -148,7 +148,7 @@ class Weighed(Gate):
             request.slo.class_name, request.num_output_tokens, request.max_output_tokens
         )
         room_s = forecast.steps_until(request.num_tokens + growth / 2, capacity) * ctx.step_s
-        slack_s = request.due_at_s - ctx.ref_s - request.num_tokens / self._speed
+        slack_s = request.due_at_s - ctx.ref_s - request.remaining_prefill_tokens / self._speed
         if slack_s <= 0 or room_s == math.inf:
             return request.slo.weight
         return request.slo.weight * min(room_s / slack_s, 1.0)

@@ -177,7 +177,7 @@ class History:
             for name, count in event.num_new_tokens.items():
                 if name in self._live:
                     self._live[name].emitted_at_s.extend([event.at_s] * count)
-        elif event.request_id in self._live:
+        elif isinstance(event, Finished) and event.request_id in self._live:
             seen = self._live.pop(event.request_id)
             seen.ended_at_s = event.at_s
             seen.reason = seen.reason or event.reason

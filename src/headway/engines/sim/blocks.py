@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
+from headway.engines.prefix import ABSENT, CACHED, HELD
 from headway.engines.sim.job import Job
 from headway.units import blocks_for
 
@@ -21,6 +22,10 @@ class BlockPool:
     def find(self, job: Job) -> Sequence[Any]:
         """Return the cached blocks that begin *job*'s tokens; never all of them."""
         return ()
+
+    def look_up(self, job: Job, index: int) -> int:
+        """Return whether block *index* of *job*'s tokens is absent, cached, or held by a runner."""
+        return ABSENT
 
     def admits(self, job: Job, hits: Sequence[Any]) -> bool:
         """Return whether all of *job*'s tokens fit, the blocks of *hits* being there already."""
@@ -80,6 +85,13 @@ class PrefixPool(BlockPool):
                 break
             hits.append(next(iter(same)))
         return hits
+
+    def look_up(self, job: Job, index: int) -> int:
+        """See :class:`BlockPool`."""
+        same = self._by_key.get(self._key(job, index))
+        if not same:
+            return ABSENT
+        return HELD if next(iter(same)).num_holders else CACHED
 
     def admits(self, job: Job, hits: Sequence[Block]) -> bool:
         """See :class:`BlockPool`; an idle block that is hit is no longer free."""

@@ -11,11 +11,16 @@ from typing import Any
 
 import vllm
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.kv_cache_interface import FullAttentionSpec
 from vllm.v1.request import RequestStatus
 
+from headway.engines.prefix import ABSENT, CACHED, HELD, LookUp
 from headway.errors import UserError
 
 logger = logging.getLogger("vllm.headway")
+
+GROUP = [0]
+"""The only KV cache group, as the block pool wants it named."""
 
 TRIED = "0.32.0"
 """The release this driver was tested with."""
@@ -109,6 +114,32 @@ def total_blocks(scheduler: Any) -> int:
 def free_blocks(scheduler: Any) -> int:
     """Return the blocks free now, evictable cached ones included."""
     return int(scheduler.kv_cache_manager.block_pool.get_num_free_blocks())
+
+
+def prefix_look_up(scheduler: Any) -> LookUp | None:
+    """Return what tells whether a block of a request is cached, ``None`` where nobody can.
+
+    With one group of full attention hits are a prefix of the request's own hashes, one a block.
+    """
+    manager = scheduler.kv_cache_manager
+    pool = manager.block_pool
+    groups = scheduler.kv_cache_config.kv_cache_groups
+    is_plain = len(groups) == 1 and type(groups[0].kv_cache_spec) is FullAttentionSpec
+    if not getattr(manager, "enable_caching", False) or not is_plain:
+        return None
+    if getattr(pool, "hash_block_size", None) != scheduler.block_size:
+        return None
+
+    def look_up(request: Any, index: int) -> int:
+        hashes = request.block_hashes
+        if index >= len(hashes) or getattr(request, "skip_reading_prefix_cache", False):
+            return ABSENT
+        blocks = pool.get_cached_block(hashes[index], GROUP)
+        if not blocks:
+            return ABSENT
+        return HELD if blocks[0].ref_cnt else CACHED
+
+    return look_up
 
 
 def num_groups(scheduler: Any) -> int:

@@ -18,6 +18,7 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.request import Request, RequestStatus
 
 from headway.config import Settings
+from headway.engines.prefix import Prefixes
 from headway.engines.vllm import account, compat, wire
 from headway.engines.vllm.clock import WallClock
 from headway.engines.vllm.queue import GatedQueue
@@ -27,7 +28,7 @@ from headway.engines.vllm.swap import swap_connector
 from headway.engines.vllm.watch import watched
 from headway.errors import UserError
 from headway.latency.online import OnlineModel
-from headway.policy.events import Arrived, Finished, StepDone, StepScheduled
+from headway.policy.events import Arrived, Finished, PrefixFound, StepDone, StepScheduled
 from headway.policy.log import Recorder
 from headway.policy.plan import StepPlan
 from headway.policy.scheduler import Scheduler as Core
@@ -54,6 +55,8 @@ class HeadwayMixin:
         self.headway_book = self.headway_settings.book()
         self._stock_max_step_tokens = self.max_num_scheduled_tokens
         self._stock_chunk_cap = self.scheduler_config.long_prefill_token_threshold
+        look_up = compat.prefix_look_up(self)
+        self._prefixes = Prefixes(self.block_size, look_up) if look_up is not None else None
         self._steps_in_flight = 0
         self._sessions: set[str] = set()
         self._preempted: list[str] = []
@@ -100,14 +103,31 @@ class HeadwayMixin:
                 request.num_prompt_tokens,
                 max(request.max_tokens, 1),
                 slo,
+                *self._found(request),
             )
         )
         if mistake is not None:
             self._end(request.request_id, RequestStatus.FINISHED_ABORTED, wire.invalid(mistake))
 
+    def _found(self, request: Request) -> tuple[int, int]:
+        """Return the tokens of a new request that are cached, and those of them held."""
+        if self._prefixes is None:
+            return 0, 0
+        return self._prefixes.find(request.request_id, request, request.num_tokens)
+
+    def _tell_found(self) -> None:
+        """Tell the core what of the waiting prompts the prefix cache holds now."""
+        if self._prefixes is None:
+            return
+        news = self._prefixes.news(self.headway.live, self.requests)
+        if news:
+            self.headway.observe(PrefixFound(self.headway_clock.now_s(), news))
+
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         """Hear of every end of a request, whoever caused it."""
         self._sessions.discard(request.request_id)
+        if self._prefixes is not None:
+            self._prefixes.forget(request.request_id)
         reason = self._own_end or compat.end_of(request)
         self._ended.append(Finished(self.headway_clock.now_s(), request.request_id, reason))
         result = super()._free_request(request, *args, **kwargs)
@@ -150,6 +170,7 @@ class HeadwayMixin:
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         """Plan, steer the stock loop by the plan, and report what it did."""
+        self._tell_found()
         plan = self.headway_plan = self.headway.plan(self._view(), self.headway_clock.now_s())
         self._end_planned(plan)
         self._preempt_planned(plan)

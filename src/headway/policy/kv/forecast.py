@@ -160,7 +160,7 @@ class Forecast:
         alive, _ = self._lifetimes.of_one(
             request.slo.class_name, request.num_output_tokens, request.max_output_tokens
         )
-        use = request.num_tokens + self._ahead
+        use = request.num_tokens - request.num_held_tokens + self._ahead
         mean = use * alive
         return expected_victims(
             self.mean + mean,

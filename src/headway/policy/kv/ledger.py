@@ -71,7 +71,9 @@ class KvLedger:
         """Return the highest future usage, in tokens, if *request* were admitted now."""
         curve = self.claims if claims_only else self.everyone
         finish = step + _remaining(request)
-        return curve.peak_with(request.num_tokens, step, finish, block_size_tokens / 2)
+        return curve.peak_with(
+            request.num_tokens - request.num_held_tokens, step, finish, block_size_tokens / 2
+        )
 
     def has_reservation_for(self, request: Request, step: int) -> bool:
         """Return whether the lending book has room for *request*; see its rules."""

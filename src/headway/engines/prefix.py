@@ -1,0 +1,94 @@
+"""What a waiting request will find in the prefix cache, kept by two cursors a request.
+
+The engine is asked block by block, through one look-up that each engine brings. *Found* are the
+cached blocks from the start of the tokens, *held* those of them that a running request holds: they
+cost no free block. Both are prefixes of the chain of blocks (blocks are freed from the tail, and
+evicted in the order they were freed), so a cursor that was right before moves by a look-up or two.
+The slow twin, a walk over every block, is in ``tests/gold/test_prefixes.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+from headway.policy.live import LiveRequests
+from headway.request import Request
+
+CLAIMS_LOOKED_AT, OTHERS_LOOKED_AT = 32, 8
+"""Waiting requests whose cursors move before every plan: more than a step can start."""
+
+IN_TURN = 16
+"""Further waiting claims looked at before a plan, in turn, so that all are known after a while."""
+
+ABSENT, CACHED, HELD = 0, 1, 2
+
+LookUp = Callable[[Any, int], int]
+"""``(engine's request, index of a block) -> ABSENT, CACHED or HELD``."""
+
+
+class Prefixes:
+    """Cursors of the waiting requests, in blocks, and what the core was told of them.
+
+    Args:
+        block_size: Tokens a block holds.
+        look_up: Asks the engine.
+    """
+
+    def __init__(self, block_size: int, look_up: LookUp) -> None:
+        self._block_size = block_size
+        self._look_up = look_up
+        self._known: dict[str, tuple[int, int]] = {}
+        self._turn = 0
+
+    def find(self, name: str, request: Any, num_tokens: int) -> tuple[int, int]:
+        """Move the cursors of a request; return tokens found and held.
+
+        The last token is always computed, so never all *num_tokens* are found.
+        """
+        found, held = self._known.get(name, (0, 0))
+        most, look_up = (num_tokens - 1) // self._block_size, self._look_up
+        found = min(found, most)
+        while found and not look_up(request, found - 1):
+            found -= 1
+        while found < most and look_up(request, found):
+            found += 1
+        held = min(held, found)
+        while held and look_up(request, held - 1) != HELD:
+            held -= 1
+        while held < found and look_up(request, held) == HELD:
+            held += 1
+        self._known[name] = (found, held)
+        return found * self._block_size, held * self._block_size
+
+    def forget(self, name: str) -> None:
+        """A request ended."""
+        self._known.pop(name, None)
+
+    def news(self, live: LiveRequests, requests: Any) -> dict[str, tuple[int, int]]:
+        """Return tokens found and held of the requests for which they changed.
+
+        Args:
+            live: The core's table: who waits, and what it was told.
+            requests: The engine's requests by id.
+        """
+        changed: dict[str, tuple[int, int]] = {}
+        for request in self._looked_at(live):
+            name = request.request_id
+            theirs = requests.get(name)
+            if theirs is None:
+                continue
+            now = self.find(name, theirs, request.num_tokens)
+            if now != (request.num_found_tokens, request.num_held_tokens):
+                changed[name] = now
+        return changed
+
+    def _looked_at(self, live: LiveRequests) -> Iterator[Request]:
+        yield from islice(live.claims, CLAIMS_LOOKED_AT)
+        yield from islice(live.others, OTHERS_LOOKED_AT)
+        if len(live.claims) > CLAIMS_LOOKED_AT:
+            if self._turn < CLAIMS_LOOKED_AT or self._turn >= len(live.claims):
+                self._turn = CLAIMS_LOOKED_AT
+            yield from islice(live.claims, self._turn, self._turn + IN_TURN)
+            self._turn += IN_TURN

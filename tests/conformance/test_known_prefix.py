@@ -1,0 +1,122 @@
+"""Traffic whose prompts are mostly cached, on vLLM's own scheduler: no worse than stock."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("vllm", reason="vLLM is not installed")
+
+from headway.engines.virtual import Call, Outcome
+from headway.latency import profile
+from headway.latency.truth import Truth
+
+H100 = profile.load("llama-3.1-8b@h100")
+GAPS_KEPT = 0.99
+
+
+def agents(num_agents: int, num_calls: int, seed: int) -> list[Call]:
+    """Long contexts that grow by tool answers, seconds between calls, short outputs."""
+    rng = np.random.default_rng(seed)
+    calls = []
+    for agent in range(num_agents):
+        at_s, context = float(rng.uniform(0, 20)), int(rng.integers(8_000, 24_000))
+        for turn in range(num_calls):
+            xargs = {"slo_ttft_ms": 10_000 if turn == 0 else 500, "slo_tbt_ms": 100}
+            name = f"a{agent:02d}-{turn:02d}"
+            length = int(rng.integers(20, 80))
+            calls.append(Call(name, at_s, context, length, xargs, shared_prefix=f"agent{agent}"))
+            context += int(rng.integers(100, 600))
+            at_s += float(rng.uniform(3, 6))
+    return calls
+
+
+def chats(num: int, rate_rps: float, num_own: int, seed: int) -> list[Call]:
+    """One system prompt of 8,000 tokens for all, a question of its own in each."""
+    rng = np.random.default_rng(seed)
+    at_s = 0.0
+    calls = [Call("first", 0.0, 8_000, 1, {}, shared_prefix="system")]
+    for i in range(num):
+        at_s += float(rng.exponential(1 / rate_rps))
+        length = int(rng.integers(20, 200))
+        xargs = {"slo_ttft_ms": 1000, "slo_tbt_ms": 100}
+        prompt = 8_000 + num_own
+        name = f"c{i:04d}"
+        calls.append(
+            Call(
+                name, 2.0 + at_s, prompt, length, xargs, shared_prefix="system", prefix_tokens=8000
+            )
+        )
+    return calls
+
+
+def kept(outcomes: dict[str, Outcome]) -> float:
+    """Return the share of promises that were kept."""
+    counted = good = 0
+    for outcome in outcomes.values():
+        xargs = outcome.call.xargs
+        if not xargs:
+            continue
+        counted += 1
+        at = np.array(outcome.emitted_at_s)
+        if len(at) != outcome.call.num_output_tokens:
+            continue
+        in_time = at[0] - outcome.call.arrived_at_s <= xargs["slo_ttft_ms"] / 1000
+        gaps = np.diff(at)
+        on_pace = np.mean(gaps <= xargs["slo_tbt_ms"] / 1000) >= GAPS_KEPT if len(gaps) else True
+        good += bool(in_time and on_pace)
+    return good / counted
+
+
+def share_kept(lab: Any, calls: list[Call], kv_tokens: int, headway: Any) -> float:
+    """Serve *calls* and return the share of promises kept."""
+    engine = lab.Engine(
+        num_blocks=kv_tokens // 16 + 1,
+        max_num_batched_tokens=8192,
+        prefix_caching=True,
+        headway=headway,
+    )
+    return kept(lab.VirtualRun(engine, Truth(H100)).run(calls))
+
+
+LOADS = {
+    "agents": (agents(16, 12, 1), 500_000),
+    "more agents": (agents(32, 12, 2), 800_000),
+    "chats": (chats(300, 20.0, 230, 3), 400_000),
+    "one system prompt": (chats(200, 10.0, 230, 4), 64_000),
+}
+
+
+@pytest.mark.parametrize("overload", ["demote", "refuse"])
+@pytest.mark.parametrize("load", LOADS)
+def test_no_worse_than_stock_where_prompts_are_cached(lab: Any, load: str, overload: str) -> None:
+    """At least what stock keeps, less one point."""
+    calls, kv_tokens = LOADS[load]
+    stock = share_kept(lab, calls, kv_tokens, None)
+    ours = share_kept(lab, calls, kv_tokens, {"policy": "headway", "overload": overload})
+    print(f"KEPT {load} {overload}: stock {stock:.3f}, headway {ours:.3f}")
+    assert ours >= stock - 0.01
+
+
+@pytest.mark.parametrize("overload", ["demote", "refuse"])
+def test_a_prompt_that_is_cached_is_as_soon_as_stock(lab: Any, overload: str) -> None:
+    """60,000 tokens, all but 96 of them cached, on an idle server: not lost, not refused."""
+    promise = {"slo_ttft_ms": 100}
+    calls = [
+        Call("first", 0.0, 60_000, 1, {}, shared_prefix="book"),
+        Call("again", 60.0, 60_096, 5, promise, shared_prefix="book"),
+    ]
+    first_s = {}
+    for name, headway in (("stock", None), ("ours", {"policy": "headway", "overload": overload})):
+        engine = lab.Engine(
+            num_blocks=10_000,
+            max_num_batched_tokens=8192,
+            prefix_caching=True,
+            headway=headway,
+        )
+        outcomes = lab.VirtualRun(engine, Truth(H100)).run(calls)
+        assert len(outcomes["again"].emitted_at_s) == 5
+        first_s[name] = outcomes["again"].emitted_at_s[0] - 60.0
+    assert first_s["ours"] <= 2 * 1.05 * first_s["stock"]  # One step more at most.
