@@ -122,4 +122,5 @@ def test_a_prompt_that_is_cached_is_as_soon_as_stock(lab: Any, overload: str) ->
         assert len(outcomes["again"].emitted_at_s) == 5
         assert len(outcomes["again too"].emitted_at_s) == 5
         first_s[name] = outcomes["again"].emitted_at_s[0] - 60.0
+    print(f"KEPT cached prompt {overload}: first token after {first_s}")
     assert first_s["ours"] <= 2 * 1.05 * first_s["stock"]  # One step more at most.

@@ -33,10 +33,10 @@ class Prefixes:
 
     Args:
         block_size: Tokens a block holds.
-        look_up: Asks the engine.
+        look_up: Asks the engine; ``None`` where nothing is cached, or nobody can tell.
     """
 
-    def __init__(self, block_size: int, look_up: LookUp) -> None:
+    def __init__(self, block_size: int, look_up: LookUp | None) -> None:
         self._block_size = block_size
         self._look_up = look_up
         self._known: dict[str, tuple[int, int]] = {}
@@ -47,8 +47,11 @@ class Prefixes:
 
         The last token is always computed, so never all *num_tokens* are found.
         """
+        look_up = self._look_up
+        if look_up is None:
+            return 0, 0
         found, held = self._known.get(name, (0, 0))
-        most, look_up = (num_tokens - 1) // self._block_size, self._look_up
+        most = (num_tokens - 1) // self._block_size
         found = min(found, most)
         while found and not look_up(request, found - 1):
             found -= 1
@@ -74,6 +77,8 @@ class Prefixes:
             requests: The engine's requests by id.
         """
         changed: dict[str, tuple[int, int]] = {}
+        if self._look_up is None:
+            return changed
         for request in self._looked_at(live):
             name = request.request_id
             theirs = requests.get(name)

@@ -117,7 +117,6 @@ class Clients:
         job = Job(call, outcome, times)
         self.machine.add(job)
         arrived_at_s = min(call.arrived_at_s, self.now_s)
-        prefixes = self.machine.prefixes
         self.policy.observe(
             Arrived(
                 self.now_s,
@@ -126,7 +125,7 @@ class Clients:
                 job.num_prompt,
                 max(job.max_output, 1),
                 slo,
-                *(prefixes.find(job.request_id, job, job.num_tokens) if prefixes else ()),
+                *self.machine.prefixes.find(job.request_id, job, job.num_tokens),
             )
         )
         if mistake is not None:

@@ -37,8 +37,8 @@ class Machine:
         self.engine = engine
         pool = PrefixPool if engine.prefix_caching else BlockPool
         self.pool: BlockPool = pool(engine.num_blocks, engine.block_size)
-        look_up = self.pool.look_up
-        self.prefixes = Prefixes(engine.block_size, look_up) if engine.prefix_caching else None
+        look_up = self.pool.look_up if engine.prefix_caching else None
+        self.prefixes = Prefixes(engine.block_size, look_up)
         self.host = HostPool(engine)
         self.jobs: dict[str, Job] = {}
         self.running: list[Job] = []
@@ -60,8 +60,7 @@ class Machine:
         self.pool.release(job)
         self.host.drop(job)
         del self.jobs[job.request_id]
-        if self.prefixes is not None:
-            self.prefixes.forget(job.request_id)
+        self.prefixes.forget(job.request_id)
 
     def preempt(self, job: Job, how: str, now_s: float) -> None:
         """Take a running request's KV away; a swap that does not fit becomes a recompute."""

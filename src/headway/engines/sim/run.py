@@ -135,10 +135,9 @@ class SimRun(Clients):
 
     def _schedule(self) -> bool:
         machine, pool = self.machine, self.machine.pool
-        if machine.prefixes is not None:
-            news = machine.prefixes.news(self.policy.live, machine.jobs)
-            if news:
-                self.policy.observe(PrefixFound(self.now_s, news))
+        news = machine.prefixes.news(self.policy.live, machine.jobs)
+        if news:
+            self.policy.observe(PrefixFound(self.now_s, news))
         plan = self._plan(self._view())
         if self._may_glide and is_plain(plan):
             if self._steady is None:

@@ -55,8 +55,7 @@ class HeadwayMixin:
         self.headway_book = self.headway_settings.book()
         self._stock_max_step_tokens = self.max_num_scheduled_tokens
         self._stock_chunk_cap = self.scheduler_config.long_prefill_token_threshold
-        look_up = compat.prefix_look_up(self)
-        self._prefixes = Prefixes(self.block_size, look_up) if look_up is not None else None
+        self._prefixes = Prefixes(self.block_size, compat.prefix_look_up(self))
         self._steps_in_flight = 0
         self._sessions: set[str] = set()
         self._preempted: list[str] = []
@@ -103,22 +102,14 @@ class HeadwayMixin:
                 request.num_prompt_tokens,
                 max(request.max_tokens, 1),
                 slo,
-                *self._found(request),
+                *self._prefixes.find(request.request_id, request, request.num_tokens),
             )
         )
         if mistake is not None:
             self._end(request.request_id, RequestStatus.FINISHED_ABORTED, wire.invalid(mistake))
 
-    def _found(self, request: Request) -> tuple[int, int]:
-        """Return the tokens of a new request that are cached, and those of them held."""
-        if self._prefixes is None:
-            return 0, 0
-        return self._prefixes.find(request.request_id, request, request.num_tokens)
-
     def _tell_found(self) -> None:
         """Tell the core what of the waiting prompts the prefix cache holds now."""
-        if self._prefixes is None:
-            return
         news = self._prefixes.news(self.headway.live, self.requests)
         if news:
             self.headway.observe(PrefixFound(self.headway_clock.now_s(), news))
@@ -126,8 +117,7 @@ class HeadwayMixin:
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         """Hear of every end of a request, whoever caused it."""
         self._sessions.discard(request.request_id)
-        if self._prefixes is not None:
-            self._prefixes.forget(request.request_id)
+        self._prefixes.forget(request.request_id)
         reason = self._own_end or compat.end_of(request)
         self._ended.append(Finished(self.headway_clock.now_s(), request.request_id, reason))
         result = super()._free_request(request, *args, **kwargs)
