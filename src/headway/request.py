@@ -178,6 +178,13 @@ class Request:
         """Whether its promise is alive and worth planning for."""
         return self.standing is Standing.PROMISED
 
+    def is_past_due(self, now_s: float) -> bool:
+        """Return whether the time promised to its first token or end is over, by the clock."""
+        slo = self.slo
+        ttft_s = slo.ttft_s if self.first_token_at_s is None else None
+        spans_s = (span_s for span_s in (ttft_s, slo.jct_s) if span_s is not None)
+        return now_s - self.arrived_at_s > min(spans_s, default=float("inf"))
+
     def can_spare_a_gap(self) -> bool:
         """Return whether one late gap more still leaves the promise whole."""
         return self.slo.tbt_s is None or self.num_late_gaps < self.late_gaps_allowed()

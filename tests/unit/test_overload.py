@@ -95,6 +95,13 @@ def test_an_idle_server_serves_somebody() -> None:
     assert [one.request_id for one in plan.chunks] == ["first"]
 
 
+def test_whom_the_clock_made_too_late_an_idle_server_refuses() -> None:
+    """No estimate is in it, so nothing is to be learned by serving."""
+    core = core_with([])
+    core.observe(arrival(0.0, 100, Slo(ttft_s=1e-6), "over"))
+    assert list(told(core, 0.001)) == ["over"]
+
+
 @pytest.mark.parametrize("policy", ["headway", "slack", "cacheopt", "accelgen"])
 def test_a_slow_machine_that_turned_fast_serves_again(policy: str) -> None:
     """Steps of a second for a minute, then of ten milliseconds: the estimates must not stay."""

@@ -46,8 +46,11 @@ def refusals(core: Tracker, ctx: PlanContext, chunker: Chunker) -> tuple[Refuse,
     ]
     live = core.live
     if refused and live.num_running == 0 and len(refused) == live.num_waiting:
-        # Only serving can correct an estimate that was wrong, so an idle engine serves somebody.
-        del refused[0]
+        # Only serving can correct an estimate that was wrong, so an idle engine serves somebody
+        # but for those whom the clock alone, which is never wrong, has made too late.
+        spared = next((r for r in refused if not r.is_past_due(ctx.now_s)), None)
+        if spared is not None:
+            refused.remove(spared)
     return _answers(core, ctx, chunker, refused, CANNOT, HOPELESS)
 
 

@@ -175,9 +175,8 @@ class Scheduler(Tracker):
         for request in claims:
             if request.due_at_s >= now_s:
                 break
-            jct_s = request.slo.jct_s
-            by_estimate = jct_s is not None and now_s <= request.arrived_at_s + jct_s
-            if not by_estimate or _token_overdue(request, now_s):
+            # When the last token is due tells only by estimate when the next one is.
+            if request.slo.jct_s is None or request.is_past_due(now_s):
                 late.append(request)
         for request in late:
             self._lose(request, now_s, "its due time passed while it waited")
@@ -256,13 +255,3 @@ class Scheduler(Tracker):
                 if spare_s > 0:
                     loose.append((-spare_s, -request.order, request))
         return [request for *_, request in sorted(loose, key=lambda item: item[:2])]
-
-
-def _token_overdue(request: Request, now_s: float) -> bool:
-    """Return whether the promised first token itself is late, whatever the estimates say."""
-    ttft_s = request.slo.ttft_s
-    return (
-        ttft_s is not None
-        and request.first_token_at_s is None
-        and now_s > request.arrived_at_s + ttft_s
-    )
