@@ -153,6 +153,8 @@ def _why(ctx: PlanContext, request: Request) -> str:
         return "prompt in progress"
     if request.request_id in ctx.risks:
         return ctx.risks[request.request_id]
+    if request.has_claim and ctx.price.is_dear(request):
+        return "room left: gaps this tight cost the others more promises"
     if request.request_id in ctx.set_aside:
         return "room left beside the promises"
     return "first token due" if request.has_claim else "best effort"

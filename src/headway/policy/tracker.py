@@ -20,6 +20,7 @@ from headway.policy.events import (
 from headway.policy.kv.ledger import KvLedger
 from headway.policy.live import LiveRequests
 from headway.policy.parts import Parts
+from headway.policy.price import StepPrice
 from headway.policy.recent import LongestRecent
 from headway.request import Request, Standing, State
 
@@ -27,7 +28,7 @@ CERTAIN = 0.7
 """Share of a prediction that a promise must fall short of to be called hopeless."""
 
 RECENT_TTFT_S = 60.0
-"""How long a tight TTFT keeps the steps short after its last arrival."""
+"""How long the tightest TTFT of late is remembered."""
 
 
 @dataclass(slots=True)
@@ -58,6 +59,7 @@ class Tracker:
         self._tightest_ttft_s = math.inf
         self._tightest_seen_s = -math.inf
         self._claim_tokens = 300.0
+        self.price = StepPrice()
         self._unchecked: list[Request] = []
         self.ended: deque[tuple[float, float, bool]] = deque(maxlen=32)
         self.work_per_s = 1.0
@@ -93,6 +95,7 @@ class Tracker:
         self._unchecked.append(request)
         if request.has_claim:
             self._claim_tokens += 0.05 * (request.remaining_prefill_tokens - self._claim_tokens)
+            self.price.learn(request, event.at_s)
         ttft_s = event.slo.ttft_s if request.has_claim else None
         stale = event.at_s - self._tightest_seen_s > RECENT_TTFT_S
         if ttft_s is not None and (ttft_s <= self._tightest_ttft_s or stale):
@@ -242,7 +245,8 @@ class Tracker:
                 lost.append(request)
         self.live.sum_decode_context_tokens += context_tokens
         for request in lost:
-            self._lose(request, at_s, "a token came after its due time")
+            why = ": such gaps cost the others more promises" if self.price.is_dear(request) else ""
+            self._lose(request, at_s, f"a token came after its due time{why}")
         if num_emitting < len(decoding):
             self._lagging = [
                 r
