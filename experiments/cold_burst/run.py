@@ -59,14 +59,14 @@ def main() -> None:
                 print(row, flush=True)
                 rows.append(row)
     (HERE / "results.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    head = "| overload | burst | longest wait, s | refused cold | refused warm | in time cold | in time warm |"
-    lines = [head, "|---|---|---|---|---|---|---|"]
+    columns = "overload", "burst", "longest wait, s", "refused cold", "refused warm"
+    lines = [" | ".join(("", *columns, "in time cold", "in time warm", "")).strip()]
+    lines.append("|---" * 7 + "|")
     for row in rows:
         cold, warm = row["cold"], row["warm"]
-        lines.append(
-            f"| {row['overload']} | {row['burst']:,} | {row['max_wait_s']:.0f} | {cold['refused']:,}"
-            f" | {warm['refused']:,} | {cold['in_time']} | {warm['in_time']} |"
-        )
+        refused = f"{cold['refused']:,} | {warm['refused']:,}"
+        load = f"{row['overload']} | {row['burst']:,} | {row['max_wait_s']:.0f}"
+        lines.append(f"| {load} | {refused} | {cold['in_time']} | {warm['in_time']} |")
     (HERE / "results.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

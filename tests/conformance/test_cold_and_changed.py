@@ -97,3 +97,53 @@ def is_served(outcome: Outcome) -> bool:
 
 def share(outcomes: list[Outcome], holds: Callable[[Outcome], bool]) -> float:
     return sum(map(holds, outcomes)) / len(outcomes)
+
+
+class FirstPrompts:
+    """A mixed step takes half a second more until an instant, as when kernels are compiled."""
+
+    def __init__(self, until_s: float = 0.0) -> None:
+        self.until_s = until_s
+        self.run: Any = None
+
+    def __call__(self, shape: StepShape) -> float:
+        seconds = 0.006 + 2e-5 * shape.num_prefill_tokens + 3e-6 * shape.num_decodes
+        is_slow = shape.is_mixed and self.run.clock.time_s < self.until_s
+        return seconds + 0.5 * is_slow
+
+
+@pytest.mark.parametrize("overload", ["demote", "refuse"])
+def test_the_first_prompts_of_a_server_may_be_long_ones(lab: Any, overload: str) -> None:
+    """Four steps alike, full of prompt, do not tell what a short one costs beside a stream."""
+    calls = [
+        Call(f"r{i:02d}", 0.0, 30_000, 2000, {"slo_ttft_ms": 60_000, "slo_tbt_ms": 100})
+        for i in range(16)
+    ]
+    engine = lab.Engine(
+        num_blocks=60_000,
+        max_num_batched_tokens=8192,
+        headway={"policy": "headway", "overload": overload},
+    )
+    truth = FirstPrompts()
+    truth.run = lab.VirtualRun(engine, truth)
+    outcomes = truth.run.run(calls)
+    assert lab.attainment(outcomes.values()) == 1.0
+
+
+@pytest.mark.parametrize("overload", ["demote", "refuse"])
+def test_an_estimate_that_no_step_confirms_is_tried(lab: Any, overload: str) -> None:
+    """Prompts were slow, and only streams have run since: who comes now finds out they are not."""
+    truth = FirstPrompts(until_s=60.0)
+    patient = {**PROMISE, "slo_ttft_ms": 20_000}
+    calls = [Call(f"a{i:02d}", 1.0 * i, 150 + 10 * (i % 20), 10, PROMISE) for i in range(50)]
+    calls += [Call(f"l{i}", 54.0, 16, 4000, patient) for i in range(8)]
+    calls += [Call(f"b{i:02d}", 62.0 + 0.5 * i, 150 + 10 * i, 10, PROMISE) for i in range(20)]
+    engine = lab.Engine(
+        num_blocks=60_000,
+        max_num_batched_tokens=8192,
+        headway={"policy": "headway", "overload": overload},
+    )
+    truth.run = lab.VirtualRun(engine, truth)
+    outcomes = truth.run.run(calls)
+    later = [outcomes[call.request_id] for call in calls if call.request_id[0] == "b"]
+    assert lab.attainment(later) == 1.0
