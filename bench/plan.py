@@ -75,7 +75,7 @@ def cached(policy: str, running: int, waiting: int) -> VirtualRun:
             0.0,
             DOCUMENT_TOKENS + QUESTION_TOKENS,
             output,
-            {"slo_ttft_ms": 1000 * ttft_s, "slo_tbt_ms": 400},
+            {"slo_ttft_ms": 1000 * ttft_s, "slo_tbt_ms": 100},
             shared_prefix=f"document {index % NUM_DOCUMENTS}",
             prefix_tokens=DOCUMENT_TOKENS,
         )
