@@ -8,6 +8,7 @@ import pytest
 
 from headway.policy import registry
 from headway.policy.appointments import LEAD_S
+from headway.policy.batch import UNCONFIRMED_STEPS
 from headway.policy.events import Arrived, Finished, StepDone, StepScheduled
 from headway.policy.overload import COLD_STEPS, HOPELESS
 from headway.policy.plan import Refuse
@@ -100,6 +101,23 @@ def test_whom_the_clock_made_too_late_an_idle_server_refuses() -> None:
     core = core_with([])
     core.observe(arrival(0.0, 100, Slo(ttft_s=1e-6), "over"))
     assert list(told(core, 0.001)) == ["over"]
+
+
+@pytest.mark.parametrize("num_steps", [UNCONFIRMED_STEPS - 1, UNCONFIRMED_STEPS])
+def test_a_server_long_busy_with_streams_serves_somebody(num_steps: int) -> None:
+    """Nothing has confirmed for so many steps what a prompt costs; before, both are refused."""
+    core = core_with([("stream", 100)])
+    core.observe(StepScheduled(0.0, {"stream": 100}, {"stream": 0}))
+    core.observe(StepDone(0.01, {"stream": 1}))
+    for i in range(num_steps):
+        core.observe(StepScheduled(0.01 * i, {"stream": 1}))
+        core.observe(StepDone(0.01 * (i + 1), {"stream": 1}))
+    now_s = 0.01 * num_steps
+    for name in ("first", "second"):
+        core.observe(arrival(now_s, 100, Slo(ttft_s=0.0001), name))
+    plan = core.plan(VIEW, now_s)
+    refused = [one.request_id for one in plan.refuse]
+    assert refused == (["second"] if num_steps == UNCONFIRMED_STEPS else ["first", "second"])
 
 
 @pytest.mark.parametrize("policy", ["headway", "slack", "cacheopt", "accelgen"])
