@@ -153,8 +153,8 @@ def sharing(calls: list[Call], prefix_tokens: int) -> list[Call]:
     return [
         replace(
             call,
-            shared_prefix="abc"[i % 3],
-            prefix_tokens=prefix_tokens,
+            hash_ids=("abc"[i % 3],),
+            hash_tokens=prefix_tokens,
             num_prompt_tokens=40 + 7 * i,
         )
         for i, call in enumerate(calls)
@@ -162,7 +162,7 @@ def sharing(calls: list[Call], prefix_tokens: int) -> list[Call]:
 
 
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
-@pytest.mark.parametrize(("num_blocks", "prefix_tokens"), [(2000, 0), (60, 100)])
+@pytest.mark.parametrize(("num_blocks", "prefix_tokens"), [(2000, 10_000), (60, 100)])
 @pytest.mark.parametrize("policy", POLICIES)
 def test_with_a_prefix_cache(
     lab: Any, policy: str, num_blocks: int, prefix_tokens: int, asynchronous: bool
