@@ -257,7 +257,7 @@ def workloads_page() -> Iterator[str]:
             (
                 f"`{name}`",
                 one.summary,
-                ", ".join(dict.fromkeys(f"`{p.slo_class}`" for p in one.parts)),
+                ", ".join(f"`{slo_class}`" for slo_class in one.classes),
             )
             for name, one in named.WORKLOADS.items()
         ],

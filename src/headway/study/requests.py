@@ -37,6 +37,17 @@ def is_file(source: str) -> bool:
     return source not in named.names()
 
 
+def shares_prefixes(load: Load) -> bool:
+    """Return whether requests of *load* name what their prompts begin with.
+
+    Raises:
+        UserError: The trace is not readable.
+    """
+    if not is_file(load.source):
+        return named.WORKLOADS[load.source].shares_prefixes
+    return any(request.hash_ids or request.prefix_id for request in _trace(load.source))
+
+
 def book_of(load: Load) -> SloBook:
     """Return the SLO classes that apply to *load*.
 
