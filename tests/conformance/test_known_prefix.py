@@ -49,9 +49,7 @@ def chats(num: int, rate_rps: float, num_own: int, seed: int) -> list[Call]:
         xargs = {"slo_ttft_ms": 1000, "slo_tbt_ms": 100}
         prompt = 8_000 + num_own
         name = f"c{i:04d}"
-        calls.append(
-            Call(name, 2.0 + at_s, prompt, length, xargs, **alike("system", 8_000))
-        )
+        calls.append(Call(name, 2.0 + at_s, prompt, length, xargs, **alike("system", 8_000)))
     return calls
 
 

@@ -22,6 +22,8 @@ from headway.engines.virtual import Call
 from headway.engines.vllm.shapes import roofline
 from headway.latency.online import OnlineModel
 from headway.policy import registry
+from headway.study.requests import calls_of
+from headway.workloads import named
 
 POLICIES = ("fcfs", "sarathi", "slack", "accelgen", "headway")
 
@@ -204,11 +206,11 @@ def chained(calls: list[Call], hash_tokens: int, seed: int) -> list[Call]:
         if i % 3 == 2:
             ids, length = made[-2].hash_ids, made[-2].num_prompt_tokens
         else:
-            ids = tuple(int(j) for j in rng.integers(0, 2, 1 + int(rng.integers(300)) // hash_tokens))
+            ids = tuple(
+                int(j) for j in rng.integers(0, 2, 1 + int(rng.integers(300)) // hash_tokens)
+            )
             length = len(ids) * hash_tokens + int(rng.choice([-2, 0, 1, 30]))
-        made.append(
-            replace(call, num_prompt_tokens=length, hash_ids=ids, hash_tokens=hash_tokens)
-        )
+        made.append(replace(call, num_prompt_tokens=length, hash_ids=ids, hash_tokens=hash_tokens))
     return made
 
 
@@ -234,6 +236,27 @@ def test_with_chains_in_the_cache(lab: Any, policy: str, name: str, asynchronous
     assert len(set(found.values()) - {0}) >= 3, "few lengths of hits were covered"
     if name.startswith("pressed"):
         assert sim.num_preemptions["recompute"] >= 3
+
+
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize(("name", "num_blocks"), [("turns", 500), ("agents", 3000)])
+def test_with_sessions(lab: Any, name: str, num_blocks: int, asynchronous: bool) -> None:
+    """The named workloads of sessions are served alike, with room for some of them only."""
+    engine = lab.Engine(
+        num_blocks=num_blocks,
+        max_num_batched_tokens=2048,
+        prefix_caching=True,
+        asynchronous=asynchronous,
+        headway={"policy": "headway"},
+    )
+    theirs = lab.VirtualRun(engine, lab.truth(7))
+    theirs.scheduler.headway_book = named.BOOK
+    core = registry.build("headway", latency=OnlineModel(roofline(theirs.scheduler.vllm_config)))
+    sim = SimRun(sim_engine(engine), lab.truth(7), core, book=named.BOOK, keep_schedule=True)
+    calls, _ = calls_of(named.make(name, 40, 1.0, 7), named.BOOK)
+    found = cached_tokens(theirs)
+    assert_same(theirs, sim, theirs.run(calls), sim.run(calls))
+    assert len(set(found.values()) - {0}) >= 8
 
 
 def cached_tokens(run: Any) -> dict[str, int]:

@@ -77,8 +77,8 @@ def test_the_simulator_finds_what_equal_tokens_would(made: list[Call], block_siz
     for call in made:
         tokens, one = prompt_tokens(call), job(call)
         most = (len(tokens) - 1) // block_size
-        ends = [(index + 1) * block_size for index in range(most)]
-        expected = len(list(takewhile(lambda end: tuple(tokens[:end]) in seen, ends)))
+        known = [tuple(tokens[: (index + 1) * block_size]) in seen for index in range(most)]
+        expected = len(list(takewhile(bool, known)))
         assert len(pool.find(one)) == expected
         assert pool.allocate(one, len(tokens))
         pool.note_full(one, len(tokens))

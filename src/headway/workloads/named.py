@@ -72,7 +72,7 @@ WORKLOADS = {
     ),
     "retrieval": Workload("Long prompts, short outputs.", (Part("retrieval", "retrieval"),)),
     "turns": Workload(
-        "Chats of several turns behind three system prompts: 88 % of the prompt tokens were seen before.",
+        "Chats of several turns behind three system prompts: 88 % of the prompt tokens are cached.",
         sessions="turns",
     ),
     "agents": Workload(

@@ -29,7 +29,7 @@ from headway.workloads.schema import (
 )
 
 TIMED_TRACE_HASH_TOKENS = 16
-"""Tokens that one of ``hash_ids`` stands for in Qwen-Bailian's and LLMServingSim's files; the default of vLLM's timed_trace."""
+"""Tokens a hash stands for in Qwen-Bailian's and LLMServingSim's files, as vLLM's timed_trace has it."""
 
 LENGTH_COLUMNS = (
     ("num_prefill_tokens", "num_decode_tokens"),

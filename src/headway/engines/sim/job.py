@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from headway.engines.sim.times import GapSummary, Times
 from headway.engines.virtual import Call, Outcome
 
-
 TokensKey = tuple[str, int] | tuple[bytes, int | str, int]
 """A request and how many of its tokens; or the chain so far, the next id and tokens of that."""
 

@@ -28,7 +28,6 @@ from headway.latency.model import StepShape
 StepTruth = Callable[[StepShape], float]
 
 
-
 class VirtualClock:
     """Time that moves only when the harness says so."""
 
