@@ -35,7 +35,7 @@ the last one for fewer where the prompt ends. An id means the same tokens only t
 ids before it. Two prompts share the blocks up to the first id that differs; what follows the last
 id is the request's own. For one shared beginning, `prefix_id` and `prefix_tokens` say the same.
 
-`headway simulate`, `capacity` and `replay` reuse the KV of prompts that begin alike wherever a
+`headway simulate` and `headway capacity` reuse the KV of prompts that begin alike wherever a
 workload has some, as vLLM does; `--no-prefix-caching` turns that off. Answers are not found
 again, although vLLM would find them in the next turn's prompt: a few hundred tokens a turn are
 computed that need not be. `headway bench` sends texts that share nothing.

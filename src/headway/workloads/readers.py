@@ -29,7 +29,7 @@ from headway.workloads.schema import (
 )
 
 TIMED_TRACE_HASH_TOKENS = 16
-"""Tokens a hash stands for in Qwen-Bailian's and LLMServingSim's files, as vLLM's timed_trace has it."""
+"""Tokens a hash stands for in Qwen-Bailian's and LLMServingSim's files; timed_trace's default."""
 
 LENGTH_COLUMNS = (
     ("num_prefill_tokens", "num_decode_tokens"),
