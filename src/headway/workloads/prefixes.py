@@ -31,14 +31,13 @@ def found_tokens(requests: Iterable[WorkloadRequest]) -> list[int]:
     found: list[int] = []
     for request in requests:
         ids, each_tokens = chain_of(request)
-        node, known, is_known = 0, 0, True
+        node = known = 0
         for index, one in enumerate(ids):
             mine = min(each_tokens, request.num_prompt_tokens - index * each_tokens)
             seen = longest.get((node, one), 0)
-            if is_known:
-                known += min(mine, seen)
-                is_known = mine == each_tokens <= seen
+            known += min(mine, seen)
             longest[node, one] = max(mine, seen)
+            # Only whoever had all of this id's tokens has gone on from here.
             node = nodes.setdefault((node, one, each_tokens), len(nodes) + 1)
         found.append(known)
     return found
