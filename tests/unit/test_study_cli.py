@@ -116,6 +116,18 @@ def test_prompts_that_begin_alike_are_cached_unless_told_not_to(
     assert ttft_s[""] < 0.2 * ttft_s["--no-prefix-caching"]
 
 
+def test_a_replay_says_that_it_cannot_know_what_began_alike(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A kept run has no chains: below the table it is said that prompts are computed whole."""
+    keep = tmp_path / "runs"
+    small = ["--workload", "turns", "--requests", "10", "--rate", "3", "--workers", "1"]
+    assert run("simulate", *small, "--keep", str(keep)) == 0
+    (kept,) = keep.iterdir()
+    assert run("replay", str(kept), "--workers", "1") == 0
+    assert "every prompt is computed whole" in " ".join(capsys.readouterr().out.split())
+
+
 def test_where_nobody_begins_alike_nothing_is_cached(capsys: pytest.CaptureFixture[str]) -> None:
     """And sessions begin alike."""
     small = ["--requests", "10", "--rate", "3", "--policy", "fcfs", "--workers", "1"]
