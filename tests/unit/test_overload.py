@@ -9,12 +9,12 @@ import pytest
 from headway.policy import registry
 from headway.policy.appointments import LEAD_S
 from headway.policy.batch import UNCONFIRMED_STEPS
-from headway.policy.events import Arrived, Finished, StepDone, StepScheduled
+from headway.policy.events import Arrived, Finished, PrefixFound, StepDone, StepScheduled
 from headway.policy.overload import COLD_STEPS, HOPELESS
 from headway.policy.plan import Refuse
 from headway.policy.scheduler import Scheduler
 from headway.policy.view import EngineView
-from headway.request import Request
+from headway.request import Request, Standing
 from headway.slo import Slo
 from headway.study.run import execute
 from headway.study.spec import Load, Machine, RunSpec
@@ -259,3 +259,23 @@ def test_who_still_waits_when_the_longest_wait_ends_is_told(slo: Slo, refused: l
     answers = core.plan(full, 9.9).refuse
     assert [one.request_id for one in answers] == refused
     assert all(one.retry_after_s > 0 for one in answers)
+
+
+def test_a_promise_that_only_a_cached_prompt_can_keep_is_alive_again_once_it_is_cached() -> None:
+    """Lost on arrival by its length alone; a moment later another request has computed it."""
+    core = core_with([])
+    core.observe(arrival(0.0, 60_000, Slo(ttft_s=0.5), "book"))
+    request = core.live.requests["book"]
+    assert request.standing is Standing.LOST
+    core.observe(PrefixFound(0.1, {"book": (59_904, 0)}))
+    core.validate()
+    assert request.standing is Standing.PROMISED
+    assert "in the cache now" in request.tell()
+
+
+def test_one_that_is_past_due_is_not() -> None:
+    """What the cache holds cannot turn back the clock."""
+    core = core_with([])
+    core.observe(arrival(0.0, 60_000, Slo(ttft_s=0.5), "book"))
+    core.observe(PrefixFound(0.6, {"book": (59_904, 0)}))
+    assert core.live.requests["book"].standing is Standing.LOST

@@ -183,13 +183,14 @@ class SlackChunk(Chunker):
         at_risk = [(gap_s, n) for gap_s, n in ctx.live.claim_gaps.items() if gap_s > kept_s]
         if ctx.lagging_due_s < math.inf:
             at_risk.append((ctx.lagging_due_s - ctx.ref_s, 1))
+        first_s = ctx.latency.predict_s(ctx.shape.with_chunk(1, 0))
         probe = ctx.shape.with_chunk(PROBE_TOKENS, 0)
         token_s = max(ctx.latency.predict_s(probe) - decode_s, 1e-9) / PROBE_TOKENS
         worth = max(self._least_pressure, min(ctx.pressure, 1.0)) / ctx.claim_tokens
         best_s, best = 0.0, -math.inf
         for share in LENGTHS:
             length_s = share * limit_s
-            if length_s <= decode_s:
+            if length_s < first_s:
                 continue
             broken = sum(
                 count * ctx.latency.exceeds(True, gap_s / length_s) for gap_s, count in at_risk

@@ -158,7 +158,8 @@ class StepPrice:
             lost += count * (gap_s < ROUNDING * machine.lengths)
         speed = machine.speed(np.full_like(machine.lengths, float(ctx.shape.num_decodes)))
         needed = max(self.pressure, 1e-9) * speed.max()
-        return lost + len(ctx.live.claims) * np.maximum(1.0 - speed / needed, 0.0)
+        lost += len(ctx.live.claims) * np.maximum(1.0 - speed / needed, 0.0)
+        return lost
 
 
 def _lengths(ctx: PlanContext, gap_s: Vector) -> Vector:

@@ -112,6 +112,14 @@ class Tracker:
                 continue
             request.num_found_tokens, request.num_held_tokens = num_found, num_held
             self.live.change_work(request, self._work_s(request))
+            self._hope_again(request, event.at_s)
+
+    def _hope_again(self, request: Request, at_s: float) -> None:
+        """Compete again, if what the cache holds now makes a promise possible that was not."""
+        was_hopeless = request.standing is Standing.LOST and not request.num_output_tokens
+        if was_hopeless and not request.is_past_due(at_s) and not self.is_hopeless(request):
+            self.live.change_standing(request, Standing.PROMISED)
+            request.note(at_s, "its prompt is in the cache now: the promise may be kept")
 
     def is_hopeless(self, request: Request) -> bool:
         """Return whether the machine is too slow for this promise whatever the load."""
