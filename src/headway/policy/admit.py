@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -87,7 +88,10 @@ class MooreHodgson(Feasibility):
         if due_for_it:
             ctx.pressure = 1.0  # What fits is decided at the speed the server has when pressed.
             dropped, pressure = largest_feasible(self._jobs(ctx, chunker))
-            dropped.update(r.request_id for r in ctx.live.claims if ctx.price.is_dear(r))
+            least_s = ctx.price.least_gap_s
+            dropped.update(
+                r.request_id for r in ctx.live.claims if (r.slo.tbt_s or math.inf) < least_s
+            )
             self._last = dropped, pressure
             self._decided_at_step = ctx.step
         return self._last
