@@ -1,0 +1,251 @@
+"""What no harm means: one scenario served by stock vLLM and by Headway, and what may differ."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from harm_scenarios import H100, NUM_WARM_UP, Scenario
+
+from headway.engines.sim.engine import SimEngine
+from headway.engines.sim.run import SimRun
+from headway.engines.virtual import Outcome
+from headway.engines.vllm import wire
+from headway.engines.vllm.shapes import roofline
+from headway.latency.online import OnlineModel
+from headway.latency.truth import Truth
+from headway.policy import registry
+from headway.policy.overload import ENDING_STEPS
+
+MOST_STEPS = 30_000
+FEW = 4
+"""Requests at a time that are still light load."""
+
+SLACK = 1.05
+"""How much later than stock a first token may be, beside one step."""
+
+ROUNDING_S = 1e-9
+SERVED = ("stop", "length")
+
+
+@dataclass
+class Pair:
+    """Both runs of a scenario."""
+
+    scenario: Scenario
+    stock: Mapping[str, Outcome]
+    ours: Mapping[str, Outcome]
+    stock_run: Any
+    our_run: Any
+
+    @property
+    def names(self) -> list[str]:
+        """The scenario's own requests, by arrival; the traffic before is not among them."""
+        return [name for name in self.stock if name.startswith("r")]
+
+    def longest_step_s(self, from_s: float, to_s: float) -> float:
+        """Return the longest step of stock's that runs in a span."""
+        rows = self.stock_run.rows
+        around = (r.ends_s - r.begins_s for r in rows if r.ends_s >= from_s and r.begins_s <= to_s)
+        return max(around, default=0.0)
+
+
+def serve(lab: Any, scenario: Scenario) -> Pair:
+    """Serve a scenario twice; nothing hangs."""
+    engine = {
+        "num_blocks": scenario.num_blocks + 1,  # vLLM keeps one as its null block.
+        "max_num_batched_tokens": scenario.budget,
+        "max_num_seqs": scenario.max_num_seqs,
+        "asynchronous": scenario.asynchronous,
+        "prefix_caching": scenario.caching,
+    }
+    truth = Truth(H100, scale=scenario.scale)
+    calls = scenario.calls()
+    stock = lab.VirtualRun(lab.Engine(**engine), truth, keep_steps=True)
+    served = stock.run(calls, MOST_STEPS)
+    if scenario.on_sim:
+        core = registry.build(
+            **{"name": "headway", **_core_settings(scenario)},
+            latency=OnlineModel(roofline(stock.scheduler.vllm_config)),
+        )
+        ours = SimRun(SimEngine(**{**engine, "num_blocks": scenario.num_blocks}), truth, core)
+        return Pair(scenario, served, ours.run(calls), stock, ours)
+    ours = lab.VirtualRun(lab.Engine(**engine, headway=scenario.headway()), truth, keep_steps=True)
+    outcomes = ours.run(calls, MOST_STEPS)
+    lab.is_clean(ours)
+    return Pair(scenario, served, outcomes, stock, ours)
+
+
+def _core_settings(scenario: Scenario) -> dict[str, Any]:
+    settings = scenario.headway()
+    return {"overload": settings["overload"], "options": settings.get("options")}
+
+
+# -- (a) nothing is lost ------------------------------------------------------------------------
+
+
+def assert_all_served(pair: Pair) -> None:
+    """What stock serves Headway serves, token by token, but for refusals that may be."""
+    for name, theirs in pair.stock.items():
+        ours = pair.ours[name]
+        left = theirs.call.abort_at_s is not None
+        if is_refused(ours):
+            assert_may_be_refused(pair, ours)
+        elif not (left and "abort" in (theirs.finish_reason, ours.finish_reason)):
+            assert ours.finish_reason == theirs.finish_reason, (name, theirs, ours)
+            assert len(ours.emitted_at_s) == len(theirs.emitted_at_s), (name, theirs, ours)
+
+
+def is_refused(outcome: Outcome) -> bool:
+    """Return whether a client got 429."""
+    return isinstance(wire.parse(outcome.stop_reason), wire.Refused)
+
+
+def assert_may_be_refused(pair: Pair, outcome: Outcome) -> None:
+    """Only whoever has a promise, before any token, and not by an idle server."""
+    call, at_s = outcome.call, outcome.ended_at_s
+    assert at_s is not None
+    assert call.xargs, f"refused without a promise: {outcome}"
+    assert not outcome.emitted_at_s, f"refused after a token: {outcome}"
+    waited_s = at_s - call.arrived_at_s
+    if waited_s > promised_s(outcome):
+        return  # By the clock.
+    others = [o for o in pair.ours.values() if is_live(o, at_s)]
+    assert any(not is_refused(o) or o.ended_at_s != at_s for o in others), f"idle: {outcome}"
+    if pair.scenario.overload == "demote":
+        steps_s = ENDING_STEPS * pair.longest_step_s(0.0, math.inf)
+        is_ending = waited_s >= longest_wait_s(pair.scenario) - 2 * steps_s
+        is_measured = sum(o.finish_reason in SERVED for o in ended_by(pair, at_s)) >= 32
+        assert is_ending or is_measured, f"refused by a rate never measured: {outcome}"
+
+
+def promised_s(outcome: Outcome) -> float:
+    """Return the shortest span promised to the first token or the end."""
+    xargs = outcome.call.xargs
+    spans = [xargs[key] / 1000 for key in ("slo_ttft_ms", "slo_jct_ms") if key in xargs]
+    return min(spans, default=math.inf)
+
+
+def longest_wait_s(scenario: Scenario) -> float:
+    """Return the bound on waiting of Headway's settings."""
+    options = scenario.headway().get("options", {})
+    return float(options.get("max_wait_s", 300.0))
+
+
+def is_live(outcome: Outcome, at_s: float) -> bool:
+    """Return whether a request was on the server just before *at_s*, or ended then."""
+    assert outcome.ended_at_s is not None
+    return outcome.call.arrived_at_s <= at_s <= outcome.ended_at_s
+
+
+def ended_by(pair: Pair, at_s: float) -> Iterator[Outcome]:
+    """Yield what Headway had ended by an instant."""
+    for outcome in pair.ours.values():
+        if outcome.ended_at_s is not None and outcome.ended_at_s <= at_s:
+            yield outcome
+
+
+# -- (b), (d) light load --------------------------------------------------------------------------
+
+
+def is_light(pair: Pair) -> bool:
+    """Return whether stock never had a queue: no two prompts at a time, and few streams."""
+    spans = []
+    for name in pair.names:
+        outcome = pair.stock[name]
+        first_s = outcome.emitted_at_s[0] if outcome.emitted_at_s else outcome.ended_at_s
+        spans.append((outcome.call.arrived_at_s, first_s, outcome.ended_at_s))
+    if pair.stock_run.num_preemptions:
+        return False
+    for i, (arrived_s, first_s, _) in enumerate(spans):
+        if any(began_s < first_s for began_s, _, _ in spans[i + 1 :]):
+            return False
+        if sum(began_s <= arrived_s <= ended_s for began_s, _, ended_s in spans) > FEW:
+            return False
+    return True
+
+
+def staying(pair: Pair) -> list[str]:
+    """Return the requests whose clients never hang up."""
+    return [name for name in pair.names if pair.stock[name].call.abort_at_s is None]
+
+
+def beside(pair: Pair, name: str) -> list[Outcome]:
+    """Return whom stock serves while it computes the prompt of a request."""
+    outcome = pair.stock[name]
+    arrived_s, first_s = outcome.call.arrived_at_s, outcome.emitted_at_s[0]
+    return [
+        other
+        for other in pair.stock.values()
+        if other is not outcome
+        and other.call.arrived_at_s <= first_s
+        and (other.ended_at_s or 0.0) >= arrived_s
+    ]
+
+
+def assert_first_tokens(pair: Pair) -> None:
+    """No first token is later than stock's by more than a step and a twentieth.
+
+    Beside a stream with a promised gap it may be: a long prompt is cut so that the stream keeps
+    its pace, which stock would not do.
+    """
+    for name in staying(pair):
+        if any("slo_tbt_ms" in other.call.xargs for other in beside(pair, name)):
+            continue
+        theirs, ours = pair.stock[name], pair.ours[name]
+        if is_refused(ours):
+            continue  # Whether that may be is another rule's.
+        arrived_s = theirs.call.arrived_at_s
+        theirs_s = theirs.emitted_at_s[0] - arrived_s
+        ours_s = ours.emitted_at_s[0] - arrived_s
+        step_s = pair.longest_step_s(arrived_s, arrived_s + ours_s)
+        assert ours_s <= SLACK * theirs_s + step_s, (name, theirs_s, ours_s, step_s)
+
+
+def assert_promises_kept(pair: Pair) -> None:
+    """Whoever kept its promise on stock keeps it on Headway."""
+    for name in staying(pair):
+        if pair.stock[name].call.xargs and keeps(pair.stock[name]):
+            assert keeps(pair.ours[name]), (name, pair.stock[name], pair.ours[name])
+
+
+def keeps(outcome: Outcome) -> bool:
+    """Return whether a promise was kept."""
+    at_s, xargs = np.array(outcome.emitted_at_s), outcome.call.xargs
+    if outcome.finish_reason not in SERVED:
+        return False
+    since_s = at_s - outcome.call.arrived_at_s - ROUNDING_S
+    gaps_s = np.diff(at_s) - ROUNDING_S
+    on_pace = np.mean(gaps_s * 1000 <= xargs.get("slo_tbt_ms", math.inf)) if len(gaps_s) else 1.0
+    return bool(
+        since_s[0] * 1000 <= xargs.get("slo_ttft_ms", math.inf)
+        and since_s[-1] * 1000 <= xargs.get("slo_jct_ms", math.inf)
+        and on_pace >= 0.99
+    )
+
+
+# -- (c) nobody has a promise ---------------------------------------------------------------------
+
+
+def has_room(scenario: Scenario) -> bool:
+    """Return whether the cache holds every request of the scenario at once."""
+    from harm_scenarios import blocks_of
+
+    warm = 0
+    if scenario.warm:
+        warm = 3 * NUM_WARM_UP + max(map(blocks_of, scenario.asks))
+    return sum(map(blocks_of, scenario.asks)) + warm <= scenario.num_blocks
+
+
+def throughput_ratio(pair: Pair) -> float:
+    """Return output tokens a second from the first arrival to the last token, ours to stock's."""
+    began_s = min(pair.stock[name].call.arrived_at_s for name in pair.names)
+
+    def rate(outcomes: Mapping[str, Outcome]) -> float:
+        times = [t for name in pair.names for t in outcomes[name].emitted_at_s]
+        return len(times) / (max(times) - began_s) if times else 1.0
+
+    return rate(pair.ours) / rate(pair.stock)
