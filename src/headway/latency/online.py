@@ -30,6 +30,7 @@ REFIT_EVERY = 8
 """Steps between two refits once warm; every step is fitted before :data:`WARM_STEPS`."""
 
 WARM_STEPS = 32
+"""Steps of one mode. A long answer says nothing of prompts, and the one prompt before it little."""
 
 ALLOWED = math.log(1.15)
 """Error (as a logarithm) that a step may have without speaking for a change."""
@@ -60,6 +61,7 @@ class OnlineModel(LatencyModel):
         self._one_sided = {mixed: [0.0, 0.0] for mixed in (False, True)}
         self._log_scale = 0.0
         self._num_steps = 0
+        self._num_of = dict.fromkeys((False, True), 0)
         self._coefficients: tuple[float, ...] = ()
         self._fit()
 
@@ -102,7 +104,9 @@ class OnlineModel(LatencyModel):
         self._moment[mixed] = FORGET * self._moment[mixed] + (duration_s / unit_s) * row
         self._weight[mixed] = FORGET * self._weight[mixed] + 1.0
         self._num_steps += 1
-        if self._num_steps <= WARM_STEPS or self._num_steps % REFIT_EVERY == 0:
+        self._num_of[mixed] += 1
+        is_young = self._num_of[mixed] <= WARM_STEPS
+        if is_young or self._num_steps % REFIT_EVERY == 0:
             self._fit()
 
     def _notice_change(self, mixed: bool, ratio: float) -> None:
