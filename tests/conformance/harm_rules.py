@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from harm_scenarios import H100, NUM_WARM_UP, Scenario
+from harm_scenarios import H100, NUM_WARM_UP, Scenario, blocks_of
 
 from headway.engines.sim.engine import SimEngine
 from headway.engines.sim.run import SimRun
@@ -26,6 +26,11 @@ FEW = 4
 
 SLACK = 1.05
 """How much later than stock a first token may be, beside one step."""
+
+GUESS = 1.4
+"""What a refusal may be wrong by: it comes before anybody knows how long the steps will be."""
+
+SHARED_WITHIN = 0.03
 
 ROUNDING_S = 1e-9
 SERVED = ("stop", "length")
@@ -45,6 +50,20 @@ class Pair:
     def names(self) -> list[str]:
         """The scenario's own requests, by arrival; the traffic before is not among them."""
         return [name for name in self.stock if name.startswith("r")]
+
+    def step_around_s(self, name: str) -> float:
+        """Return the longest step of stock's since a server was last idle before a request ended.
+
+        Whoever is a step later may keep the next a step longer, so neighbours' steps count too.
+        """
+        theirs, ours = self.stock[name], self.ours[name]
+        from_s = theirs.call.arrived_at_s
+        for before in reversed(self.names[: self.names.index(name)]):
+            ended_s = max(self.stock[before].ended_at_s, self.ours[before].ended_at_s)
+            if ended_s < from_s:
+                break
+            from_s = self.stock[before].call.arrived_at_s
+        return self.longest_step_s(from_s, max(theirs.ended_at_s, ours.ended_at_s))
 
     def longest_step_s(self, from_s: float, to_s: float) -> float:
         """Return the longest step of stock's that runs in a span."""
@@ -157,8 +176,10 @@ def is_light(pair: Pair) -> bool:
     for name in pair.names:
         outcome = pair.stock[name]
         first_s = outcome.emitted_at_s[0] if outcome.emitted_at_s else outcome.ended_at_s
+        if waited_s(outcome) > pair.longest_step_s(outcome.call.arrived_at_s, first_s):
+            return False
         spans.append((outcome.call.arrived_at_s, first_s, outcome.ended_at_s))
-    if pair.stock_run.num_preemptions:
+    if pair.stock_run.num_preemptions or pair.scenario.max_num_seqs <= FEW:
         return False
     for i, (arrived_s, first_s, _) in enumerate(spans):
         if any(began_s < first_s for began_s, _, _ in spans[i + 1 :]):
@@ -168,22 +189,15 @@ def is_light(pair: Pair) -> bool:
     return True
 
 
+def waited_s(outcome: Outcome) -> float:
+    """Return how long a request had to wait for its first step to begin."""
+    began_s = (at_s for at_s, phase in outcome.phases if phase == "prefill")
+    return next(began_s, math.inf) - outcome.call.arrived_at_s
+
+
 def staying(pair: Pair) -> list[str]:
     """Return the requests whose clients never hang up."""
     return [name for name in pair.names if pair.stock[name].call.abort_at_s is None]
-
-
-def beside(pair: Pair, name: str) -> list[Outcome]:
-    """Return whom stock serves while it computes the prompt of a request."""
-    outcome = pair.stock[name]
-    arrived_s, first_s = outcome.call.arrived_at_s, outcome.emitted_at_s[0]
-    return [
-        other
-        for other in pair.stock.values()
-        if other is not outcome
-        and other.call.arrived_at_s <= first_s
-        and (other.ended_at_s or 0.0) >= arrived_s
-    ]
 
 
 def assert_first_tokens(pair: Pair) -> None:
@@ -193,36 +207,75 @@ def assert_first_tokens(pair: Pair) -> None:
     its pace, which stock would not do.
     """
     for name in staying(pair):
-        if any("slo_tbt_ms" in other.call.xargs for other in beside(pair, name)):
-            continue
         theirs, ours = pair.stock[name], pair.ours[name]
-        if is_refused(ours):
-            continue  # Whether that may be is another rule's.
+        if is_refused(ours) or has_gaps_beside(pair, name, until_end=False):
+            continue  # Whether a refusal may be is another rule's.
+        if misses_a_turn(pair, name):
+            continue
         arrived_s = theirs.call.arrived_at_s
         theirs_s = theirs.emitted_at_s[0] - arrived_s
         ours_s = ours.emitted_at_s[0] - arrived_s
-        step_s = pair.longest_step_s(arrived_s, arrived_s + ours_s)
+        step_s = pair.step_around_s(name)
         assert ours_s <= SLACK * theirs_s + step_s, (name, theirs_s, ours_s, step_s)
 
 
+def misses_a_turn(pair: Pair, name: str) -> bool:
+    """Return whether an earlier turn of the same chat was refused, so nothing of it is cached."""
+    chat = pair.stock[name].call.shared_prefix
+    before = (o for other, o in pair.ours.items() if other < name)
+    return any(is_refused(o) and o.call.shared_prefix == chat is not None for o in before)
+
+
+def has_gaps_beside(pair: Pair, name: str, *, until_end: bool) -> bool:
+    """Return whether stock serves a stream with a promised gap beside (the prompt of) a request."""
+    outcome = pair.stock[name]
+    arrived_s = outcome.call.arrived_at_s
+    to_s = outcome.ended_at_s if until_end else outcome.emitted_at_s[0]
+    return any(
+        other.call.arrived_at_s <= to_s and other.ended_at_s >= arrived_s
+        for other in pair.stock.values()
+        if other is not outcome and "slo_tbt_ms" in other.call.xargs
+    )
+
+
 def assert_promises_kept(pair: Pair) -> None:
-    """Whoever kept its promise on stock keeps it on Headway."""
+    """Whoever kept its promise on stock keeps it on Headway, but by a hair.
+
+    A hair is what a first token may be later, and for a refusal :data:`GUESS`. Where promised gaps
+    meet prompts, stock keeps one promise and Headway may keep another: then no fewer are kept, or
+    none of less weight.
+    """
+    lost: list[str] = []
+    won: list[str] = []
     for name in staying(pair):
-        if pair.stock[name].call.xargs and keeps(pair.stock[name]):
-            assert keeps(pair.ours[name]), (name, pair.stock[name], pair.ours[name])
+        theirs, ours = pair.stock[name], pair.ours[name]
+        if not theirs.call.xargs or keeps(theirs) == keeps(ours):
+            continue
+        step_s = pair.step_around_s(name)
+        if keeps(ours):
+            won.append(name)
+        elif keeps(theirs, GUESS if is_refused(ours) else SLACK, step_s):
+            assert has_gaps_beside(pair, name, until_end=True), (name, theirs, ours)
+            lost.append(name)
+    assert len(lost) <= len(won) or weight(pair, lost) <= weight(pair, won), (lost, won)
 
 
-def keeps(outcome: Outcome) -> bool:
-    """Return whether a promise was kept."""
-    at_s, xargs = np.array(outcome.emitted_at_s), outcome.call.xargs
+def weight(pair: Pair, names: Iterable[str]) -> float:
+    """Return how much some requests count together."""
+    return sum(pair.stock[name].call.xargs.get("slo_weight", 1.0) for name in names)
+
+
+def keeps(outcome: Outcome, slack: float = 1.0, step_s: float = 0.0) -> bool:
+    """Return whether a promise was kept, or would have been *slack* times and a step later."""
     if outcome.finish_reason not in SERVED:
         return False
-    since_s = at_s - outcome.call.arrived_at_s - ROUNDING_S
-    gaps_s = np.diff(at_s) - ROUNDING_S
-    on_pace = np.mean(gaps_s * 1000 <= xargs.get("slo_tbt_ms", math.inf)) if len(gaps_s) else 1.0
+    at_s, xargs = np.array(outcome.emitted_at_s), outcome.call.xargs
+    since_ms = 1000 * (slack * (at_s - outcome.call.arrived_at_s) + step_s - ROUNDING_S)
+    gaps_ms = 1000 * (np.diff(at_s) - ROUNDING_S)
+    on_pace = np.mean(gaps_ms <= xargs.get("slo_tbt_ms", math.inf)) if len(gaps_ms) else 1.0
     return bool(
-        since_s[0] * 1000 <= xargs.get("slo_ttft_ms", math.inf)
-        and since_s[-1] * 1000 <= xargs.get("slo_jct_ms", math.inf)
+        since_ms[0] <= xargs.get("slo_ttft_ms", math.inf)
+        and since_ms[-1] <= xargs.get("slo_jct_ms", math.inf)
         and on_pace >= 0.99
     )
 
@@ -230,14 +283,31 @@ def keeps(outcome: Outcome) -> bool:
 # -- (c) nobody has a promise ---------------------------------------------------------------------
 
 
+def has_promises(pair: Pair) -> bool:
+    """Return whether anybody has one."""
+    return any(pair.stock[name].call.xargs for name in pair.names)
+
+
 def has_room(scenario: Scenario) -> bool:
     """Return whether the cache holds every request of the scenario at once."""
-    from harm_scenarios import blocks_of
-
     warm = 0
     if scenario.warm:
         warm = 3 * NUM_WARM_UP + max(map(blocks_of, scenario.asks))
     return sum(map(blocks_of, scenario.asks)) + warm <= scenario.num_blocks
+
+
+def assert_unchanged(pair: Pair) -> None:
+    """With room in the cache nothing changes at all: every token comes at the same instant.
+
+    Where prompts share what the same step computes, stock may admit one more in that step
+    (``test_same_as_stock.py``), so there the whole lasts as long within a few per cent.
+    """
+    shares = pair.scenario.caching and any(ask.chat is not None for ask in pair.scenario.asks)
+    if shares:
+        assert throughput_ratio(pair) >= 1.0 - SHARED_WITHIN
+        return
+    for name, theirs in pair.stock.items():
+        assert list(pair.ours[name].emitted_at_s) == list(theirs.emitted_at_s), name
 
 
 def throughput_ratio(pair: Pair) -> float:
