@@ -11,7 +11,13 @@ OPEN = "the rules for step lengths and for starting streams are still too strict
 
 @dataclass(frozen=True)
 class Kept:
-    """A reduced scenario; *is_open* while its fault is known and not yet mended."""
+    """A reduced scenario.
+
+    Attributes:
+        is_light: Whether it is held to the rules of light load; else as many promises as on stock
+            must be kept.
+        is_open: Its fault is known and not yet mended.
+    """
 
     name: str
     scenario: Scenario
@@ -44,7 +50,7 @@ KEPT = (
         Scenario(
             (
                 Ask(886.3, 4871, 120, tbt_ms=32.72),
-                Ask(317.0, 4043, 1, ttft_ms=400.0, tbt_ms=6.83),
+                Ask(317.0, 4043, 1, ttft_ms=400.0, tbt_ms=8.0),
             ),
             2000,
             caching=False,
@@ -69,5 +75,54 @@ KEPT = (
         "one prompt seen",
         Scenario((Ask(0.0, 1999, 33, ttft_ms=21.98), Ask(1920.6, 1564, 1)), 2000, caching=False),
         is_open=True,
+    ),
+    # Refused at once for 37 ms and more of work to come beside a stream with a gap so tight that no
+    # prompt token fits: it had 5 ms to go, and its own promise was broken by then.
+    Kept(
+        "refused beside a stream that ends soon",
+        Scenario(
+            (
+                Ask(0.0, 161, 17, ttft_ms=40.43, tbt_ms=8.25, jct_ms=29.0),
+                Ask(28.3, 109, 56, ttft_ms=751.55, jct_ms=1814.27),
+            ),
+            517,
+            overload="refuse",
+            warm=True,
+            budget=8192,
+            scale=0.05,
+        ),
+        is_open=True,
+    ),
+    # Two ask about a document that is still read: a server that is not told what is cached meanwhile
+    # takes them for too late. (Nothing failed; the line that hears of it was taken out.)
+    Kept(
+        "asked while it is read",
+        Scenario(
+            (
+                Ask(0.0, 5882, 1, chat=0),
+                Ask(42.0, 5911, 10, ttft_ms=108.46, chat=0),
+                Ask(20.0, 5956, 5, ttft_ms=108.46, chat=0),
+            ),
+            3000,
+            budget=512,
+        ),
+        is_light=False,
+    ),
+    # The server stood still for ever. A request was preempted while a token of its own was in
+    # flight, and all but that token were found in the cache: a prompt of no tokens stopped the queue.
+    Kept(
+        "nothing left to compute",
+        Scenario(
+            (
+                Ask(10.0, 20, 3),
+                Ask(0.0, 2732, 3, chat=0),
+                Ask(2.0, 2775, 1, chat=0),
+                Ask(22.0, 2736, 3, chat=0),
+            ),
+            178,
+            budget=8192,
+            asynchronous=True,
+        ),
+        is_light=False,
     ),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -91,11 +92,23 @@ def serve(lab: Any, scenario: Scenario) -> Pair:
             latency=OnlineModel(roofline(stock.scheduler.vllm_config)),
         )
         ours = SimRun(SimEngine(**{**engine, "num_blocks": scenario.num_blocks}), truth, core)
+        bound(core)
         return Pair(scenario, served, ours.run(calls), stock, ours)
     ours = lab.VirtualRun(lab.Engine(**engine, headway=scenario.headway()), truth, keep_steps=True)
     outcomes = ours.run(calls, MOST_STEPS)
     lab.is_clean(ours)
     return Pair(scenario, served, outcomes, stock, ours)
+
+
+def bound(core: Any) -> None:
+    """Make a core plan no more than :data:`MOST_STEPS`: our own engine would go on for ever."""
+    plan, numbers = core.plan, count()
+
+    def bounded(*args: Any) -> Any:
+        assert next(numbers) < MOST_STEPS, f"still {core.live.requests}"
+        return plan(*args)
+
+    core.plan = bounded
 
 
 def _core_settings(scenario: Scenario) -> dict[str, Any]:
@@ -258,6 +271,12 @@ def assert_promises_kept(pair: Pair) -> None:
             assert has_gaps_beside(pair, name, until_end=True), (name, theirs, ours)
             lost.append(name)
     assert len(lost) <= len(won) or weight(pair, lost) <= weight(pair, won), (lost, won)
+
+
+def num_kept(pair: Pair) -> tuple[int, int]:
+    """Return how many promises stock keeps, and how many Headway."""
+    names = [name for name in staying(pair) if pair.stock[name].call.xargs]
+    return sum(keeps(pair.stock[n]) for n in names), sum(keeps(pair.ours[n]) for n in names)
 
 
 def weight(pair: Pair, names: Iterable[str]) -> float:

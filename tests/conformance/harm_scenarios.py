@@ -183,6 +183,26 @@ def asks(rng: Random, num: int, promised: bool, pace: float, chatty: bool) -> li
     return made
 
 
+def questions(rng: Random, num: int, light: bool) -> list[Ask]:
+    """Return questions about one document, promised what only a cached prompt can keep.
+
+    A stream without a promise runs beside them, so that the server is never idle.
+    """
+    document = rng.randint(2_000, 6_000)
+    read_ms = prompt_ms(document)
+    made = [Ask(0.0, document, 1, chat=0)]
+    for i in range(num - 1):
+        own = rng.randint(1, 120)
+        prompt, answer = document + own, rng.randint(1, 10)
+        seldom_ms = rng.choice((20.0, 40.0)) if light else rng.choice((0.0, 2.0, 10.0))
+        gap_ms = seldom_ms if i or not light else 2.0 * read_ms
+        if i == 0:
+            made.append(Ask(gap_ms, 20, 20 * num))
+        ttft_ms = rng.choice((0.3, 0.5, 0.8)) * read_ms
+        made.append(Ask(gap_ms, prompt, answer, ttft_ms=round(ttft_ms, 2), chat=0))
+    return made
+
+
 @st.composite
 def scenarios(draw: st.DrawFn, light: bool = False) -> Scenario:
     """Return any load that this test knows, or one that is light more often than not.
@@ -193,7 +213,10 @@ def scenarios(draw: st.DrawFn, light: bool = False) -> Scenario:
     rng = Random(draw(st.integers(0, 2**32 - 1)))
     num = draw(st.integers(3, 14 if light else 25))
     pace = rng.choice(LIGHT_PACES if light else PACES)
-    made = asks(rng, num, light or rng.random() < 0.6, pace, rng.random() < 0.5)
+    if is_about_one := rng.random() < 0.25:
+        made = questions(rng, num, light)
+    else:
+        made = asks(rng, num, light or rng.random() < 0.6, pace, rng.random() < 0.5)
     largest = max(map(blocks_of, made))
     together = sum(map(blocks_of, made))
     room = rng.choice((0.4, 1.5, 1.5) if light else (0.0, 0.1, 0.4, 1.5, 1.5, 1.5))
@@ -205,7 +228,7 @@ def scenarios(draw: st.DrawFn, light: bool = False) -> Scenario:
         tuple(made),
         math.ceil(largest + room * (together - largest)) + 1,
         rng.choice(("demote", "refuse")),
-        caching=rng.random() < 0.7,
+        caching=is_about_one or rng.random() < 0.7,
         warm=rng.random() < 0.5,
         max_num_seqs=rng.choice((256, 16) if light else (256, 256, 16, 3, 1)),
         budget=rng.choice((2048, 8192, 512)),

@@ -53,8 +53,12 @@ def check_light(pair: rules.Pair) -> None:
 
 
 def test_any_load(lab: Any) -> None:
-    """Everything is served; without promises as fast as stock, and with room to the instant."""
+    """Everything is served; without promises as fast as stock, and with room to the instant.
+
+    Of all promises together no fewer are kept than stock keeps, less one in a hundred.
+    """
     ratios: list[float] = []
+    kept = np.zeros(2)
 
     @DRAWN
     @given(scenarios())
@@ -62,6 +66,7 @@ def test_any_load(lab: Any) -> None:
         pair = rules.serve(lab, scenario)
         rules.assert_all_served(pair)
         if rules.has_promises(pair):
+            kept[:] += rules.num_kept(pair)
             return
         if rules.has_room(scenario):
             rules.assert_unchanged(pair)
@@ -73,10 +78,12 @@ def test_any_load(lab: Any) -> None:
     mean = float(np.exp(np.mean(np.log(ratios))))
     print(f"\nKEPT throughput without promises: {mean:.4f} of stock's over {len(ratios)} loads,")
     print(f"KEPT the worst {min(ratios):.3f}, the best {max(ratios):.3f}")
+    print(f"KEPT promises: {kept[1]:.0f} where stock keeps {kept[0]:.0f}")
     assert mean >= 1.0 - THROUGHPUT_WITHIN
+    assert kept[1] >= 0.99 * kept[0]
 
 
-@pytest.mark.xfail(reason=OPEN, strict=not LONG)
+
 def test_light_load(lab: Any) -> None:
     """No first token is later than by a step, and whoever kept a promise on stock keeps it."""
     num_light = 0
@@ -97,8 +104,10 @@ def test_light_load(lab: Any) -> None:
 @pytest.mark.parametrize("kept", KEPT, ids=lambda kept: kept.name)
 def test_kept(lab: Any, kept: Kept, request: pytest.FixtureRequest) -> None:
     """A load that failed once does not fail again."""
-    if kept.is_open:
+    if False:
         request.applymarker(pytest.mark.xfail(reason=OPEN, strict=True))
     pair = rules.serve(lab, kept.scenario)
-    assert rules.is_light(pair) or not kept.is_light, "it is no light load any more"
+    assert rules.is_light(pair) is kept.is_light, "it is no longer the load that it was"
     check_light(pair)
+    stock, ours = rules.num_kept(pair)
+    assert kept.is_light or ours >= stock
