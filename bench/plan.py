@@ -4,6 +4,8 @@ Question: how much time does Headway add to a step of vLLM's own scheduler?
 Command:  make bench   (or: python bench/plan.py --json bench/plan.json)
 Method:   the real scheduler classes under the virtual clock, no model; R requests decode and
           W wait; stock and ours alternate in blocks of steps, and the medians are compared.
+          In the cached rows prefix caching is on, every prompt has 30,000 tokens, and those who
+          wait will find all but 500 of them in the cache.
 Ends in one JSON line.
 """
 
@@ -21,6 +23,10 @@ from headway.engines.vllm.harness import VirtualRun
 from headway.latency.model import StepShape
 
 OUTPUT_TOKENS = 4000
+
+NUM_DOCUMENTS = 16
+DOCUMENT_TOKENS, QUESTION_TOKENS = 29_500, 500
+"""A cached prompt is one of the documents and a question of its own."""
 
 
 def truth(shape: StepShape) -> float:
@@ -52,11 +58,38 @@ def loaded(
     )
 
 
-def compare(policy: str, running: int, waiting: int, rounds: int, steps: int) -> dict[str, Any]:
-    """Return milliseconds a step of stock and of *policy*, and their ratio."""
-    pair = {
-        name: Timed(loaded(name, running, waiting, promised=True)) for name in ("stock", policy)
-    }
+def cached(policy: str, running: int, waiting: int) -> VirtualRun:
+    """Return a run as :func:`loaded` does, of long prompts that share a few documents."""
+    engine = Engine(
+        num_blocks=NUM_DOCUMENTS * DOCUMENT_TOKENS // 16 + running * 300 + 1000,
+        block_size=16,
+        max_num_batched_tokens=8192,
+        max_num_seqs=running,
+        prefix_caching=True,
+        headway=None if policy == "stock" else {"policy": policy},
+    )
+
+    def call(name: str, index: int, output: int, ttft_s: float) -> Call:
+        return Call(
+            f"{name}{index}",
+            0.0,
+            DOCUMENT_TOKENS + QUESTION_TOKENS,
+            output,
+            {"slo_ttft_ms": 1000 * ttft_s, "slo_tbt_ms": 100},
+            shared_prefix=f"document {index % NUM_DOCUMENTS}",
+            prefix_tokens=DOCUMENT_TOKENS,
+        )
+
+    return fill(
+        VirtualRun(engine, truth),
+        (call("r", i, OUTPUT_TOKENS, 60.0) for i in range(running)),
+        (call("w", i, 100, 3600.0) for i in range(waiting)),
+    )
+
+
+def compare(stock: VirtualRun, ours: VirtualRun, rounds: int, steps: int) -> dict[str, Any]:
+    """Return milliseconds a step of both, and their ratio."""
+    pair = {"stock": Timed(stock), "ours": Timed(ours)}
     for timed in pair.values():
         timed.steps(10)
     samples: dict[str, list[float]] = {name: [] for name in pair}
@@ -65,13 +98,10 @@ def compare(policy: str, running: int, waiting: int, rounds: int, steps: int) ->
     for _ in range(rounds):
         for name, timed in pair.items():
             samples[name].append(timed.steps(steps) * 1e3)
-    ratios = [ours / stock for ours, stock in zip(samples[policy], samples["stock"], strict=True)]
+    ratios = [ours / stock for ours, stock in zip(samples["ours"], samples["stock"], strict=True)]
     return {
-        "policy": policy,
-        "running": running,
-        "waiting": waiting,
         "stock_ms": round(statistics.median(samples["stock"]), 4),
-        "ours_ms": round(statistics.median(samples[policy]), 4),
+        "ours_ms": round(statistics.median(samples["ours"]), 4),
         "ratio": round(statistics.median(ratios), 3),
         "ratio_min": round(min(ratios), 3),
         "ratio_max": round(max(ratios), 3),
@@ -79,15 +109,24 @@ def compare(policy: str, running: int, waiting: int, rounds: int, steps: int) ->
 
 
 def main() -> None:
-    """Run the grid and print one JSON line."""
+    """Run both grids and print one JSON line."""
     parser = options(__doc__, "256x0,256x1000,1024x0,1024x1000,256x20000,1024x20000", 15, 20)
+    parser.add_argument("--cached-grid", default="256x1000", help="the same of cached prompts")
     parser.add_argument("--policy", default="headway")
     given = parser.parse_args()
-    rows = []
-    for running, waiting in cells(given.grid):
-        row = compare(given.policy, running, waiting, given.rounds, given.steps)
-        print(row, flush=True)
-        rows.append(row)
+    policy, rows = given.policy, []
+    for is_cached, grid in ((False, given.grid), (True, given.cached_grid)):
+        for running, waiting in cells(grid):
+            runs = [
+                cached(name, running, waiting)
+                if is_cached
+                else loaded(name, running, waiting, promised=True)
+                for name in ("stock", policy)
+            ]
+            row = {"policy": policy, "cached": is_cached, "running": running, "waiting": waiting}
+            row |= compare(*runs, given.rounds, given.steps)
+            print(row, flush=True)
+            rows.append(row)
     report("plan", rows, given.json)
 
 

@@ -73,7 +73,8 @@ def options(doc: str | None, grid: str, rounds: int, steps: int = 50) -> argpars
 def cells(grid: str) -> list[tuple[int, int]]:
     """Read ``256x0,256x1000``: requests running and waiting."""
     return [
-        (int(running), int(waiting)) for running, waiting in (c.split("x") for c in grid.split(","))
+        (int(running), int(waiting))
+        for running, waiting in (cell.split("x") for cell in grid.split(",") if cell)
     ]
 
 

@@ -28,6 +28,12 @@ CHUNKS = (256, 512, 2048)
 H100 = Machine("llama-3.1-8b@h100", noise=0.05)
 PRESSED = replace(H100, kv_tokens=41_408)
 
+CACHED = {"turns", "agents", "mooncake, prefix caching"}
+"""Workloads served with prefix caching: their prompts begin with what was computed before."""
+
+TOO_LONG = {"mooncake", "mooncake, prefix caching", "agents"}
+"""Workloads whose prompts exceed the short cache, or fill it with one session or two."""
+
 
 @dataclass(frozen=True, slots=True)
 class Ground:
@@ -60,6 +66,10 @@ def grounds(folder: Path) -> list[Ground]:
         "sharegpt-8k": Traffic(str(sharegpt), (), code, arrivals="poisson"),
         "long-outputs": Traffic("long-outputs", (), times=0.5),
         "mooncake": Traffic(str(mooncake), (), long, times=0.5),
+        # As many requests as it takes for sessions to end in a run.
+        "turns": Traffic("turns", (), times=5),
+        "agents": Traffic("agents", (), times=3),
+        "mooncake, prefix caching": Traffic(str(mooncake), (), long, times=0.5),
     }
     there = {
         name: traffic
@@ -68,11 +78,14 @@ def grounds(folder: Path) -> list[Ground]:
     }
     return [
         *(
-            Ground(f"{name}, KV short", traffic, PRESSED)
+            Ground(f"{name}, KV short", traffic, replace(PRESSED, prefix_caching=name in CACHED))
             for name, traffic in there.items()
-            if name != "mooncake"  # Its longest prompts exceed the short cache.
+            if name not in TOO_LONG
         ),
-        *(Ground(name, traffic, H100) for name, traffic in there.items()),
+        *(
+            Ground(name, traffic, replace(H100, prefix_caching=name in CACHED))
+            for name, traffic in there.items()
+        ),
     ]
 
 

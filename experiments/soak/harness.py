@@ -74,7 +74,7 @@ def _spoiled(call: Call, begins_s: float, name: str, rng: Random) -> Call:
         return replace(call, num_output_tokens=2 * KV_TOKENS, max_output_tokens=2 * KV_TOKENS)
     if rng.random() < 0.2:
         shared = min(call.num_prompt_tokens, 500)
-        call = replace(call, shared_prefix=f"p{rng.randrange(5)}", prefix_tokens=shared)
+        call = replace(call, hash_ids=(f"p{rng.randrange(5)}",), hash_tokens=shared)
     if rng.random() < 1 / 6:
         call = replace(call, abort_at_s=arrived_at_s + rng.expovariate(1 / 6))
     return call

@@ -19,15 +19,16 @@ from typing import Any
 import click
 from docs_commands import commands_page
 from docs_text import attributes_of, escaped, markdown, table
+from docs_workloads import workloads_page
 from docstring_parser import DocstringStyle, parse
 
 from headway.config import Settings
 from headway.engines.vllm import account, channel, edge, headers, promise, serve
 from headway.metrics import prometheus
 from headway.policy import registry
-from headway.slo import EXPLAIN, MAX_PROMISE_S, Slo, SloBook
+from headway.slo import EXPLAIN, MAX_PROMISE_S, Slo
 from headway.slo_rules import MAX_WEIGHT
-from headway.workloads import named, public
+from headway.workloads import public
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -238,35 +239,6 @@ def slo_file_lines() -> Iterator[str]:
                 "What clients may ask for themselves.",
             ),
         ],
-    )
-
-
-def workloads_page() -> Iterator[str]:
-    """The named workloads and their classes."""
-    yield from [
-        "# Named workloads",
-        "",
-        "`--workload NAME` of `headway simulate`, `capacity` and `bench`, and"
-        " `headway trace synth NAME`: made up from published length statistics, the same for the"
-        " same seed.",
-        "",
-    ]
-    yield from table(
-        ("workload", "what", "classes"),
-        [
-            (
-                f"`{name}`",
-                one.summary,
-                ", ".join(dict.fromkeys(f"`{p.slo_class}`" for p in one.parts)),
-            )
-            for name, one in named.WORKLOADS.items()
-        ],
-    )
-    yield from ["", "## Their promises", ""]
-    book = SloBook.load(named.SLO_FILE)
-    yield from table(
-        ("class", "first token within", "gaps of at most"),
-        [(f"`{name}`", f"{c.ttft_s:g} s", f"{c.tbt_s:g} s") for name, c in book.classes.items()],
     )
 
 

@@ -234,9 +234,9 @@ def assert_first_tokens(pair: Pair) -> None:
 
 def misses_a_turn(pair: Pair, name: str) -> bool:
     """Return whether an earlier turn of the same chat was refused, so nothing of it is cached."""
-    chat = pair.stock[name].call.shared_prefix
+    chat = pair.stock[name].call.hash_ids
     before = (o for other, o in pair.ours.items() if other < name)
-    return any(is_refused(o) and o.call.shared_prefix == chat is not None for o in before)
+    return any(is_refused(o) and o.call.hash_ids == chat != () for o in before)
 
 
 def has_gaps_beside(pair: Pair, name: str, *, until_end: bool) -> bool:

@@ -19,6 +19,9 @@ from headway.latency.model import StepShape
 H100 = profile.load("llama-3.1-8b@h100")
 BLOCK = 16
 
+LONGEST_CHAT = 1_000_000
+"""Tokens that the turns of a chat may share: all that they have."""
+
 NUM_WARM_UP = 34
 """Requests of the traffic before: enough that the server has measured at which rate it works."""
 
@@ -113,7 +116,8 @@ def call_of(name: str, at_s: float, ask: Ask, scale: float) -> Call:
         xargs,
         ask.limit,
         abort_at_s=None if leaves_ms is None else at_s + leaves_ms * scale / 1000,
-        shared_prefix=None if ask.chat is None else f"chat {ask.chat}",
+        hash_ids=() if ask.chat is None else (f"chat {ask.chat}",),
+        hash_tokens=LONGEST_CHAT,
     )
 
 

@@ -17,6 +17,11 @@ H100 = profile.load("llama-3.1-8b@h100")
 GAPS_KEPT = 0.99
 
 
+def alike(name: str, num_tokens: int = 1_000_000) -> dict[str, Any]:
+    """Return the fields of a call whose first tokens are those of all with this *name*."""
+    return {"hash_ids": (name,), "hash_tokens": num_tokens}
+
+
 def agents(num_agents: int, num_calls: int, seed: int) -> list[Call]:
     """Long contexts that grow by tool answers, seconds between calls, short outputs."""
     rng = np.random.default_rng(seed)
@@ -27,7 +32,7 @@ def agents(num_agents: int, num_calls: int, seed: int) -> list[Call]:
             xargs = {"slo_ttft_ms": 10_000 if turn == 0 else 500, "slo_tbt_ms": 100}
             name = f"a{agent:02d}-{turn:02d}"
             length = int(rng.integers(20, 80))
-            calls.append(Call(name, at_s, context, length, xargs, shared_prefix=f"agent{agent}"))
+            calls.append(Call(name, at_s, context, length, xargs, **alike(f"agent{agent}")))
             context += int(rng.integers(100, 600))
             at_s += float(rng.uniform(3, 6))
     return calls
@@ -37,18 +42,14 @@ def chats(num: int, rate_rps: float, num_own: int, seed: int) -> list[Call]:
     """One system prompt of 8,000 tokens for all, a question of its own in each."""
     rng = np.random.default_rng(seed)
     at_s = 0.0
-    calls = [Call("first", 0.0, 8_000, 1, {}, shared_prefix="system")]
+    calls = [Call("first", 0.0, 8_000, 1, {}, **alike("system"))]
     for i in range(num):
         at_s += float(rng.exponential(1 / rate_rps))
         length = int(rng.integers(20, 200))
         xargs = {"slo_ttft_ms": 1000, "slo_tbt_ms": 100}
         prompt = 8_000 + num_own
         name = f"c{i:04d}"
-        calls.append(
-            Call(
-                name, 2.0 + at_s, prompt, length, xargs, shared_prefix="system", prefix_tokens=8000
-            )
-        )
+        calls.append(Call(name, 2.0 + at_s, prompt, length, xargs, **alike("system", 8_000)))
     return calls
 
 
@@ -105,10 +106,10 @@ def test_a_prompt_that_is_cached_is_as_soon_as_stock(lab: Any, overload: str) ->
     """60,000 tokens, all but 96 of them cached, on an idle server: not lost, not refused."""
     promise = {"slo_ttft_ms": 100}
     calls = [
-        Call("first", 0.0, 60_000, 1, {}, shared_prefix="book"),
-        Call("again", 60.0, 60_096, 5, promise, shared_prefix="book"),
+        Call("first", 0.0, 60_000, 1, {}, **alike("book")),
+        Call("again", 60.0, 60_096, 5, promise, **alike("book")),
         # An idle server serves one whatever it thinks of its promise, and not two.
-        Call("again too", 60.0, 60_096, 5, promise, shared_prefix="book"),
+        Call("again too", 60.0, 60_096, 5, promise, **alike("book")),
     ]
     first_s = {}
     for name, headway in (("stock", None), ("ours", {"policy": "headway", "overload": overload})):

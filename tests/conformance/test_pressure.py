@@ -50,7 +50,7 @@ def test_prefix_cache_under_pressure(lab: Any, asynchronous: bool) -> None:
     )
     run = lab.start(engine)
     calls = [
-        dataclasses.replace(c, shared_prefix="abcd"[i % 4])
+        dataclasses.replace(c, hash_ids=("abcd"[i % 4],), hash_tokens=10_000)
         for i, c in enumerate(lab.mixed(100, 4.0, 2))
     ]
     lab.all_served(run.run(calls))

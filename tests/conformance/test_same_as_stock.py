@@ -48,7 +48,7 @@ def test_fcfs_with_a_shared_prefix(lab: Any, seed: int) -> None:
     stock = lab.Engine(num_blocks=4000, max_num_batched_tokens=512, prefix_caching=True)
     ours = dataclasses.replace(stock, headway={"policy": "fcfs"})
     calls = [
-        dataclasses.replace(c, shared_prefix="abc"[i % 3])
+        dataclasses.replace(c, hash_ids=("abc"[i % 3],), hash_tokens=10_000)
         for i, c in enumerate(lab.mixed(60, 2.0, seed))
     ]
     theirs, mine = lab.start(stock, seed), lab.start(ours, seed)

@@ -237,7 +237,7 @@ def test_with_a_prefix_cache_only_the_rest_is_copied_back(lab: Any, asynchronous
     """Blocks of a victim that are still in the prefix cache do not cross the link again."""
     run = start(lab, num_blocks=60, host_blocks=400, prefix_caching=True, asynchronous=asynchronous)
     calls = [
-        dataclasses.replace(c, shared_prefix="abcd"[i % 4], prefix_tokens=200)
+        dataclasses.replace(c, hash_ids=("abcd"[i % 4],), hash_tokens=200)
         for i, c in enumerate(lab.mixed(50, 8.0, 2))
     ]
     copied_out = 0
@@ -316,9 +316,8 @@ def test_the_simulator_swaps_alike(lab: Any, name: str, policy: str, asynchronou
         dataclasses.replace(
             c,
             xargs=c.xargs if i % 3 else {},
-            num_prompt_tokens=c.num_prompt_tokens + i,  # No two of one prefix equally long.
-            shared_prefix="ab"[i % 2],
-            prefix_tokens=40,
+            hash_ids=("ab"[i % 2],),
+            hash_tokens=40,
             abort_at_s=c.arrived_at_s + 3.0 if i % 5 == 0 else None,
         )
         for i, c in enumerate(lab.mixed(30, 8.0, 6, long=(300, 600)))

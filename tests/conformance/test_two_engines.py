@@ -22,6 +22,8 @@ from headway.engines.virtual import Call
 from headway.engines.vllm.shapes import roofline
 from headway.latency.online import OnlineModel
 from headway.policy import registry
+from headway.study.requests import calls_of
+from headway.workloads import named
 
 POLICIES = ("fcfs", "sarathi", "slack", "accelgen", "headway")
 
@@ -149,20 +151,20 @@ def test_the_pressed_workloads_preempt(lab: Any, asynchronous: bool) -> None:
 
 
 def sharing(calls: list[Call], prefix_tokens: int) -> list[Call]:
-    """Let calls share three prefixes; no two of one prefix are equally long."""
+    """Let calls share three prefixes."""
     return [
         replace(
             call,
-            shared_prefix="abc"[i % 3],
-            prefix_tokens=prefix_tokens,
-            num_prompt_tokens=40 + 7 * i,
+            hash_ids=("abc"[i % 3],),
+            hash_tokens=prefix_tokens,
+            num_prompt_tokens=40 + 7 * (i // 2),
         )
         for i, call in enumerate(calls)
     ]
 
 
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
-@pytest.mark.parametrize(("num_blocks", "prefix_tokens"), [(2000, 0), (60, 100)])
+@pytest.mark.parametrize(("num_blocks", "prefix_tokens"), [(2000, 10_000), (60, 100)])
 @pytest.mark.parametrize("policy", POLICIES)
 def test_with_a_prefix_cache(
     lab: Any, policy: str, num_blocks: int, prefix_tokens: int, asynchronous: bool
@@ -182,6 +184,93 @@ def test_with_a_prefix_cache(
     assert_same(theirs, sim, theirs.run(calls), sim.run(calls))
     computed = sum(sum(tokens.values()) for _, tokens in sim.schedule)
     assert computed < sum(c.num_prompt_tokens + c.num_output_tokens for c in calls)
+
+
+CHAINS: dict[str, tuple[int, dict[str, int]]] = {
+    # Tokens an id stands for, and the cache.
+    "as large as blocks": (16, {"num_blocks": 2000}),
+    "not a multiple": (24, {"num_blocks": 2000}),
+    "many to a block": (5, {"num_blocks": 2000}),
+    "larger than blocks": (100, {"num_blocks": 2000}),
+    "pressed": (24, {"num_blocks": 45}),
+    "pressed, tiny blocks": (7, {"num_blocks": 210, "block_size": 3}),
+}
+"""Workloads of chains: sizes that fit blocks and that do not, room and pressure."""
+
+
+def chained(calls: list[Call], hash_tokens: int, seed: int) -> list[Call]:
+    """Give calls chains that part at random depths; one in three repeats an earlier prompt."""
+    rng = np.random.default_rng([seed, hash_tokens])
+    made: list[Call] = []
+    for i, call in enumerate(calls):
+        if i % 3 == 2:
+            ids, length = made[-2].hash_ids, made[-2].num_prompt_tokens
+        else:
+            ids = tuple(
+                int(j) for j in rng.integers(0, 2, 1 + int(rng.integers(300)) // hash_tokens)
+            )
+            length = len(ids) * hash_tokens + int(rng.choice([-2, 0, 1, 30]))
+        made.append(replace(call, num_prompt_tokens=length, hash_ids=ids, hash_tokens=hash_tokens))
+    return made
+
+
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize("name", CHAINS)
+@pytest.mark.parametrize("policy", ["fcfs", "headway"])
+def test_with_chains_in_the_cache(lab: Any, policy: str, name: str, asynchronous: bool) -> None:
+    """Nested prefixes of many lengths are found alike, also under pressure, and by the resumed."""
+    hash_tokens, shape = CHAINS[name]
+    engine = lab.Engine(
+        **shape,
+        max_num_batched_tokens=512,
+        prefix_caching=True,
+        asynchronous=asynchronous,
+        headway={"policy": policy},
+    )
+    theirs = lab.VirtualRun(engine, lab.truth(6))
+    core = registry.build(policy, latency=OnlineModel(roofline(theirs.scheduler.vllm_config)))
+    sim = SimRun(sim_engine(engine), lab.truth(6), core, keep_schedule=True)
+    calls = chained(Workload(num=40, rate_rps=8.0).calls(6), hash_tokens, 6)
+    found = cached_tokens(theirs)
+    assert_same(theirs, sim, theirs.run(calls), sim.run(calls))
+    assert len(set(found.values()) - {0}) >= 3, "few lengths of hits were covered"
+    if name.startswith("pressed"):
+        assert sim.num_preemptions["recompute"] >= 3
+
+
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize(("name", "num_blocks"), [("turns", 500), ("agents", 3000)])
+def test_with_sessions(lab: Any, name: str, num_blocks: int, asynchronous: bool) -> None:
+    """The named workloads of sessions are served alike, with room for some of them only."""
+    engine = lab.Engine(
+        num_blocks=num_blocks,
+        max_num_batched_tokens=2048,
+        prefix_caching=True,
+        asynchronous=asynchronous,
+        headway={"policy": "headway"},
+    )
+    theirs = lab.VirtualRun(engine, lab.truth(7))
+    theirs.scheduler.headway_book = named.BOOK
+    core = registry.build("headway", latency=OnlineModel(roofline(theirs.scheduler.vllm_config)))
+    sim = SimRun(sim_engine(engine), lab.truth(7), core, book=named.BOOK, keep_schedule=True)
+    calls, _ = calls_of(named.make(name, 40, 1.0, 7), named.BOOK)
+    found = cached_tokens(theirs)
+    assert_same(theirs, sim, theirs.run(calls), sim.run(calls))
+    assert len(set(found.values()) - {0}) >= 8
+
+
+def cached_tokens(run: Any) -> dict[str, int]:
+    """Return a table that fills with what vLLM's cache gave each request when it first began."""
+    found: dict[str, int] = {}
+    schedule = run.scheduler.schedule
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        output = schedule(*args, **kwargs)
+        found.update({one.req_id: one.num_computed_tokens for one in output.scheduled_new_reqs})
+        return output
+
+    run.scheduler.schedule = watched
+    return found
 
 
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])

@@ -19,6 +19,7 @@ from headway.policy.kv.gate import Lending
 from headway.policy.kv.ledger import KvLedger
 from headway.policy.kv.lending import LendingBook
 from headway.policy.live import LiveRequests
+from headway.policy.price import StepPrice
 from headway.policy.recent import LongestRecent
 from headway.policy.victims.cheapest import least_loss
 from headway.policy.view import EngineView
@@ -266,7 +267,7 @@ class Cache:
         num_blocks = self.capacity // 16
         view = EngineView(num_blocks, num_blocks, 16, 64, 512)
         return PlanContext(
-            view, 0.0, 0.0, self.step, 0.05, math.inf, math.inf,
+            view, 0.0, 0.0, self.step, 0.05, StepPrice(), math.inf, math.inf,
             LiveRequests(), self.ledger, OnlineModel(),
         )  # fmt: skip
 

@@ -15,6 +15,7 @@ from headway.policy.admit import Job
 from headway.policy.context import PlanContext
 from headway.policy.kv.ledger import KvLedger
 from headway.policy.live import LiveRequests
+from headway.policy.price import StepPrice
 from headway.policy.rivals.lookahead import SHARES, best_first_chunk, most_weight_on_time
 from headway.policy.rivals.mlfq import SkipJoin
 from headway.policy.rivals.resample import History, future_peak
@@ -186,6 +187,7 @@ def context(live: LiveRequests, now_s: float = 0.0, num_blocks: int = 40) -> Pla
         ref_s=now_s,
         step=0,
         step_s=0.01,
+        price=StepPrice(),
         tightest_ttft_s=math.inf,
         lagging_due_s=math.inf,
         live=live,

@@ -15,6 +15,7 @@ from headway.policy.context import PlanContext
 from headway.policy.kv.ledger import KvLedger
 from headway.policy.live import LiveRequests
 from headway.policy.preempt import BestEffortFirst, Youngest
+from headway.policy.price import StepPrice
 from headway.policy.prioritize import ByDeadline
 from headway.policy.view import EngineView
 from headway.request import Request, State
@@ -35,6 +36,7 @@ class Scene:
             ref_s=100.0,
             step=0,
             step_s=0.05,
+            price=StepPrice(),
             tightest_ttft_s=math.inf,
             lagging_due_s=math.inf,
             live=self.live,

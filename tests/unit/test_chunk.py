@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from headway.latency.model import LatencyModel, StepShape
-from headway.policy.chunk import LEAST_CHUNK_TOKENS, FixedChunk, SlackChunk
+from headway.policy.chunk import FixedChunk, SlackChunk
 from headway.policy.context import PlanContext
 from headway.policy.kv.ledger import KvLedger
 from headway.policy.live import LiveRequests
+from headway.policy.price import DECIDE_EVERY, LEAST_CHUNK_TOKENS, StepPrice
 from headway.policy.view import EngineView
 from headway.request import Request, State
 from headway.slo import Slo
@@ -40,7 +42,7 @@ class Exact(LatencyModel):
 def context(
     gaps: dict[float, int] | None = None,
     num_decodes: int = 0,
-    tightest_ttft_s: float = math.inf,
+    asked_s: Sequence[float] = (),
     max_step_tokens: int = 2048,
     pressure: float = 1.0,
     lagging_due_s: float = math.inf,
@@ -56,13 +58,19 @@ def context(
         request.move(State.RUNNING, 0.0, "started")
         live.start_prefill(request)
         live.start_decode(request)
+    price = StepPrice()
+    for i, ttft_s in enumerate(asked_s):
+        price.learn(Request(f"t{i}", Slo(ttft_s=ttft_s), 0.0, 100, 50), 0.5 * i)
+    for request in live.decoding.values():
+        price.learn(request, 0.0)
     return PlanContext(
         view=EngineView(1000, num_free_blocks, 16, 64, max_step_tokens),
         now_s=10.0,
         ref_s=10.0,
-        step=5,
+        step=DECIDE_EVERY,
         step_s=0.02,
-        tightest_ttft_s=tightest_ttft_s,
+        price=price,
+        tightest_ttft_s=math.inf,
         lagging_due_s=lagging_due_s,
         live=live,
         ledger=KvLedger(),
@@ -135,17 +143,17 @@ def test_a_decode_out_of_step_is_waited_for() -> None:
 
 
 def test_a_tight_first_token_keeps_steps_short() -> None:
-    """A new chat waits at most a share of its promise for the step before it to end."""
-    ctx = context(tightest_ttft_s=0.4)
+    """A new chat that comes as a step begins waits for its end, and then for its own step's."""
+    ctx = context(asked_s=[0.15] * 20)
     tokens = SlackChunk().largest(ctx, ctx.shape, 0, 5000)
-    assert ctx.latency.predict_s(ctx.shape.with_chunk(tokens, 0)) <= 0.1
+    assert ctx.latency.predict_s(ctx.shape.with_chunk(tokens, 0)) <= 0.075
     assert tokens > 500
 
 
 @pytest.mark.parametrize("gaps", [{}, {0.1: 5}])
 def test_an_impossible_first_token_does_not_stop_prefill(gaps: dict[float, int]) -> None:
     """A TTFT shorter than any step costs is no reason to compute nothing."""
-    ctx = context(gaps, num_decodes=5 * len(gaps), tightest_ttft_s=0.001)
+    ctx = context(gaps, num_decodes=5 * len(gaps), asked_s=[0.001] * 20)
     assert SlackChunk().largest(ctx, ctx.shape, 0, 5000) >= 16
 
 

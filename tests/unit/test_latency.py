@@ -181,6 +181,22 @@ def test_a_changed_machine_is_noticed() -> None:
     assert np.median(ratios) == pytest.approx(1.0, abs=0.15)
 
 
+def test_an_estimate_counts_the_steps_that_do_not_confirm_it() -> None:
+    """Steps without a prompt, and those much shorter than predicted; one as predicted ends it."""
+    model = taught(np.random.default_rng(6), 300)
+    decode, mixed = StepShape(0, 0, 8, 4000), StepShape(256, 1, 8, 4000, 32_768.0)
+    model.observe(mixed, model.predict_s(mixed))
+    assert model.num_steps_unconfirmed == 0
+    num_mixed = model.num_mixed_steps
+    for _ in range(5):
+        model.observe(decode, truth_s(decode))
+    model.observe(mixed, 0.5 * model.predict_s(mixed))
+    assert model.num_steps_unconfirmed == 6
+    model.observe(mixed, 2.0 * model.predict_s(mixed))
+    assert model.num_steps_unconfirmed == 0
+    assert model.num_mixed_steps == num_mixed + 2
+
+
 def test_a_hiccup_has_no_leverage() -> None:
     """One step that hung for ten seconds hardly moves the predictions."""
     rng = np.random.default_rng(7)

@@ -16,6 +16,7 @@ from headway.policy.kv.gate import Lending
 from headway.policy.kv.ledger import KvLedger
 from headway.policy.kv.lending import LendingBook
 from headway.policy.live import LiveRequests
+from headway.policy.price import StepPrice
 from headway.policy.view import EngineView
 from headway.request import Request, State
 from headway.slo import NO_PROMISE, Slo
@@ -239,8 +240,8 @@ def request(name: str, prompt: int, output: int, slo: Slo = NO_PROMISE) -> Reque
 
 def context(ledger: KvLedger, num_blocks: int = 50) -> PlanContext:
     return PlanContext(
-        EngineView(num_blocks, num_blocks, 16, 64, 512), 0.0, 0.0, 0, 0.05, math.inf, math.inf,
-        LiveRequests(), ledger, OnlineModel(), max_step_s=0.1,
+        EngineView(num_blocks, num_blocks, 16, 64, 512), 0.0, 0.0, 0, 0.05, StepPrice(),
+        math.inf, math.inf, LiveRequests(), ledger, OnlineModel(), max_step_s=0.1,
     )  # fmt: skip
 
 

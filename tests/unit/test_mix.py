@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from headway.errors import UserError
 from headway.workloads import mix
+from headway.workloads.prefixes import found_tokens
 from headway.workloads.schema import WorkloadRequest
 
 
@@ -65,6 +66,14 @@ def test_superposed_workloads_keep_their_times() -> None:
         ("a/r0", 0.0), ("b/r0", 1.0), ("a/r1", 2.0), ("b/r1", 2.0), ("a/r2", 5.0),
     ]  # fmt: skip
     assert {r.prefix_id for r in merged} == {"a/p", "b/p"}
+
+
+def test_chains_of_two_parts_never_meet() -> None:
+    """Their first ids differ, and nothing after those is shared."""
+    rows = [WorkloadRequest("r", 0.0, 40, 1, hash_ids=(1, 2, 3), hash_tokens=16)] * 2
+    merged = mix.superposed({"a": rows[:1], "b": rows})
+    assert [r.hash_ids for r in merged] == [("a/1", 2, 3), ("b/1", 2, 3), ("b/1", 2, 3)]
+    assert found_tokens(merged) == [0, 0, 40]
 
 
 def test_a_mix_of_nothing_is_refused() -> None:

@@ -368,7 +368,7 @@ def test_simulate_with_oracle_and_bound(tmp_path: Path, capsys: pytest.CaptureFi
         (["--bound", "--replicas", "2"], "leave out --replicas"),
         (["--bound", "--noise", "0.1"], "leave out --noise"),
         (["--bound", "--drift", "jump:0.5@9"], "leave out --drift"),
-        (["--bound", "--prefix-caching"], "leave out --prefix-caching"),
+        (["--bound", "--prefix-caching"], "use --no-prefix-caching"),
     ],
     ids=lambda v: " ".join(v)[-40:] if isinstance(v, list) else "",
 )

@@ -8,12 +8,13 @@ import pytest
 
 from headway.policy import registry
 from headway.policy.appointments import LEAD_S
-from headway.policy.events import Arrived, Finished, StepDone, StepScheduled
+from headway.policy.batch import UNCONFIRMED_STEPS
+from headway.policy.events import Arrived, Finished, PrefixFound, StepDone, StepScheduled
 from headway.policy.overload import COLD_STEPS, HOPELESS
 from headway.policy.plan import Refuse
 from headway.policy.scheduler import Scheduler
 from headway.policy.view import EngineView
-from headway.request import Request
+from headway.request import Request, Standing
 from headway.slo import Slo
 from headway.study.run import execute
 from headway.study.spec import Load, Machine, RunSpec
@@ -100,6 +101,23 @@ def test_whom_the_clock_made_too_late_an_idle_server_refuses() -> None:
     core = core_with([])
     core.observe(arrival(0.0, 100, Slo(ttft_s=1e-6), "over"))
     assert list(told(core, 0.001)) == ["over"]
+
+
+@pytest.mark.parametrize("num_steps", [UNCONFIRMED_STEPS - 1, UNCONFIRMED_STEPS])
+def test_a_server_long_busy_with_streams_serves_somebody(num_steps: int) -> None:
+    """Nothing has confirmed for so many steps what a prompt costs; before, both are refused."""
+    core = core_with([("stream", 100)])
+    core.observe(StepScheduled(0.0, {"stream": 100}, {"stream": 0}))
+    core.observe(StepDone(0.01, {"stream": 1}))
+    for i in range(num_steps):
+        core.observe(StepScheduled(0.01 * i, {"stream": 1}))
+        core.observe(StepDone(0.01 * (i + 1), {"stream": 1}))
+    now_s = 0.01 * num_steps
+    for name in ("first", "second"):
+        core.observe(arrival(now_s, 100, Slo(ttft_s=0.0001), name))
+    plan = core.plan(VIEW, now_s)
+    refused = [one.request_id for one in plan.refuse]
+    assert refused == (["second"] if num_steps == UNCONFIRMED_STEPS else ["first", "second"])
 
 
 @pytest.mark.parametrize("policy", ["headway", "slack", "cacheopt", "accelgen"])
@@ -241,3 +259,23 @@ def test_who_still_waits_when_the_longest_wait_ends_is_told(slo: Slo, refused: l
     answers = core.plan(full, 9.9).refuse
     assert [one.request_id for one in answers] == refused
     assert all(one.retry_after_s > 0 for one in answers)
+
+
+def test_a_promise_that_only_a_cached_prompt_can_keep_is_alive_again_once_it_is_cached() -> None:
+    """Lost on arrival by its length alone; a moment later another request has computed it."""
+    core = core_with([])
+    core.observe(arrival(0.0, 60_000, Slo(ttft_s=0.5), "book"))
+    request = core.live.requests["book"]
+    assert request.standing is Standing.LOST
+    core.observe(PrefixFound(0.1, {"book": (59_904, 0)}))
+    core.validate()
+    assert request.standing is Standing.PROMISED
+    assert "in the cache now" in request.tell()
+
+
+def test_one_that_is_past_due_is_not() -> None:
+    """What the cache holds cannot turn back the clock."""
+    core = core_with([])
+    core.observe(arrival(0.0, 60_000, Slo(ttft_s=0.5), "book"))
+    core.observe(PrefixFound(0.6, {"book": (59_904, 0)}))
+    assert core.live.requests["book"].standing is Standing.LOST

@@ -9,6 +9,7 @@ from headway.policy.context import PlanContext
 from headway.policy.kv.ledger import KvLedger
 from headway.policy.live import LiveRequests
 from headway.policy.preempt import BestEffortFirst, Youngest
+from headway.policy.price import StepPrice
 from headway.policy.view import EngineView
 from headway.request import Request, State
 from headway.slo import NO_PROMISE, Slo
@@ -21,6 +22,7 @@ def context(now_s: float = 100.0, max_wait_s: float = 300.0) -> PlanContext:
         ref_s=now_s,
         step=0,
         step_s=0.05,
+        price=StepPrice(),
         tightest_ttft_s=math.inf,
         lagging_due_s=math.inf,
         live=LiveRequests(),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import tracemalloc
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 
 from headway.errors import UserError
 from headway.workloads import readers, schema
+from headway.workloads.prefixes import found_tokens
 from headway.workloads.public import traces
 from headway.workloads.schema import WorkloadRequest, read_jsonl
 
@@ -82,6 +82,7 @@ def test_a_broken_csv_gets_one_sentence(
         ({"input_length": 10**400}, "input_length must be"),
         ({"hash_ids": "1,2"}, "hash_ids must be a list"),
         ({"hash_ids": [[1]]}, "hash_ids must be a list"),
+        ({"hash_ids": [1, 2, 3, 4]}, "4 hash_ids of 16 tokens each are too many for a prompt"),
     ],
 )
 def test_a_broken_mooncake_row_gets_one_sentence(
@@ -154,40 +155,15 @@ def test_the_dialects_of_mooncake_are_told_apart(tmp_path: Path) -> None:
     """16 or 512 tokens a hash by what fits; seconds where rows have a ``chat_id``."""
     rows = [{**ROW, "timestamp": 0}, {**ROW, "timestamp": 2}]
     sim = readers.load(jsonl(tmp_path / "s.jsonl", *rows))
-    assert [(r.arrived_at_s, r.prefix_tokens) for r in sim] == [(0.0, 40), (0.002, 40)]
+    assert [(r.arrived_at_s, r.hash_tokens) for r in sim] == [(0.0, 16), (0.002, 16)]
+    assert {r.hash_ids for r in sim} == {(1, 2, 3)}
     qwen = readers.load(jsonl(tmp_path / "q.jsonl", *({"chat_id": 1, **row} for row in rows)))
-    assert [(r.arrived_at_s, r.prefix_tokens) for r in qwen] == [(0.0, 40), (2.0, 40)]
+    assert [(r.arrived_at_s, r.hash_tokens) for r in qwen] == [(0.0, 16), (2.0, 16)]
     long = [{**row, "input_length": 1_400} for row in rows]
     mooncake = readers.load(jsonl(tmp_path / "m.jsonl", *long))
-    assert [r.prefix_tokens for r in mooncake] == [1_400, 1_400]
+    assert [r.hash_tokens for r in mooncake] == [512, 512]
     timed = readers.read_timed_trace(tmp_path / "m.jsonl")
-    assert [(r.arrived_at_s, r.prefix_tokens) for r in timed] == [(0.0, 48), (2.0, 48)]
-
-
-def test_shared_depths_by_hand() -> None:
-    """Each shares with an earlier one; the first of a root owns what later ones find of it."""
-    chains = [[1, 2, 3, 9], [1, 2, 4], [5], [1, 2, 4, 6], [1, 8], [], [7, 2]]
-    assert readers.shared_depths(chains) == [2, 2, 0, 3, 1, 0, 0]
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_prefixes_are_never_claimed_beyond_an_endless_cache(seed: int) -> None:
-    """Over random trees, request by request, against a cache that remembers every prefix."""
-    rng = random.Random(seed)
-    chains = [[rng.randrange(2) for _ in range(rng.randrange(6))] for _ in range(60)]
-    depths = readers.shared_depths(chains)
-    known: set[tuple[int, ...]] = set()
-    longest: dict[int, int] = {}
-    total_found = total_true = 0
-    for chain, depth in zip(chains, depths, strict=True):
-        true = max(k for k in range(len(chain) + 1) if k == 0 or tuple(chain[:k]) in known)
-        found = min(depth, longest.get(chain[0], 0)) if chain else 0
-        assert found <= true
-        total_found, total_true = total_found + found, total_true + true
-        known.update(tuple(chain[: k + 1]) for k in range(len(chain)))
-        if chain:
-            longest[chain[0]] = max(longest.get(chain[0], 0), depth)
-    assert total_found >= 0.9 * total_true
+    assert [(r.arrived_at_s, r.hash_tokens) for r in timed] == [(0.0, 16), (2.0, 16)]
 
 
 @needs_traces
@@ -209,13 +185,7 @@ def test_mooncake_s_published_prefix_hits_are_found() -> None:
     """3,993 requests, 3.91 a second, 65 % of the prompt tokens seen before."""
     made = readers.load(TRACES / "mooncake" / "synthetic_trace.jsonl")
     assert len(made) == 3_993
-    longest: dict[str | None, int] = {}
-    found = 0
-    for request in made:
-        if request.prefix_id is None:
-            continue
-        found += min(request.prefix_tokens, longest.get(request.prefix_id, 0))
-        longest[request.prefix_id] = max(request.prefix_tokens, longest.get(request.prefix_id, 0))
+    found = sum(found_tokens(made))
     assert found / sum(r.num_prompt_tokens for r in made) == pytest.approx(0.65, abs=0.005)
 
 

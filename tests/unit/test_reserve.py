@@ -18,6 +18,7 @@ from headway.policy.kv.reserve import FixedReserve, MeasuredReserve, NoReserve
 from headway.policy.live import LiveRequests
 from headway.policy.predict import MaxTokens, SlidingHistogram
 from headway.policy.preempt import Youngest
+from headway.policy.price import StepPrice
 from headway.policy.victims.buckets import Buckets
 from headway.policy.victims.cheapest import CheapestSet
 from headway.policy.view import EngineView
@@ -35,7 +36,7 @@ class Scene:
         self.live, self.ledger = LiveRequests(), KvLedger(LendingBook())
         view = EngineView(num_total, num_free, SIZE, 64, 512, in_flight)
         self.ctx = PlanContext(
-            view, 10.0, 10.0, 0, 0.05, math.inf, math.inf, self.live, self.ledger,
+            view, 10.0, 10.0, 0, 0.05, StepPrice(), math.inf, math.inf, self.live, self.ledger,
             OnlineModel(), max_step_s=0.1,
         )  # fmt: skip
 

@@ -327,7 +327,7 @@ def test_it_agrees_with_the_rule_for_finished_runs(
     calls = lab.mixed(80, 6.0, 1)
     if hang_up:  # Every third client, at instants that hit each stage.
         calls[::3] = [
-            dataclasses.replace(c, abort_at_s=c.arrived_at_s + 0.3 * (i % 40))
+            dataclasses.replace(c, abort_at_s=c.arrived_at_s + 0.5 * (i % 20))
             for i, c in enumerate(calls[::3])
         ]
     outcomes = run.run(calls)

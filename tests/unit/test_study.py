@@ -161,6 +161,15 @@ def test_caps_on_the_queue_are_tried_where_requests_may_be_refused() -> None:
     assert "--max-num-queued-tokens 4096" in tried.best_at(1.0).flags
 
 
+def test_stock_is_tuned_with_the_prefix_cache_of_the_machine() -> None:
+    """Every setting is tried with caching on, where everybody else has it on."""
+    run, asked = fake_runs(lambda knobs, rate: 1.0)
+    base = spec(policy="stock", engine="vllm")
+    cached = replace(base, machine=replace(base.machine, prefix_caching=True))
+    stock.sweep(cached, [1.0], [0], run)
+    assert all(s.machine.prefix_caching for s in asked)
+
+
 # -- capacity ---------------------------------------------------------------------------------
 
 

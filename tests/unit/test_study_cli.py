@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from headway.cli.main import main
+from headway.workloads.schema import WorkloadRequest, write_jsonl
 
 SMALL = ["--workload", "mixed", "--requests", "40", "--kv-tokens", "20000", "--workers", "1"]
 
@@ -79,6 +80,61 @@ def test_a_kept_run_replays_under_another_policy(tmp_path: Path) -> None:
     assert code == 0
     assert [r["policy"] for r in runs_in(out)] == ["slack", "fcfs"]
     assert all(r["num_requests"] == 40 for r in runs_in(out))
+
+
+def chained(tmp_path: Path) -> Path:
+    """A trace in which every prompt is 100 tokens longer than the one before, on 60 requests."""
+    rows = [
+        WorkloadRequest(
+            f"r{i}",
+            float(i),
+            2_000 + 100 * i,
+            5,
+            hash_ids=tuple(range((2_000 + 100 * i) // 16)),
+            hash_tokens=16,
+        )
+        for i in range(60)
+    ]
+    path = tmp_path / "chained.jsonl"
+    write_jsonl(path, rows)
+    return path
+
+
+def test_prompts_that_begin_alike_are_cached_unless_told_not_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By default as with the flag; the title says so; without, all of each prompt is computed."""
+    out, trace = tmp_path / "out.json", chained(tmp_path)
+    ttft_s = {}
+    for flag in ("", "--prefix-caching", "--no-prefix-caching"):
+        args = ["simulate", "--trace", str(trace), "--policy", "fcfs", "--workers", "1"]
+        assert run(*args, *([flag] if flag else []), "--json", str(out)) == 0
+        assert (", prefix caching" in capsys.readouterr().out) == (flag != "--no-prefix-caching")
+        (one,) = runs_in(out)
+        ttft_s[flag] = one["ttft_s"]["p50"]
+    assert ttft_s[""] == ttft_s["--prefix-caching"]
+    assert ttft_s[""] < 0.2 * ttft_s["--no-prefix-caching"]
+
+
+def test_a_replay_says_that_it_cannot_know_what_began_alike(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A kept run has no chains: below the table it is said that prompts are computed whole."""
+    keep = tmp_path / "runs"
+    small = ["--workload", "turns", "--requests", "10", "--rate", "3", "--workers", "1"]
+    assert run("simulate", *small, "--keep", str(keep)) == 0
+    (kept,) = keep.iterdir()
+    assert run("replay", str(kept), "--workers", "1") == 0
+    assert "every prompt is computed whole" in " ".join(capsys.readouterr().out.split())
+
+
+def test_where_nobody_begins_alike_nothing_is_cached(capsys: pytest.CaptureFixture[str]) -> None:
+    """And sessions begin alike."""
+    small = ["--requests", "10", "--rate", "3", "--policy", "fcfs", "--workers", "1"]
+    assert run("simulate", "--workload", "mixed", *small) == 0
+    assert "prefix caching" not in capsys.readouterr().out
+    assert run("simulate", "--workload", "turns", *small) == 0
+    assert "turns on llama-3.1-8b@h100, prefix caching, Headway's" in capsys.readouterr().out
 
 
 def test_capacity_says_how_sure_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

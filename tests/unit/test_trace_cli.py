@@ -17,7 +17,7 @@ from headway.slo import Slo, SloBook
 from headway.workloads import named
 from headway.workloads.arrivals import Arrivals
 from headway.workloads.readers import load
-from headway.workloads.schema import WorkloadRequest, slo_of
+from headway.workloads.schema import WorkloadRequest, slo_of, write_jsonl
 
 AZURE = (
     "TIMESTAMP,ContextTokens,GeneratedTokens\n"
@@ -105,7 +105,8 @@ def test_convert_takes_the_unit_of_times_from_the_user(tmp_path: Path) -> None:
     assert load(out)[1].arrived_at_s == 0.003
     options = ("--time-unit", "s", "--hash-tokens", 8)
     assert run("convert", path, "--out", out, *options).exit_code == 0
-    assert (load(out)[1].arrived_at_s, load(out)[1].prefix_tokens) == (3.0, 16)
+    assert (load(out)[1].arrived_at_s, load(out)[1].hash_tokens) == (3.0, 8)
+    assert load(out)[1].hash_ids == (1, 2)
 
 
 def test_synth_writes_the_named_workload(tmp_path: Path) -> None:
@@ -117,6 +118,19 @@ def test_synth_writes_the_named_workload(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert load(out) == named.make("mixed", 40, 3.0, 9)
     assert {r.slo_class for r in load(out)} <= set(SloBook.load(slo).classes)
+
+
+def test_inspect_counts_what_chains_have_in_common(tmp_path: Path) -> None:
+    """32 of the second prompt's 40 tokens were seen before: an id counts after its parents only."""
+    path = tmp_path / "w.jsonl"
+    rows = [
+        WorkloadRequest("a", 0.0, 50, 1, hash_ids=(1, 2, 3), hash_tokens=16),
+        WorkloadRequest("b", 1.0, 40, 1, hash_ids=(1, 2), hash_tokens=16),
+        WorkloadRequest("c", 2.0, 38, 1, hash_ids=(9, 2), hash_tokens=16),
+    ]
+    write_jsonl(path, rows)
+    result = run("inspect", path)
+    assert "25.0% of the prompt tokens were seen before." in result.output
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,26 @@ def test_a_workload_survives_a_round_trip(tmp_path: Path) -> None:
     assert read_jsonl(tmp_path / "w.jsonl") == requests
 
 
+def test_a_chain_survives_a_round_trip(tmp_path: Path) -> None:
+    """Numbers stay numbers; a request without a chain has nothing of it in its line."""
+    made = [
+        WorkloadRequest("a", 0.0, 40, 5, hash_ids=(1, "x", -3), hash_tokens=16),
+        WorkloadRequest("b", 0.0, 40, 5),
+    ]
+    path = tmp_path / "w.jsonl"
+    write_jsonl(path, made)
+    first, second = (json.loads(line) for line in path.read_text().splitlines())
+    assert (first["hash_ids"], first["hash_tokens"]) == ([1, "x", -3], 16)
+    assert not {"hash_ids", "hash_tokens"} & set(second)
+    assert read_jsonl(path) == made
+
+
+def test_a_size_of_no_hashes_says_nothing(tmp_path: Path) -> None:
+    """So it is not kept, and what is read is what would be written."""
+    (request,) = read_jsonl(write(tmp_path / "w.jsonl", {**GOOD, "hash_tokens": 16}))
+    assert request == WorkloadRequest(**GOOD)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -53,6 +73,13 @@ def test_a_workload_survives_a_round_trip(tmp_path: Path) -> None:
         ({"ttft_slo_s": 0}, "greater than 0"),
         ({"colour": "red"}, "unknown column 'colour'"),
         ({"prefix_tokens": 999}, "must not exceed"),
+        ({"hash_ids": 7}, "hash_ids must be a list of numbers or texts, not 7"),
+        ({"hash_ids": [1, 2.5]}, "hash_ids must be a list"),
+        ({"hash_ids": [True]}, "hash_ids must be a list"),
+        ({"hash_ids": [1, 2]}, "2 hash_ids of 512 tokens each are too many for a prompt of 374"),
+        ({"hash_ids": [1], "hash_tokens": 0}, "hash_tokens must be a number at least 1"),
+        ({"hash_ids": [1], "prefix_id": "p"}, "either hash_ids or prefix_id"),
+        ({"hash_ids": [1], "prefix_tokens": 5}, "either hash_ids or prefix_id"),
         ({"slo_class": 7}, "must be text"),
         ({"arrived_at_s": 0.1, "id": "r2"}, "goes back from 0.5 to 0.1"),
         ({}, "used twice"),
@@ -129,14 +156,14 @@ def test_burstgpt_rows_without_an_answer_are_left_out(tmp_path: Path) -> None:
     assert [r.arrived_at_s for r in readers.load(path)] == [0.0, 45.0]
 
 
-def test_mooncake_rows_share_a_prefix_by_their_first_hash(tmp_path: Path) -> None:
-    """Milliseconds become seconds; the first hash names the shared prefix."""
+def test_mooncake_rows_keep_their_chains(tmp_path: Path) -> None:
+    """Milliseconds become seconds; the hashes are there in full, of 512 tokens each."""
     row = {"timestamp": 27482, "input_length": 6955, "output_length": 52, "hash_ids": [46, 47]}
-    late = {**row, "timestamp": 30535, "hash_ids": [46, 57], "input_length": 100}
+    late = {**row, "timestamp": 30535, "hash_ids": [46, 57], "input_length": 600}
     first, second = readers.load(write(tmp_path / "m.jsonl", row, late))
     assert second.arrived_at_s == pytest.approx(3.053)
-    assert first.prefix_id == second.prefix_id == "46"
-    assert (first.prefix_tokens, second.prefix_tokens) == (512, 100)
+    assert (first.hash_ids, second.hash_ids) == ((46, 47), (46, 57))
+    assert (first.hash_tokens, second.hash_tokens) == (512, 512)
 
 
 def test_an_unknown_format_lists_the_known_ones(tmp_path: Path) -> None:

@@ -229,6 +229,11 @@ def _remarks(found: Recorded) -> Iterator[str]:
             f"{found.num_found_tokens} prompt tokens were found in the prefix cache; prompts are"
             " replayed without them."
         )
+    if (found.kept_spec or {}).get("machine", {}).get("prefix_caching"):
+        yield (
+            "The kept run had prefix caching on, and which prompts begin alike is not kept: here"
+            " every prompt is computed whole."
+        )
     history = found.history
     if history is None:
         return

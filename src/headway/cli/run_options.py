@@ -18,7 +18,7 @@ from headway.errors import UserError
 from headway.latency import profile as profiles
 from headway.policy import registry
 from headway.study.on_sim import router_of
-from headway.study.requests import book_of, is_file, requests_of
+from headway.study.requests import book_of, is_file, requests_of, shares_prefixes
 from headway.study.run import parse_drift
 from headway.study.spec import STOCK_WAYS, Load, Machine, RunSpec
 from headway.workloads.schema import number
@@ -50,7 +50,8 @@ _OPTIONS = [
     click.option("--drift", help="Such as jump:0.5@3000: half as slow again from step 3000 on."),
     click.option("--async-scheduling/--sync-scheduling", "asynchronous", default=False,
                  help="Schedule one step ahead."),
-    click.option("--prefix-caching/--no-prefix-caching", default=False, help="Share prefixes."),
+    click.option("--prefix-caching/--no-prefix-caching", default=None,
+                 help="Reuse the KV of prompts that begin alike [on where they do]."),
     click.option("--host-kv-tokens", help="Host memory for swapped KV [none: recompute]."),
     click.option("--copy-gib-s", default="25", show_default=True, help="Bandwidth to it."),
     click.option("--replicas", default="1", show_default=True, help="Servers (--engine sim)."),
@@ -106,7 +107,7 @@ def spec_of(given: dict[str, Any]) -> RunSpec:
         noise=number("--noise", "the spread", given["noise"], minimum=0.0),
         drift=given["drift"],
         asynchronous=given["asynchronous"],
-        prefix_caching=given["prefix_caching"],
+        prefix_caching=_prefix_caching(given["prefix_caching"], load),
         num_replicas=whole("--replicas", given["replicas"]) or 1,
         router=given["router"],
         host_tokens=whole("--host-kv-tokens", given["host_kv_tokens"]) or 0,
@@ -117,6 +118,15 @@ def spec_of(given: dict[str, Any]) -> RunSpec:
     options = _object("--options", given["policy_options"])
     policy = policies_of(given["policy"], given["engine"], given["overload"], options)[0]
     return RunSpec(policy, given["engine"], load, machine, given["overload"], options)
+
+
+def _prefix_caching(given: bool | None, load: Load) -> bool:
+    """Return what was given, else whether the load has prompts that begin alike.
+
+    vLLM caches prefixes unless told not to. Where nobody begins alike only preempted requests
+    would find something, and the simulator is quicker without.
+    """
+    return shares_prefixes(load) if given is None else given
 
 
 def check_load(spec: RunSpec) -> None:

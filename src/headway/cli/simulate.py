@@ -229,4 +229,5 @@ def title_of(spec: RunSpec) -> str:
     """Return what was run, for the head of a table."""
     kv = f", {spec.machine.kv_tokens} KV tokens" if spec.machine.kv_tokens else ""
     where = "vLLM's scheduler" if spec.engine == "vllm" else "Headway's simulator"
-    return f"{spec.load.source} on {spec.machine.gpu}{kv}, {where}"
+    caching = ", prefix caching" if spec.machine.prefix_caching else ""
+    return f"{spec.load.source} on {spec.machine.gpu}{kv}{caching}, {where}"

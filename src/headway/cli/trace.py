@@ -20,6 +20,7 @@ from headway.metrics.kept import read_json
 from headway.study import recorded
 from headway.workloads import named
 from headway.workloads.arrivals import FORMS, Arrivals, with_arrivals
+from headway.workloads.prefixes import found_tokens
 from headway.workloads.readers import TIMED_TRACE_HASH_TOKENS, load, read_timed_trace
 from headway.workloads.schema import WorkloadRequest, count, number, write_jsonl
 
@@ -142,20 +143,9 @@ def described(requests: Sequence[WorkloadRequest]) -> dict[str, Any]:
         "gap_cv": float(gaps_s.std() / gaps_s.mean()) if duration_s > 0 else None,
         "prompt_tokens": {"mean": float(np.mean(prompts)), **quantiles(prompts)},
         "output_tokens": {"mean": float(np.mean(outputs)), **quantiles(outputs)},
-        "prefix_share": _found_again_tokens(requests) / sum(prompts),
+        "prefix_share": sum(found_tokens(requests)) / sum(prompts),
         "classes": _classes(requests),
     }
-
-
-def _found_again_tokens(requests: Sequence[WorkloadRequest]) -> int:
-    longest: dict[str, int] = {}
-    found = 0
-    for request in requests:
-        if request.prefix_id is not None:
-            known = longest.get(request.prefix_id, 0)
-            found += min(request.prefix_tokens, known)
-            longest[request.prefix_id] = max(request.prefix_tokens, known)
-    return found
 
 
 def _classes(requests: Sequence[WorkloadRequest]) -> dict[str, int]:

@@ -53,15 +53,19 @@ class Prefixes:
         found, held = self._known.get(name, (0, 0))
         most = (num_tokens - 1) // self._block_size
         found = min(found, most)
-        while found and not look_up(request, found - 1):
+        last = ABSENT
+        while found and not (last := look_up(request, found - 1)):
             found -= 1
-        while found < most and look_up(request, found):
-            found += 1
-        held = min(held, found)
-        while held and look_up(request, held - 1) != HELD:
-            held -= 1
-        while held < found and look_up(request, held) == HELD:
-            held += 1
+        while found < most and (further := look_up(request, found)):
+            found, last = found + 1, further
+        if last == HELD:  # And so are all before it.
+            held = found
+        else:
+            held = min(held, max(found - 1, 0))
+            while held and look_up(request, held - 1) != HELD:
+                held -= 1
+            while held < found - 1 and look_up(request, held) == HELD:
+                held += 1
         self._known[name] = (found, held)
         return found * self._block_size, held * self._block_size
 
@@ -95,5 +99,5 @@ class Prefixes:
         if len(live.claims) > CLAIMS_LOOKED_AT:
             if self._turn < CLAIMS_LOOKED_AT or self._turn >= len(live.claims):
                 self._turn = CLAIMS_LOOKED_AT
-            yield from islice(live.claims, self._turn, self._turn + IN_TURN)
+            yield from live.claims.islice(self._turn, self._turn + IN_TURN)
             self._turn += IN_TURN

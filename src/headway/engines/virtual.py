@@ -9,7 +9,15 @@ from typing import Any, NamedTuple
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One request of a virtual run; ``xargs`` as a client would send them."""
+    """One request of a virtual run; ``xargs`` as a client would send them.
+
+    Attributes:
+        hash_ids: What the prompt begins with: each id stands for ``hash_tokens`` tokens, and means
+            them only together with all ids before it. Two prompts share exactly the tokens up to
+            where their chains part; what follows a chain is the call's own, and so is its answer.
+        hash_tokens: The prompt may cut the last id short, and so a single id can stand for any
+            number of tokens.
+    """
 
     request_id: str
     arrived_at_s: float
@@ -19,8 +27,13 @@ class Call:
     max_output_tokens: int | None = None
     priority: int = 0
     abort_at_s: float | None = None
-    shared_prefix: str | None = None
-    prefix_tokens: int = 0
+    hash_ids: tuple[int | str, ...] = ()
+    hash_tokens: int = 512
+
+    @property
+    def num_chain_tokens(self) -> int:
+        """Tokens of the prompt that the chain stands for."""
+        return min(len(self.hash_ids) * self.hash_tokens, self.num_prompt_tokens)
 
 
 @dataclass(slots=True)

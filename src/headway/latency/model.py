@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -101,3 +102,17 @@ class LatencyModel(Protocol):
 
     def observe(self, shape: StepShape, duration_s: float) -> None:
         """Learn from one finished step."""
+
+    @property
+    def num_mixed_steps(self) -> int:
+        """Steps with prompt tokens learned from; a model that is told needs none."""
+        return sys.maxsize
+
+    @property
+    def num_steps_unconfirmed(self) -> int:
+        """Steps since one with prompt tokens took as long as predicted; 0 where nothing is learned.
+
+        The estimate may be too long as well as too old: whoever plans by it prevents the steps
+        that would tell.
+        """
+        return 0

@@ -61,7 +61,8 @@ class OnlineModel(LatencyModel):
         self._one_sided = {mixed: [0.0, 0.0] for mixed in (False, True)}
         self._log_scale = 0.0
         self._num_steps = 0
-        self._num_of = dict.fromkeys((False, True), 0)
+        self._num_mixed_steps = 0
+        self._num_steps_unconfirmed = 0
         self._coefficients: tuple[float, ...] = ()
         self._fit()
 
@@ -74,6 +75,16 @@ class OnlineModel(LatencyModel):
     def num_steps(self) -> int:
         """Steps learned from."""
         return self._num_steps
+
+    @property
+    def num_mixed_steps(self) -> int:
+        """Steps with prompt tokens learned from."""
+        return self._num_mixed_steps
+
+    @property
+    def num_steps_unconfirmed(self) -> int:
+        """Steps since one with prompt tokens took as long as predicted, or longer."""
+        return self._num_steps_unconfirmed
 
     def predict_s(self, shape: StepShape) -> float:
         """Return the expected seconds of a step of this shape."""
@@ -104,9 +115,11 @@ class OnlineModel(LatencyModel):
         self._moment[mixed] = FORGET * self._moment[mixed] + (duration_s / unit_s) * row
         self._weight[mixed] = FORGET * self._weight[mixed] + 1.0
         self._num_steps += 1
-        self._num_of[mixed] += 1
-        is_young = self._num_of[mixed] <= WARM_STEPS
-        if is_young or self._num_steps % REFIT_EVERY == 0:
+        self._num_mixed_steps += mixed
+        is_confirmed = mixed and duration_s >= predicted_s * math.exp(-ALLOWED)
+        self._num_steps_unconfirmed = 0 if is_confirmed else self._num_steps_unconfirmed + 1
+        num_of_mode = self._num_mixed_steps if mixed else self._num_steps
+        if num_of_mode <= WARM_STEPS or self._num_steps % REFIT_EVERY == 0:
             self._fit()
 
     def _notice_change(self, mixed: bool, ratio: float) -> None:

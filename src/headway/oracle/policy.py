@@ -6,6 +6,7 @@ default policy's with the guesses replaced by the truth.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from headway.latency.model import LatencyModel, StepShape
@@ -17,6 +18,7 @@ from headway.policy.context import PlanContext
 from headway.policy.parts import Parts
 from headway.policy.predict import Predictor
 from headway.policy.preempt import BestEffortFirst
+from headway.policy.price import LEAST_CHUNK_TOKENS
 from headway.policy.prioritize import Prioritizer
 from headway.policy.scheduler import Scheduler
 from headway.request import Request
@@ -70,6 +72,19 @@ class Chosen(Feasibility):
         return {i for i in ctx.live.requests if i in self._dropped}, 1.0
 
 
+class EveryGap(SlackChunk):
+    """Steps as short as every promise of those it serves asks: whom to serve is decided."""
+
+    def step_limit_s(self, ctx: PlanContext) -> float:
+        """Return the tightest of: recent first tokens, gaps not broken anyway, decodes behind."""
+        decode_s = ctx.latency.predict_s(ctx.shape)
+        least_s = ctx.latency.predict_s(ctx.shape.with_chunk(LEAST_CHUNK_TOKENS, 0))
+        gap_s = next(ctx.live.claim_gaps.irange(decode_s, inclusive=(False, True)), math.inf)
+        limit_s = min(max(ctx.tightest_ttft_s, least_s), gap_s)
+        lagging_s = ctx.lagging_due_s - ctx.ref_s
+        return min(limit_s, lagging_s) if lagging_s > decode_s else limit_s
+
+
 class ByRank(Prioritizer):
     """Those who are served for their promise, by rank; when none of them waits, the rest.
 
@@ -111,7 +126,7 @@ def scheduler(
         predictor=KnownLengths(lengths),
         feasibility=Chosen(found.dropped),
         prioritizer=ByRank(found.rank),
-        chunker=SlackChunk(responsive=1.0),
+        chunker=EveryGap(),
         gate=CurveGate(reserve_share=0.0),
         batcher=InOrder(),
         preemptor=BestEffortFirst(),

@@ -5,12 +5,14 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol
 
 from headway.latency.model import StepShape
 from headway.policy.appointments import WORTH
 from headway.policy.chunk import Chunker
 from headway.policy.context import PlanContext
+from headway.policy.price import STREAMS_SHARE
 from headway.request import Request
 
 
@@ -84,7 +86,9 @@ class MooreHodgson(Feasibility):
         due_for_it = (ctx.step - self._decided_at_step) * self._spread >= len(ctx.live.claims)
         if due_for_it:
             ctx.pressure = 1.0  # What fits is decided at the speed the server has when pressed.
-            self._last = largest_feasible(self._jobs(ctx, chunker))
+            dropped, pressure = largest_feasible(self._jobs(ctx, chunker))
+            dropped.update(r.request_id for r in ctx.live.claims if ctx.price.is_dear(r))
+            self._last = dropped, pressure
             self._decided_at_step = ctx.step
         return self._last
 
@@ -148,18 +152,20 @@ class StepGate(Gate):
     out, so only those with one count against each other; a best-effort stream starts when a
     step with *everybody* still fits.
 
+    A dear gap (:mod:`headway.policy.price`) keeps nobody out.
+
     Args:
         share: Of the tightest gap, what decodes alone may take; prompts need the rest.
     """
 
-    def __init__(self, share: float = 0.8) -> None:
+    def __init__(self, share: float = STREAMS_SHARE) -> None:
         self._share = share
 
     def fits(self, ctx: PlanContext, request: Request) -> bool:
         """Return whether the decode step with one more stream stays within the gaps."""
         live = ctx.live
-        gaps_s = [*live.claim_gaps.keys()[:1]]
-        if request.has_claim and request.slo.tbt_s is not None:
+        gaps_s = list(islice(live.claim_gaps.irange(ctx.price.least_gap_s), 1))
+        if request.has_claim and request.slo.tbt_s is not None and not ctx.price.is_dear(request):
             gaps_s.append(request.slo.tbt_s)
         if not gaps_s or live.num_running == 0 or ctx.is_overdue(request):
             return True

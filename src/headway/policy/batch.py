@@ -14,6 +14,12 @@ from headway.policy.plan import Chunk, Preempt
 from headway.policy.preempt import Preemptor
 from headway.request import Request, State
 
+UNCONFIRMED_STEPS = 200
+"""After so many steps that did not confirm what a prompt costs, it is tried, not believed.
+
+One late step in 200 is half of what a promised gap forgives.
+"""
+
 
 @dataclass(slots=True)
 class Filled:
@@ -73,7 +79,8 @@ class InOrder(Batcher):
             overdue = ctx.is_overdue(request)
             wanted = request.remaining_prefill_tokens
             prefix = request.num_ready_tokens
-            tokens = chunker.largest(ctx, filled.shape, prefix, wanted, must_go_on=overdue)
+            must_go_on = overdue or (not filled.chunks and is_unconfirmed(ctx))
+            tokens = chunker.largest(ctx, filled.shape, prefix, wanted, must_go_on)
             if tokens <= 0:
                 break
             if waits and not self._make_room(ctx, request, gate, preemptor, filled):
@@ -147,12 +154,22 @@ class InOrder(Batcher):
         return victims if spare >= needed else []
 
 
+def is_unconfirmed(ctx: PlanContext) -> bool:
+    """Return whether for so long no step has shown that prompts cost what is predicted.
+
+    An estimate by which no prompt fits prevents the steps that would correct it.
+    """
+    return ctx.latency.num_steps_unconfirmed >= UNCONFIRMED_STEPS
+
+
 def _why(ctx: PlanContext, request: Request) -> str:
     """Return the reason of a chunk for the plan and the story."""
     if request.state is State.RUNNING:
         return "prompt in progress"
     if request.request_id in ctx.risks:
         return ctx.risks[request.request_id]
+    if request.has_claim and ctx.price.is_dear(request):
+        return "room left: gaps this tight cost the others more promises"
     if request.request_id in ctx.set_aside:
         return "room left beside the promises"
     return "first token due" if request.has_claim else "best effort"

@@ -12,9 +12,7 @@ from typing import Protocol
 
 from headway.latency.model import StepShape
 from headway.policy.context import PlanContext
-
-LEAST_CHUNK_TOKENS = 64
-"""Progress made when no running promise would suffer from it."""
+from headway.policy.price import LEAST_CHUNK_TOKENS
 
 PROBE_TOKENS = 128
 """Size of the chunk that tells what a prompt token costs now."""
@@ -127,30 +125,20 @@ class SlackChunk(Chunker):
     computed long before they are due hold KV, and slow down the streams that would give some back.
 
     Args:
-        responsive: Share of the tightest recent TTFT a step may last, since a request that
-            arrives just after a step began waits for its end.
         least_pressure: What a prompt token is worth when nothing is pressed, as a share.
     """
 
-    def __init__(self, responsive: float = 0.25, least_pressure: float = 0.1) -> None:
-        self._responsive = responsive
+    def __init__(self, least_pressure: float = 0.1) -> None:
         self._least_pressure = least_pressure
         self._for: tuple[PlanContext, StepShape, float] | None = None
         self._target_s = math.inf
 
     def step_limit_s(self, ctx: PlanContext) -> float:
-        """Return the tightest of: promised gaps, decodes out of step, responsiveness.
-
-        Gaps that the decodes alone already exceed are broken whatever is decided here.
-        """
+        """Return the tighter of: what promises are worth, decodes out of step."""
         predict_s = ctx.latency.predict_s
         least_s = predict_s(ctx.shape.with_chunk(LEAST_CHUNK_TOKENS, 0))
-        limit_s = max(self._responsive * ctx.tightest_ttft_s, least_s)
+        limit_s = max(ctx.price.limit_s(ctx), least_s)
         decode_s = predict_s(ctx.shape)
-        for gap_s in ctx.live.claim_gaps:
-            if gap_s > decode_s:
-                limit_s = min(limit_s, gap_s)
-                break
         lagging_s = ctx.lagging_due_s - ctx.ref_s
         return min(limit_s, lagging_s) if lagging_s > decode_s else limit_s
 
@@ -191,16 +179,18 @@ class SlackChunk(Chunker):
         if ctx.pressure < 1.0 and ctx.held_share > CROWDED_SHARE:
             least_s = ctx.latency.predict_s(ctx.shape.with_chunk(LEAST_CHUNK_TOKENS, 0))
             limit_s = min(limit_s, max(CROWDED_STEPS * decode_s, least_s))
-        at_risk = [(gap_s, n) for gap_s, n in ctx.live.claim_gaps.items() if gap_s > decode_s]
+        kept_s = max(decode_s, ctx.price.least_gap_s)
+        at_risk = [(gap_s, n) for gap_s, n in ctx.live.claim_gaps.items() if gap_s > kept_s]
         if ctx.lagging_due_s < math.inf:
             at_risk.append((ctx.lagging_due_s - ctx.ref_s, 1))
+        first_s = ctx.latency.predict_s(ctx.shape.with_chunk(1, 0))
         probe = ctx.shape.with_chunk(PROBE_TOKENS, 0)
         token_s = max(ctx.latency.predict_s(probe) - decode_s, 1e-9) / PROBE_TOKENS
         worth = max(self._least_pressure, min(ctx.pressure, 1.0)) / ctx.claim_tokens
         best_s, best = 0.0, -math.inf
         for share in LENGTHS:
             length_s = share * limit_s
-            if length_s <= decode_s:
+            if length_s < first_s:
                 continue
             broken = sum(
                 count * ctx.latency.exceeds(True, gap_s / length_s) for gap_s, count in at_risk

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Set
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from headway.latency.model import LatencyModel, StepShape
 from headway.policy.kv.ledger import KvLedger
@@ -14,6 +15,9 @@ from headway.policy.swap_choice import AlwaysRecompute, SwapChoice
 from headway.policy.view import EngineView
 from headway.request import Request
 from headway.units import blocks_for
+
+if TYPE_CHECKING:
+    from headway.policy.price import StepPrice
 
 OVERDUE_SHARE = 0.8
 """Share of the longest wait after which a request goes first; serving it takes the rest."""
@@ -30,6 +34,7 @@ class PlanContext:
         step: Steps scheduled so far.
         step_s: Recent mean duration of a step.
         max_step_s: The longest recent step.
+        price: How long a step may last for the sake of tight promises.
         tightest_ttft_s: Tightest TTFT promised recently; ``inf`` when none.
         lagging_due_s: Due time of the most urgent decode that is out of step; ``inf``.
         set_aside: Claims that do not fit beside the others now.
@@ -53,6 +58,7 @@ class PlanContext:
     ref_s: float
     step: int
     step_s: float
+    price: StepPrice
     tightest_ttft_s: float
     lagging_due_s: float
     live: LiveRequests

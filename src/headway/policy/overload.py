@@ -8,6 +8,7 @@ from itertools import takewhile
 
 from headway.policy.admit import prefill_speed
 from headway.policy.appointments import LEAD_S
+from headway.policy.batch import is_unconfirmed
 from headway.policy.chunk import Chunker
 from headway.policy.context import OVERDUE_SHARE, PlanContext
 from headway.policy.plan import Refuse
@@ -21,7 +22,10 @@ ENDING_STEPS = 3
 """A longest wait this many of the longest steps from its end is over: no token can come in time."""
 
 COLD_STEPS = 64
-"""So many steps a server needs to know its speed: before, it refuses only what is lost already."""
+"""So many steps with prompt tokens in them a server needs to know its speed.
+
+Before, it refuses only what is lost already.
+"""
 
 CANNOT = "The promise asked for cannot be kept now."
 HOPELESS = "Not even an idle server could keep the promise asked for."
@@ -34,7 +38,7 @@ def refusals(core: Tracker, ctx: PlanContext, chunker: Chunker) -> tuple[Refuse,
     nobody who may still be on time is refused within :data:`COLD_STEPS`, and nobody ever for a
     prompt longer than all that was computed so far.
     """
-    is_cold = ctx.step < COLD_STEPS
+    is_cold = ctx.latency.num_mixed_steps < COLD_STEPS
     aside = (r for r in core.live.claims if r.request_id in ctx.set_aside and not is_cold)
     lost = (r for r in core.live.others if r.standing is Standing.LOST)
     refused = [
@@ -45,9 +49,11 @@ def refusals(core: Tracker, ctx: PlanContext, chunker: Chunker) -> tuple[Refuse,
         and r.remaining_prefill_tokens <= core.num_learned_prompt_tokens
     ]
     live = core.live
-    if refused and live.num_running == 0 and len(refused) == live.num_waiting:
-        # Only serving can correct an estimate that was wrong, so an idle engine serves somebody
-        # but for those whom the clock alone, which is never wrong, has made too late.
+    is_untaught = live.num_running == 0 or (not live.prefilling and is_unconfirmed(ctx))
+    if refused and is_untaught and len(refused) == live.num_waiting:
+        # Only serving can correct an estimate that was wrong, so an engine that computes no
+        # prompt, idle or long busy with decodes, serves somebody but for those whom the clock
+        # alone, which is never wrong, has made too late.
         spared = next((r for r in refused if not r.is_past_due(ctx.now_s)), None)
         if spared is not None:
             refused.remove(spared)

@@ -59,6 +59,7 @@ class Scheduler(Tracker):
         if nobody_held and not live.prefilling and not live.num_waiting:
             return self._decode_only(ctx, preempt, reject, cap)
         ctx.set_aside, ctx.pressure = self.parts.feasibility.set_aside(ctx, self.parts.chunker)
+        self.price.pressure = ctx.pressure
         if live.others and ctx.is_overdue(live.others[0]):
             ctx.pressure = 1.0
         refuse = (
@@ -115,6 +116,7 @@ class Scheduler(Tracker):
             step=self._step,
             step_s=self.step_s,
             max_step_s=self._longest.largest(self.step_s),
+            price=self.price,
             tightest_ttft_s=self._tightest_ttft_s,
             lagging_due_s=lagging_due_s,
             live=live,

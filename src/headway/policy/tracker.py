@@ -20,6 +20,7 @@ from headway.policy.events import (
 from headway.policy.kv.ledger import KvLedger
 from headway.policy.live import LiveRequests
 from headway.policy.parts import Parts
+from headway.policy.price import StepPrice
 from headway.policy.recent import LongestRecent
 from headway.request import Request, Standing, State
 
@@ -27,7 +28,7 @@ CERTAIN = 0.7
 """Share of a prediction that a promise must fall short of to be called hopeless."""
 
 RECENT_TTFT_S = 60.0
-"""How long a tight TTFT keeps the steps short after its last arrival."""
+"""How long the tightest TTFT of late is remembered."""
 
 
 @dataclass(slots=True)
@@ -58,6 +59,7 @@ class Tracker:
         self._tightest_ttft_s = math.inf
         self._tightest_seen_s = -math.inf
         self._claim_tokens = 300.0
+        self.price = StepPrice()
         self._unchecked: list[Request] = []
         self.ended: deque[tuple[float, float, bool]] = deque(maxlen=32)
         self.work_per_s = 1.0
@@ -93,6 +95,7 @@ class Tracker:
         self._unchecked.append(request)
         if request.has_claim:
             self._claim_tokens += 0.05 * (request.remaining_prefill_tokens - self._claim_tokens)
+            self.price.learn(request, event.at_s)
         ttft_s = event.slo.ttft_s if request.has_claim else None
         stale = event.at_s - self._tightest_seen_s > RECENT_TTFT_S
         if ttft_s is not None and (ttft_s <= self._tightest_ttft_s or stale):
@@ -109,6 +112,14 @@ class Tracker:
                 continue
             request.num_found_tokens, request.num_held_tokens = num_found, num_held
             self.live.change_work(request, self._work_s(request))
+            self._hope_again(request, event.at_s)
+
+    def _hope_again(self, request: Request, at_s: float) -> None:
+        """Compete again, if what the cache holds now makes a promise possible that was not."""
+        was_hopeless = request.standing is Standing.LOST and not request.num_output_tokens
+        if was_hopeless and not request.is_past_due(at_s) and not self.is_hopeless(request):
+            self.live.change_standing(request, Standing.PROMISED)
+            request.note(at_s, "its prompt is in the cache now: the promise may be kept")
 
     def is_hopeless(self, request: Request) -> bool:
         """Return whether the machine is too slow for this promise whatever the load."""
@@ -242,7 +253,8 @@ class Tracker:
                 lost.append(request)
         self.live.sum_decode_context_tokens += context_tokens
         for request in lost:
-            self._lose(request, at_s, "a token came after its due time")
+            why = ": such gaps cost the others more promises" if self.price.is_dear(request) else ""
+            self._lose(request, at_s, f"a token came after its due time{why}")
         if num_emitting < len(decoding):
             self._lagging = [
                 r

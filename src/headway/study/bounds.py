@@ -19,16 +19,16 @@ def check_bound(spec: RunSpec) -> None:
     """
     machine = spec.machine
     outside = {
-        "--replicas": machine.num_replicas != 1,
-        "--prefix-caching": machine.prefix_caching,
-        "--noise": machine.noise > 0,
-        "--drift": machine.drift is not None,
+        "leave out --replicas": machine.num_replicas != 1,
+        "use --no-prefix-caching": machine.prefix_caching,
+        "leave out --noise": machine.noise > 0,
+        "leave out --drift": machine.drift is not None,
     }
-    for flag, is_on in outside.items():
+    for remedy, is_on in outside.items():
         if is_on:
             raise UserError(
                 f"--bound holds for one server, no shared prefixes and steps that cost what the"
-                f" profile says; leave out {flag}."
+                f" profile says; {remedy}."
             )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +16,7 @@ from headway.slo import Slo, SloBook
 from headway.study.spec import Load
 from headway.workloads import named
 from headway.workloads.arrivals import Arrivals, with_arrivals
+from headway.workloads.prefixes import chain_of
 from headway.workloads.readers import load as read_trace
 from headway.workloads.schema import WorkloadRequest, slo_of
 
@@ -34,6 +35,17 @@ def _trace(path: str) -> tuple[WorkloadRequest, ...]:
 def is_file(source: str) -> bool:
     """Whether *source* is a trace file rather than the name of a workload."""
     return source not in named.names()
+
+
+def shares_prefixes(load: Load) -> bool:
+    """Return whether requests of *load* name what their prompts begin with.
+
+    Raises:
+        UserError: The trace is not readable.
+    """
+    if not is_file(load.source):
+        return named.WORKLOADS[load.source].shares_prefixes
+    return any(request.hash_ids or request.prefix_id for request in _trace(load.source))
 
 
 def book_of(load: Load) -> SloBook:
@@ -104,21 +116,25 @@ def calls_of(
     slos = {r.id: slo_of(r, book) for r in requests}
     bound = bound_of(requests)
     rank = class_ranks(slos.values()) if by_class else {}
-    calls = [
-        Call(
-            request_id=r.id,
-            arrived_at_s=r.arrived_at_s,
-            num_prompt_tokens=r.num_prompt_tokens,
-            num_output_tokens=r.num_output_tokens,
-            xargs=xargs_of(slos[r.id], book),
-            max_output_tokens=r.max_output_tokens or bound,
-            priority=rank.get(slos[r.id].class_name, 0),
-            shared_prefix=r.prefix_id,
-            prefix_tokens=r.prefix_tokens,
-        )
-        for r in requests
-    ]
+    calls = [_call(r, slos[r.id], book, bound, rank) for r in requests]
     return calls, slos
+
+
+def _call(
+    request: WorkloadRequest, slo: Slo, book: SloBook, bound: int, rank: Mapping[str, int]
+) -> Call:
+    hash_ids, hash_tokens = chain_of(request)
+    return Call(
+        request_id=request.id,
+        arrived_at_s=request.arrived_at_s,
+        num_prompt_tokens=request.num_prompt_tokens,
+        num_output_tokens=request.num_output_tokens,
+        xargs=xargs_of(slo, book),
+        max_output_tokens=request.max_output_tokens or bound,
+        priority=rank.get(slo.class_name, 0),
+        hash_ids=hash_ids,
+        hash_tokens=hash_tokens,
+    )
 
 
 def bound_of(requests: Sequence[WorkloadRequest]) -> int:

@@ -119,8 +119,8 @@ def onoff_times_s(
     busy_ends_s = np.cumsum(ends_s - starts_s)
     busy_s = np.sort(rng.uniform(0.0, busy_ends_s[-1], num_requests))
     burst = np.minimum(np.searchsorted(busy_ends_s, busy_s), len(ends_s) - 1)
-    times_s: np.ndarray = ends_s[burst] - (busy_ends_s[burst] - busy_s)
-    return times_s
+    arrived_at_s: np.ndarray = ends_s[burst] - (busy_ends_s[burst] - busy_s)
+    return arrived_at_s
 
 
 def _bursts_s(
@@ -206,17 +206,18 @@ def with_arrivals(
         return rescaled(requests, rate_rps) if rate_rps is not None else list(requests)
     if rate_rps is None:
         raise UserError(f"--arrivals {arrivals.kind} needs --rate, in requests per second.")
-    times_s = _times_s(arrivals, rate_rps, len(requests), rng)
+    drawn_s = times_s(arrivals, rate_rps, len(requests), rng)
     timed = [
         replace(request, arrived_at_s=round(float(at_s), 6))
-        for request, at_s in zip(requests, times_s, strict=True)
+        for request, at_s in zip(requests, drawn_s, strict=True)
     ]
     return rescaled(timed, rate_rps) if arrivals.kind == "diurnal" else timed
 
 
-def _times_s(
+def times_s(
     arrivals: Arrivals, rate_rps: float, num_requests: int, rng: np.random.Generator
 ) -> np.ndarray:
+    """Return increasing arrival times of a random process; *arrivals* is not ``trace``."""
     if arrivals.kind == "poisson":
         return poisson_times_s(rng, num_requests, rate_rps)
     if arrivals.kind == "gamma":

@@ -82,6 +82,11 @@ def superposed(parts: Mapping[str, Sequence[WorkloadRequest]]) -> list[WorkloadR
 
 
 def _named(request: WorkloadRequest, part: str) -> WorkloadRequest:
-    """Return *request* with names of its part, so neither ids nor prefixes of two parts meet."""
+    """Return *request* with names of its part, so neither ids nor prefixes of two parts meet.
+
+    A chain of hashes gets another first id: those after it mean nothing without it.
+    """
     prefix_id = None if request.prefix_id is None else f"{part}/{request.prefix_id}"
-    return replace(request, id=f"{part}/{request.id}", prefix_id=prefix_id)
+    first, rest = request.hash_ids[:1], request.hash_ids[1:]
+    hash_ids = (*(f"{part}/{one}" for one in first), *rest)
+    return replace(request, id=f"{part}/{request.id}", prefix_id=prefix_id, hash_ids=hash_ids)

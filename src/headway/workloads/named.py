@@ -10,7 +10,7 @@ import numpy as np
 
 from headway.errors import UserError
 from headway.slo import SloBook
-from headway.workloads import mix, synthetic
+from headway.workloads import mix, sessions, synthetic
 from headway.workloads.arrivals import Arrivals, with_arrivals
 from headway.workloads.schema import WorkloadRequest
 
@@ -34,10 +34,28 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """A named workload and one sentence about it."""
+    """A named workload and one sentence about it.
+
+    Attributes:
+        sessions: A kind of :mod:`.sessions`, instead of parts.
+    """
 
     summary: str
-    parts: tuple[Part, ...]
+    parts: tuple[Part, ...] = ()
+    sessions: str | None = None
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes its requests have."""
+        if self.sessions is None:
+            return tuple(dict.fromkeys(part.slo_class for part in self.parts))
+        kind = sessions.KINDS[self.sessions]
+        return tuple(dict.fromkeys((kind.first_class, kind.slo_class)))
+
+    @property
+    def shares_prefixes(self) -> bool:
+        """Whether prompts begin with what others have computed."""
+        return self.sessions is not None
 
 
 WORKLOADS = {
@@ -53,6 +71,15 @@ WORKLOADS = {
         (Part("writing", "writing"),),
     ),
     "retrieval": Workload("Long prompts, short outputs.", (Part("retrieval", "retrieval"),)),
+    "turns": Workload(
+        "Chats of several turns behind three system prompts: 88 % of the prompt tokens are cached.",
+        sessions="turns",
+    ),
+    "agents": Workload(
+        "Agents' contexts of 8k to 30k tokens that grow by tools' answers; a follow-up call finds"
+        " 98 % of its prompt cached.",
+        sessions="agents",
+    ),
     "longdoc": Workload("Prompts of 10k to 30k tokens.", (Part("longdoc", "document"),)),
     "mixed": Workload(
         "Chat, code and summaries with their own promises, 60, 25 and 15 of 100.",
@@ -103,19 +130,23 @@ def make(
 ) -> list[WorkloadRequest]:
     """Return a named workload with its arrival times; the same arguments give the same requests.
 
-    Lengths depend on *seed* but not on *rate_rps*, so a sweep over rates asks the same requests.
+    Lengths depend on *seed* but not on *rate_rps*, so a sweep over rates asks the same requests;
+    of sessions, the same sessions, more or less far (:mod:`.sessions`).
     The shares of a mix are exact, rounded to whole requests; their order is random.
 
     Raises:
         UserError: No such workload, no request, or arrival times that would have to be recorded.
     """
-    parts = _workload(name).parts
+    workload = _workload(name)
     if arrivals.kind == "trace":
         raise UserError(
             f"The workload {name!r} has no recorded times; use --arrivals poisson, gamma:CV,"
             " onoff:ON_S:OFF_S or diurnal:PERIOD_S:DEPTH."
         )
-    return of_parts(parts, num_requests, rate_rps, seed, arrivals)
+    if workload.sessions is None:
+        return of_parts(workload.parts, num_requests, rate_rps, seed, arrivals)
+    check_count(num_requests)
+    return sessions.make(workload.sessions, num_requests, rate_rps, seed, arrivals)
 
 
 def of_parts(
@@ -130,8 +161,7 @@ def of_parts(
     Raises:
         UserError: No request.
     """
-    if num_requests < 1:
-        raise UserError(f"A workload needs at least one request, not {num_requests}.")
+    check_count(num_requests)
     counts = mix.counts_of([part.share for part in parts], num_requests)
     made = {
         part.kind: (
@@ -143,6 +173,16 @@ def of_parts(
     rng = np.random.default_rng([seed, 0x41BD])
     requests = mix.by_shares(made, num_requests, rng)
     return with_arrivals(requests, arrivals, rate_rps, rng)
+
+
+def check_count(num_requests: int) -> None:
+    """Check that there is something to make.
+
+    Raises:
+        UserError: No request.
+    """
+    if num_requests < 1:
+        raise UserError(f"A workload needs at least one request, not {num_requests}.")
 
 
 def _workload(name: str) -> Workload:

@@ -8,29 +8,28 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from headway.errors import UserError
 from headway.workloads.schema import (
+    MOONCAKE_HASH_TOKENS,
     WorkloadRequest,
     checked,
     count,
+    fitting,
+    hashes,
     json_lines,
     number,
     read_jsonl,
     text_lines,
 )
 
-MOONCAKE_HASH_TOKENS = 512
-"""Tokens that one entry of Mooncake's ``hash_ids`` stands for."""
-
 TIMED_TRACE_HASH_TOKENS = 16
-"""The same in Qwen-Bailian's and LLMServingSim's files; the default of vLLM's timed_trace."""
+"""Tokens a hash stands for in Qwen-Bailian's and LLMServingSim's files; timed_trace's default."""
 
 LENGTH_COLUMNS = (
     ("num_prefill_tokens", "num_decode_tokens"),
@@ -149,75 +148,22 @@ def read_timed_trace(
         unit_s: Seconds in one unit of ``timestamp``.
         hash_tokens: Prompt tokens that one hash stands for; the last may stand for fewer.
     """
-    chains: list[Sequence[Hashable]] = []
 
     def requests() -> Iterator[tuple[str, WorkloadRequest]]:
         for index, (where, row) in enumerate(json_lines(path)):
             _require(where, row, ("timestamp", "input_length", "output_length"))
-            chains.append(_hashes(where, row))
-            yield (
-                where,
-                WorkloadRequest(
-                    id=f"r{index}",
-                    arrived_at_s=number(where, "timestamp", row["timestamp"], minimum=0.0) * unit_s,
-                    num_prompt_tokens=count(where, "input_length", row["input_length"], minimum=1),
-                    num_output_tokens=count(
-                        where, "output_length", row["output_length"], minimum=1
-                    ),
-                ),
+            at_s = number(where, "timestamp", row["timestamp"], minimum=0.0) * unit_s
+            request = WorkloadRequest(
+                id=f"r{index}",
+                arrived_at_s=at_s,
+                num_prompt_tokens=count(where, "input_length", row["input_length"], minimum=1),
+                num_output_tokens=count(where, "output_length", row["output_length"], minimum=1),
+                hash_ids=hashes(where, row.get("hash_ids") or ()),
+                hash_tokens=hash_tokens,
             )
+            yield where, fitting(where, request)
 
-    made = _from_zero(checked(requests(), str(path)))
-    return [
-        replace(
-            r, prefix_id=str(chain[0]), prefix_tokens=min(depth * hash_tokens, r.num_prompt_tokens)
-        )
-        if depth
-        else r
-        for r, chain, depth in zip(made, chains, shared_depths(chains), strict=True)
-    ]
-
-
-def shared_depths(chains: Sequence[Sequence[Hashable]]) -> list[int]:
-    """Return how many leading hashes each chain shares with an earlier one.
-
-    The first chain of each root has no earlier one; it gets the most it shares with a later
-    one, since somebody must own what the later ones find. Requests that name their root as
-    their prefix then find at most what an endless cache would give them, and mostly just that.
-    """
-    children: dict[tuple[int, Hashable], int] = {}
-    pioneers: dict[Hashable, int] = {}
-    depths: list[int] = []
-    for index, chain in enumerate(chains):
-        node = depth = 0
-        for hash_id in chain:
-            child = children.get((node, hash_id))
-            if child is None:
-                break
-            node, depth = child, depth + 1
-        depths.append(depth)
-        for hash_id in chain[depth:]:
-            children[node, hash_id] = node = len(children) + 1
-        if depth:
-            pioneer = pioneers[chain[0]]
-            depths[pioneer] = max(depths[pioneer], _common(chains[pioneer], chain))
-        elif chain:
-            pioneers[chain[0]] = index
-    return depths
-
-
-def _common(one: Sequence[Hashable], other: Sequence[Hashable]) -> int:
-    pairs = zip(one, other, strict=False)
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-
-
-def _hashes(where: str, row: Row) -> list[Hashable]:
-    hashes = row.get("hash_ids") or []
-    if not isinstance(hashes, list) or any(not isinstance(h, int | str) for h in hashes):
-        raise UserError(
-            f"{where}: hash_ids must be a list of numbers or texts, not {hashes!s:.60}."
-        )
-    return hashes
+    return _from_zero(checked(requests(), str(path)))
 
 
 def _hash_tokens(row: Row) -> int:

@@ -20,6 +20,12 @@ MAX_LINE_CHARS = 16 * 1024 * 1024
 """No line of a workload is longer; a file without line ends must not fill the memory."""
 
 
+MOONCAKE_HASH_TOKENS = 512
+"""Tokens that one entry of Mooncake's ``hash_ids`` stands for."""
+
+HashId = int | str
+
+
 @dataclass(frozen=True, slots=True)
 class WorkloadRequest:
     """One request of a workload: when it comes, how long it is, what it is promised.
@@ -32,7 +38,13 @@ class WorkloadRequest:
         slo_class: Name of a class in the SLO file, or ``None`` for the file's default.
         ttft_slo_s: Promise of this request alone, before its class's; likewise the next two.
         weight: How much it counts; ``None`` leaves it to the class.
-        prefix_id: Requests with the same id share their first ``prefix_tokens`` tokens.
+        prefix_id: Requests with the same id share their first ``prefix_tokens`` tokens; with 0
+            of them, as far as both prompts go.
+        hash_ids: What the prompt begins with, block by block, as Mooncake's traces have it. An id
+            means the same tokens only together with all ids before it: two prompts share the
+            blocks up to the first id that differs, and nothing after. Tokens beyond the last id
+            are the request's own. Not together with ``prefix_id``.
+        hash_tokens: Tokens that one of ``hash_ids`` stands for; the prompt may cut the last short.
         prompt: Text to send in a live run. Without it a text of the right length is made up
             and the output is forced to ``num_output_tokens``.
         max_output_tokens: Bound on the output in a live run; ``num_output_tokens`` when absent.
@@ -49,6 +61,8 @@ class WorkloadRequest:
     weight: float | None = None
     prefix_id: str | None = None
     prefix_tokens: int = 0
+    hash_ids: tuple[HashId, ...] = ()
+    hash_tokens: int = MOONCAKE_HASH_TOKENS
     prompt: str | None = None
     max_output_tokens: int | None = None
 
@@ -110,7 +124,41 @@ def request_of(row: Mapping[str, Any], where: str, index: int = 0) -> WorkloadRe
     values["prefix_tokens"] = count(where, "prefix_tokens", row.get("prefix_tokens") or 0)
     if values["prefix_tokens"] > values["num_prompt_tokens"]:
         raise UserError(f"{where}: prefix_tokens must not exceed num_prompt_tokens.")
-    return WorkloadRequest(**values)
+    values["hash_ids"] = hashes(where, row.get("hash_ids") or ())
+    values["hash_tokens"] = count(
+        where, "hash_tokens", values.get("hash_tokens", MOONCAKE_HASH_TOKENS), minimum=1
+    )
+    if values["hash_ids"] and ("prefix_id" in values or values["prefix_tokens"]):
+        raise UserError(f"{where}: give either hash_ids or prefix_id with prefix_tokens, not both.")
+    return fitting(where, WorkloadRequest(**values))
+
+
+def hashes(where: str, value: Any) -> tuple[HashId, ...]:
+    """Return *value* as a chain of block ids."""
+    if not isinstance(value, list | tuple) or any(
+        isinstance(one, bool) or not isinstance(one, HashId) for one in value
+    ):
+        raise UserError(f"{where}: hash_ids must be a list of numbers or texts, not {value!s:.60}.")
+    return tuple(value)
+
+
+def fitting(where: str, request: WorkloadRequest) -> WorkloadRequest:
+    """Return *request*, once its prompt is known to be long enough for its chain.
+
+    Without a chain ``hash_tokens`` says nothing and becomes the default, as it is not written.
+
+    Raises:
+        UserError: The chain has an id that no token of the prompt is left for.
+    """
+    if not request.hash_ids:
+        return replace(request, hash_tokens=MOONCAKE_HASH_TOKENS)
+    needed = -(-request.num_prompt_tokens // request.hash_tokens)
+    if len(request.hash_ids) > needed:
+        raise UserError(
+            f"{where}: {len(request.hash_ids)} hash_ids of {request.hash_tokens} tokens each are"
+            f" too many for a prompt of {request.num_prompt_tokens} tokens, which has {needed}."
+        )
+    return request
 
 
 def number(where: str, name: str, value: Any, *, minimum: float, above: bool = False) -> float:
@@ -232,6 +280,8 @@ def write_jsonl(path: str | Path, requests: Sequence[WorkloadRequest]) -> None:
         with Path(path).open("w", encoding="utf-8") as out:
             for request in requests:
                 row = {k: v for k, v in asdict(request).items() if v is not None}
+                if not request.hash_ids:
+                    del row["hash_ids"], row["hash_tokens"]
                 out.write(json.dumps(row, ensure_ascii=False) + "\n")
     except OSError as error:
         raise UserError(f"Cannot write {path}: {error.strerror}.") from None

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from headway.engines.prefix import ABSENT, CACHED, HELD
-from headway.engines.sim.job import Job
+from headway.engines.sim.job import Job, TokensKey
 from headway.units import blocks_for
 
 
@@ -59,21 +59,21 @@ class Block:
     __slots__ = ("key", "num_holders")
 
     def __init__(self) -> None:
-        self.key: tuple[bool, str, int] | None = None
+        self.key: TokensKey | None = None
         self.num_holders = 1
 
 
 class PrefixPool(BlockPool):
     """Blocks that are found again by what they hold, the least recently freed evicted first.
 
-    Calls that name the same prefix share its tokens as far as both have them; what follows, and
-    every output, is a request's own. Two requests that compute the same block at once have one
-    each, as in vLLM.
+    A block is known by all tokens up to its end (:meth:`Job.tokens_key`): calls share the blocks
+    of the chains they have in common; what follows, and every output, is a request's own. Two
+    requests that compute the same block at once have one each, as in vLLM.
     """
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
         super().__init__(num_blocks, block_size)
-        self._by_key: dict[tuple[bool, str, int], dict[Block, None]] = {}
+        self._by_key: dict[TokensKey, dict[Block, None]] = {}
         self._idle: OrderedDict[Block, None] = OrderedDict()
 
     def find(self, job: Job) -> list[Block]:
@@ -147,9 +147,8 @@ class PrefixPool(BlockPool):
         job.table = []
         job.num_blocks = job.num_full_known = 0
 
-    def _key(self, job: Job, index: int) -> tuple[bool, str, int]:
-        is_shared = (index + 1) * self.block_size <= job.num_shared
-        return (is_shared, job.prefix if is_shared else job.request_id, index)
+    def _key(self, job: Job, index: int) -> TokensKey:
+        return job.tokens_key((index + 1) * self.block_size)
 
     def _forget(self, block: Block) -> None:
         assert block.key is not None

@@ -2,8 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
+
 from headway.engines.sim.times import GapSummary, Times
 from headway.engines.virtual import Call, Outcome
+
+TokensKey = tuple[str, int] | tuple[bytes, int | str, int]
+"""A request and how many of its tokens; or the chain so far, the next id and tokens of that."""
+
+
+def chain_digests(hash_ids: Sequence[int | str], hash_tokens: int) -> list[bytes]:
+    """Return for each id what stands for all ids before it; 16 bytes, so never alike by chance."""
+    digests = [b""]
+    for one in hash_ids[:-1]:
+        text = f"{hash_tokens} {one!r}".encode()
+        digests.append(hashlib.blake2b(digests[-1] + text, digest_size=16).digest())
+    return digests
 
 
 class Job:
@@ -18,11 +33,13 @@ class Job:
     """
 
     __slots__ = (
+        "_before",
         "call",
         "emits",
         "host_tokens",
         "max_output",
         "num_blocks",
+        "num_chain",
         "num_computed",
         "num_full_known",
         "num_in_flight",
@@ -30,10 +47,8 @@ class Job:
         "num_placeholders",
         "num_preemptions",
         "num_prompt",
-        "num_shared",
         "num_stale",
         "outcome",
-        "prefix",
         "request_id",
         "running",
         "stop_after",
@@ -47,11 +62,8 @@ class Job:
         self.times = times
         self.request_id = call.request_id
         self.num_prompt = call.num_prompt_tokens
-        self.prefix = call.shared_prefix or ""
-        """Who has it too shares the first ``num_shared`` tokens; all it can, if not told."""
-        self.num_shared = min(call.prefix_tokens or self.num_prompt, self.num_prompt)
-        if call.shared_prefix is None:
-            self.num_shared = 0
+        self.num_chain = call.num_chain_tokens
+        self._before: list[bytes] = []
         self.max_output = call.max_output_tokens or call.num_output_tokens
         self.stop_after = min(call.num_output_tokens, self.max_output)
         self.num_output = 0
@@ -71,6 +83,19 @@ class Job:
     def num_tokens(self) -> int:
         """Prompt and emitted tokens together."""
         return self.num_prompt + self.num_output
+
+    def tokens_key(self, end: int) -> TokensKey:
+        """Return what the first *end* tokens are called; equal keys mean equal tokens.
+
+        A constant effort: what precedes each id of the chain is summed up once.
+        """
+        if end > self.num_chain:
+            return (self.request_id, end)
+        call = self.call
+        if not self._before:
+            self._before = chain_digests(call.hash_ids, call.hash_tokens)
+        index = (end - 1) // call.hash_tokens
+        return (self._before[index], call.hash_ids[index], end - index * call.hash_tokens)
 
     def enter(self, at_s: float, phase: str) -> None:
         """Note that a phase begins."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import heapq
 import tempfile
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -23,11 +22,10 @@ from vllm.v1.request import Request, RequestStatus
 from headway.engines.virtual import Call, Outcome, StepRow
 from headway.engines.vllm import compat, wire
 from headway.engines.vllm.bare import Engine, HostLink, build
+from headway.engines.vllm.made_up_tokens import STOP, own_token, prompt_tokens
 from headway.latency.model import StepShape
 
 StepTruth = Callable[[StepShape], float]
-
-TOKEN, STOP = 7, 2
 
 
 class VirtualClock:
@@ -260,12 +258,15 @@ class VirtualRun:
                 self._deliver(one)
 
     def _sample(self, request_id: str) -> list[int]:
-        """Return the next token: the stop token when the call's own length is reached."""
+        """Return the next token: the stop token when the call's own length is reached.
+
+        Answers to equal prompts differ, so nobody finds another's in the cache.
+        """
         request = self.scheduler.requests.get(request_id)
         if request is None:
             return []
         ends = request.num_output_tokens + 1 >= self.outcomes[request_id].call.num_output_tokens
-        return [STOP if ends else TOKEN]
+        return [STOP if ends else own_token(request_id)]
 
     def _deliver(self, one: Any) -> None:
         outcome = self.outcomes[one.request_id]
@@ -279,22 +280,3 @@ class VirtualRun:
             outcome.finish_reason = str(one.finish_reason)
             outcome.stop_reason = one.stop_reason if isinstance(one.stop_reason, str) else None
             outcome.ended_at_s = self.clock.time_s
-
-
-def prompt_tokens(call: Call) -> list[int]:
-    """Return token ids of the right number: the shared prefix alike, all else its own.
-
-    Without ``prefix_tokens`` two calls with the same ``shared_prefix`` share all they can.
-    """
-    if call.shared_prefix is None:
-        return _filler(call.request_id, call.num_prompt_tokens)
-    shared = min(call.prefix_tokens or call.num_prompt_tokens, call.num_prompt_tokens)
-    own = call.num_prompt_tokens - shared
-    return _filler(call.shared_prefix, shared) + _filler(call.request_id, own)
-
-
-def _filler(name: str, num_tokens: int) -> list[int]:
-    """Return *num_tokens* ids whose first four tell *name* from others."""
-    code = zlib.crc32(name.encode())
-    head = [3 + (code >> shift) % 256 for shift in (0, 8, 16, 24)]
-    return (head + [3] * (num_tokens - 4))[:num_tokens]

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 from headway.latency.model import StepShape
 from headway.policy.admit import Feasibility
-from headway.policy.chunk import LEAST_CHUNK_TOKENS, Chunker, largest_chunk
+from headway.policy.chunk import Chunker, largest_chunk
 from headway.policy.context import PlanContext
+from headway.policy.price import LEAST_CHUNK_TOKENS
 from headway.policy.prioritize import Prioritizer
 from headway.request import Request
 

@@ -15,11 +15,12 @@ from typing import Protocol
 from headway.latency.model import StepShape
 from headway.policy.admit import Gate
 from headway.policy.batch import Batcher, Filled, cap_partial
-from headway.policy.chunk import LEAST_CHUNK_TOKENS, Chunker, largest_chunk
+from headway.policy.chunk import Chunker, largest_chunk
 from headway.policy.context import PlanContext
 from headway.policy.parts import Holder
 from headway.policy.plan import Chunk, Preempt
 from headway.policy.preempt import Preemptor
+from headway.policy.price import LEAST_CHUNK_TOKENS
 from headway.policy.prioritize import Prioritizer
 from headway.request import Request, State
 

@@ -1,0 +1,145 @@
+"""Question: does a promise few clients ask for, and that is dear to keep, hurt the others?
+
+A share of the clients of a named workload asks for a tight first token or tight gaps. Each case is
+run three ways: *ours* as it is, *ignored* with the tight ones told to the server as requests that
+promise nothing, and *served*, which is *ours* of a checkout before it (``--as served``). Kept is
+counted by what was asked for, whatever the server was told. Writes results.json beside itself, one
+case at a time; what is there is not run again.
+
+    python experiments/price/run.py                     # two ways, about half an hour
+    python experiments/price/run.py --only mixed --seeds 1
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from headway.engines.sim.engine import SimEngine
+from headway.engines.sim.run import SimRun
+from headway.engines.virtual import Call, Outcome
+from headway.latency import profile
+from headway.latency.truth import Truth
+from headway.policy import registry
+from headway.slo import Slo
+from headway.study.requests import calls_of
+from headway.workloads import named
+
+HERE = Path(__file__).parent
+GPU = profile.load("llama-3.1-8b@h100")
+GAPS_KEPT = 0.99
+KV_TOKENS = 400_000
+LOADS = {"mixed": (9.0, 18.0, 27.0), "azure-chat": (16.0, 32.0, 48.0)}
+"""By workload: half, once and one and a half times what the server can keep."""
+
+ASKS: dict[str, dict[str, float]] = {
+    "ttft 20": {"ttft_s": 0.02},
+    "ttft 40": {"ttft_s": 0.04},
+    "ttft 100": {"ttft_s": 0.1},
+    "ttft 200": {"ttft_s": 0.2},
+    "gap 1.1": {"tbt_s": 0.0077},
+    "gap 1.7": {"tbt_s": 0.012},
+    "gap 3": {"tbt_s": 0.021},
+}
+"""What the few ask for: first token in ms, or gaps in steps of one decode (7 ms)."""
+
+SHARES = (0.01, 0.05, 0.2)
+
+
+def kept(outcome: Outcome, slo: Slo) -> bool:
+    """Return whether the client got what it asked for."""
+    at = np.array(outcome.emitted_at_s)
+    if len(at) != outcome.call.num_output_tokens:
+        return False
+    in_time = slo.ttft_s is None or at[0] - outcome.call.arrived_at_s <= slo.ttft_s
+    gaps = np.diff(at)
+    tbt_s = slo.tbt_s
+    on_pace = tbt_s is None or not len(gaps) or float(np.mean(gaps <= tbt_s)) >= GAPS_KEPT
+    return bool(in_time and on_pace)
+
+
+def case(
+    name: str, rate: float, ask: str, share: float, seed: int, way: str, num: int, policy: str
+) -> dict[str, Any]:
+    """Run one case one way; return what the few and the others kept."""
+    requests = named.make(name, num, rate, seed)
+    rng = np.random.default_rng([seed, 0x7147])
+    tight = {r.id for r in requests if rng.random() < share}
+    calls, slos = calls_of(requests, named.book(name))
+    asked = {i: Slo(**ASKS[ask]) if i in tight else slo for i, slo in slos.items()}
+    told: list[Call] = []
+    fields = {f"slo_{k.removesuffix('_s')}_ms": v * 1000 for k, v in ASKS[ask].items()}
+    for call in calls:
+        is_tight = call.request_id in tight
+        xargs = {} if way == "ignored" else fields
+        told.append(replace(call, xargs=xargs) if is_tight else call)
+    engine = SimEngine(
+        num_blocks=KV_TOKENS // 16,
+        max_num_batched_tokens=GPU.max_num_batched_tokens,
+        max_num_seqs=GPU.max_num_seqs,
+    )
+    core = registry.build(policy)
+    outcomes = SimRun(engine, Truth(GPU), core, book=named.book(name)).run(told)
+    good = {i: kept(outcomes[i], slo) for i, slo in asked.items()}
+    few = [good[i] for i in good if i in tight]
+    others = [good[i] for i in good if i not in tight]
+    ended = max(o.emitted_at_s[-1] for o in outcomes.values() if o.emitted_at_s)
+    return {
+        "few": round(float(np.mean(few)), 4) if few else None,
+        "others": round(float(np.mean(others)), 4),
+        "all": round(float(np.mean(few + others)), 4),
+        "duration_s": round(ended, 3),
+    }
+
+
+def cases(only: Sequence[str], asks: Sequence[str], seeds: int) -> Iterator[tuple[Any, ...]]:
+    """Yield every case."""
+    for name, rates in LOADS.items():
+        for rate in rates:
+            for ask in ASKS:
+                for share in SHARES:
+                    for seed in range(1, seeds + 1):
+                        if (not only or name in only) and (not asks or ask in asks):
+                            yield name, rate, ask, share, seed
+
+
+@click.command()
+@click.option("--as", "named_as", default="ours", help="Name of what is run: ours or served.")
+@click.option("--only", multiple=True, help="A workload; all by default.")
+@click.option("--ask", multiple=True, help="What the few ask for; all by default.")
+@click.option("--seeds", default=2)
+@click.option("--requests", default=600)
+@click.option("--policy", default="headway")
+@click.option("--out", default=str(HERE / "results.json"))
+def main(
+    named_as: str,
+    only: tuple[str, ...],
+    ask: tuple[str, ...],
+    seeds: int,
+    requests: int,
+    policy: str,
+    out: str,
+) -> None:
+    """Run what is not in the file yet."""
+    path = Path(out)
+    known = json.loads(path.read_text()) if path.exists() else {}
+    for one in cases(only, ask, seeds):
+        for way in {"ours": ("ours", "ignored"), "ignored": ("ignored",)}.get(
+            named_as, (named_as,)
+        ):
+            key = "|".join(str(part) for part in (*one, way))
+            if key in known:
+                continue
+            known[key] = case(*one, way, requests, policy)
+            click.echo(f"{key} {known[key]}")
+            path.write_text(json.dumps(known, indent=0) + "\n")
+
+
+if __name__ == "__main__":
+    main()

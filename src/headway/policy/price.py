@@ -1,0 +1,218 @@
+"""How long a step may last: what tight promises win by short steps, and what those cost the others.
+
+A tight first token or gap is kept by short steps only; short steps compute fewer prompt tokens a
+second and leave room for fewer streams. Both sides are promises, so they compare: for each length,
+the share of recent claims that steps so long let come true, times the share of all claims that the
+machine can then take on. The best length bounds every step. A promised gap that would need shorter
+ones is *dear*: it is set aside, as a promise that does not fit is, until it is worth its price.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from headway.latency.model import StepShape
+from headway.policy.context import PlanContext
+from headway.request import Request
+
+RECENT_CLAIMS = 128
+"""Newest claims that speak for those to come. With 64 the traffic looks like overload now and then
+and promises flap; with 256 a change of load is seen late (experiments/LOG.md)."""
+
+DECIDE_EVERY = 8
+"""Steps from one decision to the next: claims come more slowly than steps."""
+
+GROWTH = 1.25
+"""Times as long as before a step may be after a decision: the step time is learned where steps are,
+and longer ones cost more a token than it says (a quarter's error breaks no gap of the others)."""
+
+NUM_LENGTHS = 24
+"""Lengths compared, besides the promised gaps themselves, from the shortest step to the longest."""
+
+LEAST_CHUNK_TOKENS = 64
+"""Prompt tokens of the shortest step that makes progress."""
+
+STREAMS_SHARE = 0.8
+"""Of the tightest gap, what decodes alone may take; prompts need the rest."""
+
+PATIENCE_S = 60.0
+"""Seconds a claim without a promised first token counts as willing to wait for it."""
+
+ROUNDING = 0.999
+"""A gap is at least as long as a length if it is so up to this factor."""
+
+WORTH_TELLING = 1e-3
+"""Share of the best below which two lengths are equally good, and the longer is taken."""
+
+Vector = npt.NDArray[np.float64]
+
+
+class Claim(NamedTuple):
+    """What one recent claim asked for. Times in seconds, ``inf`` where nothing was asked."""
+
+    at_s: float
+    ttft_s: float
+    gap_s: float
+    weight: float
+    num_prompt_tokens: int
+    num_output_tokens: int
+
+
+def lost_share(load: Vector, room: Vector) -> Vector:
+    """Return the share of arrivals that a server turns away whose queue has so many places.
+
+    The M/M/1/K queue (Gross & Harris, Fundamentals of Queueing Theory, §2.5): (1 - r) r^K /
+    (1 - r^(K+1)). Whoever could not be served in time does not queue, so the places are the
+    requests that can be served while one waits. Smooth from an idle server to overload.
+
+    Args:
+        load: Work that arrives in a second, in seconds of the server; above 1 in overload.
+        room: Places, a real number of at least 0.
+    """
+    log = np.log(np.maximum(load, 1e-9))
+    log = np.where(np.abs(log) < 1e-6, 1e-6, log)  # At r = 1 the limit, 1 / (K + 1).
+    powers = np.clip(log * (room + 1.0), -700.0, 700.0)
+    share: Vector = np.clip(np.expm1(-log) / np.expm1(-powers), 0.0, 1.0)
+    return share
+
+
+class StepPrice:
+    """Keeps what recent claims asked for, and the step length that keeps most of such claims.
+
+    Attributes:
+        pressure: How much of the prefill is spoken for, as feasibility found in the last plan.
+    """
+
+    def __init__(self) -> None:
+        self.pressure = 0.0
+        self._claims: deque[Claim] = deque(maxlen=RECENT_CLAIMS)
+        self._limit_s = math.inf
+        self._decided_at_step = -DECIDE_EVERY
+
+    def learn(self, request: Request, at_s: float) -> None:
+        """Take in a claim that has just come; its length must be predicted."""
+        slo = request.slo
+        self._claims.append(
+            Claim(
+                at_s,
+                math.inf if slo.ttft_s is None else slo.ttft_s,
+                math.inf if slo.tbt_s is None else slo.tbt_s,
+                slo.weight,
+                max(request.remaining_prefill_tokens, 1),
+                request.predicted_output_tokens,
+            )
+        )
+
+    def limit_s(self, ctx: PlanContext) -> float:
+        """Return the seconds that a step may last; ``inf`` before the first claim."""
+        if self._claims and ctx.step - self._decided_at_step >= DECIDE_EVERY:
+            self._limit_s = min(self._best_s(ctx), GROWTH * self._limit_s)
+            self._decided_at_step = ctx.step
+        return self._limit_s
+
+    def is_dear(self, request: Request) -> bool:
+        """Return whether this promised gap would cost the others more than it is worth."""
+        tbt_s = request.slo.tbt_s
+        return tbt_s is not None and tbt_s < self.least_gap_s
+
+    @property
+    def least_gap_s(self) -> float:
+        """The tightest gap worth its price when last decided; 0 before."""
+        return ROUNDING * self._limit_s if self._limit_s < math.inf else 0.0
+
+    def _best_s(self, ctx: PlanContext) -> float:
+        """Return the length with the most promises kept, the longest of equals."""
+        at_s, ttft_s, gap_s, weight, prompt, output = np.array(self._claims).T
+        lengths = _lengths(ctx, gap_s)
+        keeps_gap = gap_s[:, None] >= lengths
+        rate = (len(at_s) - 1) / max(ctx.now_s - at_s[0], 1e-3)
+        machine = _Machine(ctx, lengths)
+        # As much work may wait as what is promised for it leaves time.
+        patience_s = float(np.average(np.minimum(ttft_s, PATIENCE_S), weights=prompt))
+        tightest_s = np.where(keeps_gap, gap_s[:, None], math.inf).min(axis=0)
+        stay_s = max(float(output.mean()), machine.seen_stay(rate)) * lengths
+        streams = machine.streams(tightest_s)
+        speed = machine.speed(np.minimum(rate * stay_s, streams))
+        tokens = float(prompt.mean())
+        served = 1.0 - lost_share(rate * tokens / speed, patience_s * speed / tokens)
+        served *= 1.0 - lost_share(rate * stay_s / streams, streams * (1.0 + patience_s / stay_s))
+        late = machine.late_share(ttft_s, prompt, speed)
+        kept = (weight[:, None] * (1.0 - late) * keeps_gap).sum(axis=0) / weight.sum()
+        value = kept * served - self._lost_at_once(ctx, machine) / len(at_s)
+        best = float(value.max())
+        return float(lengths[np.nonzero(value >= best - WORTH_TELLING * abs(best))[0][-1]])
+
+    def _lost_at_once(self, ctx: PlanContext, machine: _Machine) -> Vector:
+        """Return the promises that each length would break now, whatever comes later.
+
+        Streams with a tighter gap, and of those who wait the share that this length has no time
+        for. It keeps a length from changing with every burst.
+        """
+        lost = np.zeros_like(machine.lengths)
+        for gap_s, count in ctx.live.claim_gaps.items():
+            lost += count * (gap_s < ROUNDING * machine.lengths)
+        speed = machine.speed(np.full_like(machine.lengths, float(ctx.shape.num_decodes)))
+        needed = max(self.pressure, 1e-9) * speed.max()
+        lost += len(ctx.live.claims) * np.maximum(1.0 - speed / needed, 0.0)
+        return lost
+
+
+def _lengths(ctx: PlanContext, gap_s: Vector) -> Vector:
+    """Return the step lengths to compare: a grid, and the gaps it can tell apart."""
+    predict_s, shape = ctx.latency.predict_s, ctx.shape
+    least_s = predict_s(shape.with_chunk(LEAST_CHUNK_TOKENS, 0))
+    most_s = predict_s(shape.with_chunk(ctx.view.max_step_tokens, 0))
+    grid = np.geomspace(least_s, max(most_s, 1.01 * least_s), NUM_LENGTHS)
+    gaps = np.unique(gap_s[(gap_s > least_s) & (gap_s < math.inf)])[:NUM_LENGTHS]
+    return np.unique(np.concatenate([grid, gaps]))
+
+
+class _Machine:
+    """What steps of these lengths can do, by the learned step time. Vectors have a value a length.
+
+    A prompt token costs what it does in the largest step. Small chunks may cost less, but a server
+    that runs long steps cannot know, and believing so has hurt the others (experiments/LOG.md).
+    """
+
+    def __init__(self, ctx: PlanContext, lengths: Vector) -> None:
+        self._ctx = ctx
+        self.lengths = lengths
+        predict_s, shape, most = ctx.latency.predict_s, ctx.shape, ctx.view.max_step_tokens
+        each = shape.sum_context_tokens // max(shape.num_decodes, 1)
+        self._one_s = predict_s(StepShape(0, 0, 1, each))
+        many_s = predict_s(StepShape(0, 0, 101, 101 * each))
+        self._decode_s = max((many_s - self._one_s) / 100.0, 1e-9)
+        self._token_s = max(predict_s(shape.with_chunk(most, 0)) - predict_s(shape), 1e-9) / most
+
+    def seen_stay(self, rate: float) -> float:
+        """Return the steps a stream stays, from how many there are (Little 1961)."""
+        return self._ctx.shape.num_decodes / max(rate * self._ctx.step_s, 1e-9)
+
+    def streams(self, tightest_s: Vector) -> Vector:
+        """Return how many streams fit beside each other where the tightest gaps are these."""
+        most_s = STREAMS_SHARE * tightest_s / self._ctx.latency.margin(False, 0.05)
+        fit = 1.0 + np.maximum(most_s - self._one_s, 0.0) / self._decode_s
+        return np.minimum(fit, float(self._ctx.view.max_num_running))
+
+    def speed(self, num_streams: Vector) -> Vector:
+        """Return prompt tokens a second beside so many streams; what short steps can, long can."""
+        beside_s = self._one_s + self._decode_s * np.maximum(num_streams - 1.0, 0.0)
+        left = np.maximum(self.lengths - beside_s, 1e-9) / self.lengths
+        return np.array(np.maximum.accumulate(left / self._token_s))
+
+    def late_share(self, ttft_s: Vector, prompt: Vector, speed: Vector) -> Vector:
+        """Return, by claim and length, the chance that the first token comes too late.
+
+        On an empty queue: it waits for the end of a step that began at any time before, and for
+        those in flight behind it; then for its own.
+        """
+        own_s = prompt[:, None] * self._token_s + self._one_s
+        own_s = np.where(own_s <= self.lengths, self.lengths, prompt[:, None] / speed)
+        worst_s = (1 + self._ctx.view.num_steps_in_flight) * self.lengths + own_s
+        share: Vector = np.clip((worst_s - ttft_s[:, None]) / self.lengths, 0.0, 1.0)
+        return share

@@ -1,0 +1,123 @@
+"""What a tight promise may cost the others, and that no more is paid for it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headway.engines.sim.engine import SimEngine
+from headway.engines.sim.run import SimRun
+from headway.engines.virtual import Call
+from headway.latency import profile
+from headway.latency.truth import Truth
+from headway.policy import registry
+from headway.policy.price import RECENT_CLAIMS, lost_share
+from headway.slo import SloBook
+
+CHAT = {"slo_ttft_ms": 1000, "slo_tbt_ms": 100}
+H100 = profile.load("llama-3.1-8b@h100")
+
+
+@given(st.floats(0.01, 5.0), st.integers(0, 200))
+def test_the_share_lost_is_that_of_a_queue_with_so_many_places(load: float, places: int) -> None:
+    """Twin: the birth-death chain of M/M/1/K solved state by state; the last state turns away."""
+    weights = [load**n for n in range(places + 1)]
+    slow = weights[-1] / sum(weights)
+    fast = float(lost_share(np.array(load), np.array(float(places))))
+    assert fast == pytest.approx(slow, rel=1e-4, abs=1e-9)
+
+
+def test_an_idle_server_loses_nobody_and_overload_the_excess() -> None:
+    """The two ends, and one in the middle where a share is lost by chance."""
+    lost = lost_share(np.array([0.0, 1.0, 4.0]), np.array([10.0, 9.0, 50.0]))
+    assert lost == pytest.approx([0.0, 0.1, 0.75], abs=1e-5)
+
+
+def calls(rate_rps: float, tight: dict[str, float], share: float, seed: int) -> list[Call]:
+    """Chats with lengths of their own; a share of the clients asks for something tight."""
+    rng = np.random.default_rng(seed)
+    at_s, made = 0.0, []
+    for i in range(400):
+        at_s += float(rng.exponential(1.0 / rate_rps))
+        prompt, output = int(rng.lognormal(6.6, 0.8)) + 1, int(rng.lognormal(4.5, 0.7)) + 1
+        name = f"{'t' if rng.random() < share else 'o'}{i}"
+        xargs = tight if name[0] == "t" else CHAT
+        made.append(Call(name, at_s, min(prompt, 8000), min(output, 800), xargs, 1024))
+    return made
+
+
+def kept(offered: list[Call], ignore: bool, overload: str = "demote") -> tuple[float, float]:
+    """Return what the tight and the others kept, by what they asked for."""
+    told = [
+        Call(c.request_id, c.arrived_at_s, c.num_prompt_tokens, c.num_output_tokens, {}, 1024)
+        if ignore and c.request_id[0] == "t"
+        else c
+        for c in offered
+    ]
+    engine = SimEngine(num_blocks=25_000, max_num_batched_tokens=8192, max_num_seqs=1024)
+    core = registry.build("headway", overload=overload)
+    outcomes = SimRun(engine, Truth(H100), core, book=SloBook.builtin()).run(told)
+    good: dict[str, list[bool]] = {"t": [], "o": []}
+    for call in offered:
+        at = np.array(outcomes[call.request_id].emitted_at_s)
+        xargs = call.xargs
+        is_kept = len(at) == call.num_output_tokens
+        if is_kept and "slo_ttft_ms" in xargs:
+            is_kept = bool(at[0] - call.arrived_at_s <= xargs["slo_ttft_ms"] / 1000)
+        if is_kept and "slo_tbt_ms" in xargs and len(at) > 1:
+            is_kept = bool(np.mean(np.diff(at) <= xargs["slo_tbt_ms"] / 1000) >= 0.99)
+        good[call.request_id[0]].append(is_kept)
+    return float(np.mean(good["t"])), float(np.mean(good["o"]))
+
+
+@pytest.mark.parametrize("rate_rps", [12.0, 24.0, 36.0])
+@pytest.mark.parametrize("share", [0.02, 0.1])
+@pytest.mark.parametrize(
+    "tight", [{"slo_ttft_ms": 20}, {"slo_ttft_ms": 60}, {"slo_tbt_ms": 8}, {"slo_tbt_ms": 15}]
+)
+def test_what_a_few_ask_for_does_not_hurt_the_others(
+    rate_rps: float, share: float, tight: dict[str, float]
+) -> None:
+    """At half, once and one and a half times the capacity: two points at most."""
+    offered = calls(rate_rps, tight, share, 11)
+    _, others_alone = kept(offered, ignore=True)
+    _, others = kept(offered, ignore=False)
+    assert others >= others_alone - 0.02
+
+
+def test_a_tight_gap_is_kept_where_nobody_pays_for_it() -> None:
+    """In light load the few get what they ask for, which ignoring them would not give."""
+    offered = calls(8.0, {"slo_tbt_ms": 20}, 0.1, 3)
+    served, _ = kept(offered, ignore=False)
+    ignored, _ = kept(offered, ignore=True)
+    assert served >= 0.95
+    assert ignored < 0.5
+
+
+def test_a_dear_gap_is_told_so() -> None:
+    """Overloaded, a stream whose gap cost the others more is lost with a story that says why."""
+    core = registry.build("headway")
+    offered = calls(36.0, {"slo_tbt_ms": 9}, 0.1, 5)
+    engine = SimEngine(num_blocks=25_000, max_num_batched_tokens=8192, max_num_seqs=1024)
+    told: list[str] = []
+    lose = core._lose
+
+    def noted(request: object, at_s: float, why: str) -> None:
+        told.append(why)
+        lose(request, at_s, why)  # type: ignore[arg-type]
+
+    core._lose = noted  # type: ignore[method-assign]
+    SimRun(engine, Truth(H100), core, book=SloBook.builtin()).run(offered)
+    assert "a token came after its due time: such gaps cost the others more promises" in told
+    assert len(core.price._claims) == RECENT_CLAIMS
+
+
+def test_nobody_asks_nothing_is_bounded() -> None:
+    """Without a claim there is no limit, and no gap is dear."""
+    core = registry.build("headway")
+    assert core.price.least_gap_s == 0.0
+    assert core.price._limit_s == math.inf
