@@ -9,7 +9,7 @@ import pytest
 
 from headway.engines.prefix import ABSENT, CACHED, HELD, Prefixes
 from headway.policy.live import LiveRequests
-from headway.request import Request
+from headway.request import Request, State
 from headway.slo import Slo
 
 SIZE = 16
@@ -81,3 +81,17 @@ def test_all_who_wait_are_looked_at_in_the_end() -> None:
             request = live.requests[name]
             request.num_found_tokens, request.num_held_tokens = found, held
     assert told == live.requests.keys()
+
+
+def test_a_preempted_request_has_something_left_to_compute() -> None:
+    """Also when a token in flight came after it was preempted, and all others are cached."""
+    chain, live = Chain(), LiveRequests()
+    prefixes = Prefixes(SIZE, chain.look_up)
+    request = Request("r", Slo(ttft_s=1.0), 0.0, 2 * SIZE, 10)
+    request.move(State.RUNNING, 0.0, "started")
+    request.move(State.PREEMPTED, 1.0, "preempted")
+    live.arrive(request)
+    request.num_output_tokens = 1
+    chain.num_cached = 2
+    request.num_found_tokens, request.num_held_tokens = prefixes.news(live, {"r": request})["r"]
+    assert request.remaining_prefill_tokens > 0

@@ -159,6 +159,16 @@ def test_decoding_does_not_erase_prefill() -> None:
     assert np.quantile(after, 0.95) < 0.25
 
 
+def test_a_long_answer_does_not_make_it_warm_for_prompts() -> None:
+    """After one prompt and a long answer the next prompt's first chunk is learned from at once."""
+    model = OnlineModel()
+    chunk = StepShape().with_chunk(64, 0)
+    steps = [StepShape().with_chunk(2000, 0), *(StepShape(0, 0, 1, 2000 + i) for i in range(40))]
+    for shape in (*steps, chunk):
+        model.observe(shape, truth_s(shape))
+    assert model.predict_s(chunk) == pytest.approx(truth_s(chunk), rel=0.15)
+
+
 def test_a_changed_machine_is_noticed() -> None:
     """When every step takes twice as long, 600 steps later the model says so."""
     rng = np.random.default_rng(6)

@@ -30,6 +30,7 @@ REFIT_EVERY = 8
 """Steps between two refits once warm; every step is fitted before :data:`WARM_STEPS`."""
 
 WARM_STEPS = 32
+"""Steps of one mode. A long answer says nothing of prompts, and the one prompt before it little."""
 
 ALLOWED = math.log(1.15)
 """Error (as a logarithm) that a step may have without speaking for a change."""
@@ -117,7 +118,8 @@ class OnlineModel(LatencyModel):
         self._num_mixed_steps += mixed
         is_confirmed = mixed and duration_s >= predicted_s * math.exp(-ALLOWED)
         self._num_steps_unconfirmed = 0 if is_confirmed else self._num_steps_unconfirmed + 1
-        if self._num_steps <= WARM_STEPS or self._num_steps % REFIT_EVERY == 0:
+        num_of_mode = self._num_mixed_steps if mixed else self._num_steps
+        if num_of_mode <= WARM_STEPS or self._num_steps % REFIT_EVERY == 0:
             self._fit()
 
     def _notice_change(self, mixed: bool, ratio: float) -> None:

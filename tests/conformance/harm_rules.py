@@ -1,0 +1,340 @@
+"""What no harm means: one scenario served by stock vLLM and by Headway, and what may differ."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+import numpy as np
+from harm_scenarios import H100, NUM_WARM_UP, Scenario, blocks_of
+
+from headway.engines.sim.engine import SimEngine
+from headway.engines.sim.run import SimRun
+from headway.engines.virtual import Outcome
+from headway.engines.vllm import wire
+from headway.engines.vllm.shapes import roofline
+from headway.latency.online import OnlineModel
+from headway.latency.truth import Truth
+from headway.policy import registry
+from headway.policy.overload import ENDING_STEPS
+
+MOST_STEPS = 30_000
+FEW = 4
+"""Requests at a time that are still light load."""
+
+SLACK = 1.05
+"""How much later than stock a first token may be, beside one step."""
+
+GUESS = 1.4
+"""What a refusal may be wrong by: it comes before anybody knows how long the steps will be."""
+
+SHARED_WITHIN = 0.03
+
+ROUNDING_S = 1e-9
+SERVED = ("stop", "length")
+
+
+@dataclass
+class Pair:
+    """Both runs of a scenario."""
+
+    scenario: Scenario
+    stock: Mapping[str, Outcome]
+    ours: Mapping[str, Outcome]
+    stock_run: Any
+    our_run: Any
+
+    @property
+    def names(self) -> list[str]:
+        """The scenario's own requests, by arrival; the traffic before is not among them."""
+        return [name for name in self.stock if name.startswith("r")]
+
+    def step_around_s(self, name: str) -> float:
+        """Return the longest step of stock's since a server was last idle before a request ended.
+
+        Whoever is a step later may keep the next a step longer, so neighbours' steps count too.
+        """
+        theirs, ours = self.stock[name], self.ours[name]
+        from_s = theirs.call.arrived_at_s
+        for before in reversed(self.names[: self.names.index(name)]):
+            ended_s = max(self.stock[before].ended_at_s, self.ours[before].ended_at_s)
+            if ended_s < from_s:
+                break
+            from_s = self.stock[before].call.arrived_at_s
+        return self.longest_step_s(from_s, max(theirs.ended_at_s, ours.ended_at_s))
+
+    def longest_step_s(self, from_s: float, to_s: float) -> float:
+        """Return the longest step of stock's that runs in a span."""
+        rows = self.stock_run.rows
+        around = (r.ends_s - r.begins_s for r in rows if r.ends_s >= from_s and r.begins_s <= to_s)
+        return max(around, default=0.0)
+
+
+def serve(lab: Any, scenario: Scenario) -> Pair:
+    """Serve a scenario twice; nothing hangs."""
+    engine = {
+        "num_blocks": scenario.num_blocks + 1,  # vLLM keeps one as its null block.
+        "max_num_batched_tokens": scenario.budget,
+        "max_num_seqs": scenario.max_num_seqs,
+        "asynchronous": scenario.asynchronous,
+        "prefix_caching": scenario.caching,
+    }
+    truth = Truth(H100, scale=scenario.scale)
+    calls = scenario.calls()
+    stock = lab.VirtualRun(lab.Engine(**engine), truth, keep_steps=True)
+    served = stock.run(calls, MOST_STEPS)
+    if scenario.on_sim:
+        core = registry.build(
+            **{"name": "headway", **_core_settings(scenario)},
+            latency=OnlineModel(roofline(stock.scheduler.vllm_config)),
+        )
+        ours = SimRun(SimEngine(**{**engine, "num_blocks": scenario.num_blocks}), truth, core)
+        bound(core)
+        return Pair(scenario, served, ours.run(calls), stock, ours)
+    ours = lab.VirtualRun(lab.Engine(**engine, headway=scenario.headway()), truth, keep_steps=True)
+    outcomes = ours.run(calls, MOST_STEPS)
+    lab.is_clean(ours)
+    return Pair(scenario, served, outcomes, stock, ours)
+
+
+def bound(core: Any) -> None:
+    """Make a core plan no more than :data:`MOST_STEPS`: our own engine would go on for ever."""
+    plan, numbers = core.plan, count()
+
+    def bounded(*args: Any) -> Any:
+        assert next(numbers) < MOST_STEPS, f"still {core.live.requests}"
+        return plan(*args)
+
+    core.plan = bounded
+
+
+def _core_settings(scenario: Scenario) -> dict[str, Any]:
+    settings = scenario.headway()
+    return {"overload": settings["overload"], "options": settings.get("options")}
+
+
+# -- (a) nothing is lost ------------------------------------------------------------------------
+
+
+def assert_all_served(pair: Pair) -> None:
+    """What stock serves Headway serves, token by token, but for refusals that may be."""
+    for name, theirs in pair.stock.items():
+        ours = pair.ours[name]
+        left = theirs.call.abort_at_s is not None
+        if is_refused(ours):
+            assert_may_be_refused(pair, ours)
+        elif not (left and "abort" in (theirs.finish_reason, ours.finish_reason)):
+            assert ours.finish_reason == theirs.finish_reason, (name, theirs, ours)
+            assert len(ours.emitted_at_s) == len(theirs.emitted_at_s), (name, theirs, ours)
+
+
+def is_refused(outcome: Outcome) -> bool:
+    """Return whether a client got 429."""
+    return isinstance(wire.parse(outcome.stop_reason), wire.Refused)
+
+
+def assert_may_be_refused(pair: Pair, outcome: Outcome) -> None:
+    """Only whoever has a promise, before any token, and not by an idle server."""
+    call, at_s = outcome.call, outcome.ended_at_s
+    assert at_s is not None
+    assert call.xargs, f"refused without a promise: {outcome}"
+    assert not outcome.emitted_at_s, f"refused after a token: {outcome}"
+    waited_s = at_s - call.arrived_at_s
+    if waited_s > promised_s(outcome):
+        return  # By the clock.
+    others = [o for o in pair.ours.values() if is_live(o, at_s)]
+    assert any(not is_refused(o) or o.ended_at_s != at_s for o in others), f"idle: {outcome}"
+    if pair.scenario.overload == "demote":
+        steps_s = ENDING_STEPS * pair.longest_step_s(0.0, math.inf)
+        is_ending = waited_s >= longest_wait_s(pair.scenario) - 2 * steps_s
+        is_measured = sum(o.finish_reason in SERVED for o in ended_by(pair, at_s)) >= 32
+        assert is_ending or is_measured, f"refused by a rate never measured: {outcome}"
+
+
+def promised_s(outcome: Outcome) -> float:
+    """Return the shortest span promised to the first token or the end."""
+    xargs = outcome.call.xargs
+    spans = [xargs[key] / 1000 for key in ("slo_ttft_ms", "slo_jct_ms") if key in xargs]
+    return min(spans, default=math.inf)
+
+
+def longest_wait_s(scenario: Scenario) -> float:
+    """Return the bound on waiting of Headway's settings."""
+    options = scenario.headway().get("options", {})
+    return float(options.get("max_wait_s", 300.0))
+
+
+def is_live(outcome: Outcome, at_s: float) -> bool:
+    """Return whether a request was on the server just before *at_s*, or ended then."""
+    assert outcome.ended_at_s is not None
+    return outcome.call.arrived_at_s <= at_s <= outcome.ended_at_s
+
+
+def ended_by(pair: Pair, at_s: float) -> Iterator[Outcome]:
+    """Yield what Headway had ended by an instant."""
+    for outcome in pair.ours.values():
+        if outcome.ended_at_s is not None and outcome.ended_at_s <= at_s:
+            yield outcome
+
+
+# -- (b), (d) light load --------------------------------------------------------------------------
+
+
+def is_light(pair: Pair) -> bool:
+    """Return whether stock never had a queue: no two prompts at a time, and few streams."""
+    spans = []
+    for name in pair.names:
+        outcome = pair.stock[name]
+        first_s = outcome.emitted_at_s[0] if outcome.emitted_at_s else outcome.ended_at_s
+        if waited_s(outcome) > pair.longest_step_s(outcome.call.arrived_at_s, first_s):
+            return False
+        spans.append((outcome.call.arrived_at_s, first_s, outcome.ended_at_s))
+    if pair.stock_run.num_preemptions or pair.scenario.max_num_seqs <= FEW:
+        return False
+    for i, (arrived_s, first_s, _) in enumerate(spans):
+        if any(began_s < first_s for began_s, _, _ in spans[i + 1 :]):
+            return False
+        if sum(began_s <= arrived_s <= ended_s for began_s, _, ended_s in spans) > FEW:
+            return False
+    return True
+
+
+def waited_s(outcome: Outcome) -> float:
+    """Return how long a request had to wait for its first step to begin."""
+    began_s = (at_s for at_s, phase in outcome.phases if phase == "prefill")
+    return next(began_s, math.inf) - outcome.call.arrived_at_s
+
+
+def staying(pair: Pair) -> list[str]:
+    """Return the requests whose clients never hang up."""
+    return [name for name in pair.names if pair.stock[name].call.abort_at_s is None]
+
+
+def assert_first_tokens(pair: Pair) -> None:
+    """No first token is later than stock's by more than a step and a twentieth.
+
+    Beside a stream with a promised gap it may be: a long prompt is cut so that the stream keeps
+    its pace, which stock would not do.
+    """
+    for name in staying(pair):
+        theirs, ours = pair.stock[name], pair.ours[name]
+        if is_refused(ours) or has_gaps_beside(pair, name, until_end=False):
+            continue  # Whether a refusal may be is another rule's.
+        if misses_a_turn(pair, name):
+            continue
+        arrived_s = theirs.call.arrived_at_s
+        theirs_s = theirs.emitted_at_s[0] - arrived_s
+        ours_s = ours.emitted_at_s[0] - arrived_s
+        step_s = pair.step_around_s(name)
+        assert ours_s <= SLACK * theirs_s + step_s, (name, theirs_s, ours_s, step_s)
+
+
+def misses_a_turn(pair: Pair, name: str) -> bool:
+    """Return whether an earlier turn of the same chat was refused, so nothing of it is cached."""
+    chat = pair.stock[name].call.hash_ids
+    before = (o for other, o in pair.ours.items() if other < name)
+    return any(is_refused(o) and o.call.hash_ids == chat != () for o in before)
+
+
+def has_gaps_beside(pair: Pair, name: str, *, until_end: bool) -> bool:
+    """Return whether stock serves a stream with a promised gap beside (the prompt of) a request."""
+    outcome = pair.stock[name]
+    arrived_s = outcome.call.arrived_at_s
+    to_s = outcome.ended_at_s if until_end else outcome.emitted_at_s[0]
+    return any(
+        other.call.arrived_at_s <= to_s and other.ended_at_s >= arrived_s
+        for other in pair.stock.values()
+        if other is not outcome and "slo_tbt_ms" in other.call.xargs
+    )
+
+
+def assert_promises_kept(pair: Pair) -> None:
+    """Whoever kept its promise on stock keeps it on Headway, but by a hair.
+
+    A hair is what a first token may be later, and for a refusal :data:`GUESS`. Where promised gaps
+    meet prompts, stock keeps one promise and Headway may keep another: then no fewer are kept, or
+    none of less weight.
+    """
+    lost: list[str] = []
+    won: list[str] = []
+    for name in staying(pair):
+        theirs, ours = pair.stock[name], pair.ours[name]
+        if not theirs.call.xargs or keeps(theirs) == keeps(ours):
+            continue
+        step_s = pair.step_around_s(name)
+        if keeps(ours):
+            won.append(name)
+        elif keeps(theirs, GUESS if is_refused(ours) else SLACK, step_s):
+            assert has_gaps_beside(pair, name, until_end=True), (name, theirs, ours)
+            lost.append(name)
+    assert len(lost) <= len(won) or weight(pair, lost) <= weight(pair, won), (lost, won)
+
+
+def num_kept(pair: Pair) -> tuple[int, int]:
+    """Return how many promises stock keeps, and how many Headway."""
+    names = [name for name in staying(pair) if pair.stock[name].call.xargs]
+    return sum(keeps(pair.stock[n]) for n in names), sum(keeps(pair.ours[n]) for n in names)
+
+
+def weight(pair: Pair, names: Iterable[str]) -> float:
+    """Return how much some requests count together."""
+    return sum(pair.stock[name].call.xargs.get("slo_weight", 1.0) for name in names)
+
+
+def keeps(outcome: Outcome, slack: float = 1.0, step_s: float = 0.0) -> bool:
+    """Return whether a promise was kept, or would have been *slack* times and a step later."""
+    if outcome.finish_reason not in SERVED:
+        return False
+    at_s, xargs = np.array(outcome.emitted_at_s), outcome.call.xargs
+    since_ms = 1000 * (slack * (at_s - outcome.call.arrived_at_s) + step_s - ROUNDING_S)
+    gaps_ms = 1000 * (np.diff(at_s) - ROUNDING_S)
+    on_pace = np.mean(gaps_ms <= xargs.get("slo_tbt_ms", math.inf)) if len(gaps_ms) else 1.0
+    return bool(
+        since_ms[0] <= xargs.get("slo_ttft_ms", math.inf)
+        and since_ms[-1] <= xargs.get("slo_jct_ms", math.inf)
+        and on_pace >= 0.99
+    )
+
+
+# -- (c) nobody has a promise ---------------------------------------------------------------------
+
+
+def has_promises(pair: Pair) -> bool:
+    """Return whether anybody has one."""
+    return any(pair.stock[name].call.xargs for name in pair.names)
+
+
+def has_room(scenario: Scenario) -> bool:
+    """Return whether the cache holds every request of the scenario at once."""
+    warm = 0
+    if scenario.warm:
+        warm = 3 * NUM_WARM_UP + max(map(blocks_of, scenario.asks))
+    return sum(map(blocks_of, scenario.asks)) + warm <= scenario.num_blocks
+
+
+def assert_unchanged(pair: Pair) -> None:
+    """With room in the cache nothing changes at all: every token comes at the same instant.
+
+    Where prompts share what the same step computes, stock may admit one more in that step
+    (``test_same_as_stock.py``), so there the whole lasts as long within a few per cent.
+    """
+    shares = pair.scenario.caching and any(ask.chat is not None for ask in pair.scenario.asks)
+    if shares:
+        assert throughput_ratio(pair) >= 1.0 - SHARED_WITHIN
+        return
+    for name, theirs in pair.stock.items():
+        assert list(pair.ours[name].emitted_at_s) == list(theirs.emitted_at_s), name
+
+
+def throughput_ratio(pair: Pair) -> float:
+    """Return output tokens a second from the first arrival to the last token, ours to stock's."""
+    began_s = min(pair.stock[name].call.arrived_at_s for name in pair.names)
+
+    def rate(outcomes: Mapping[str, Outcome]) -> float:
+        times = [t for name in pair.names for t in outcomes[name].emitted_at_s]
+        return len(times) / (max(times) - began_s) if times else 1.0
+
+    return rate(pair.ours) / rate(pair.stock)
