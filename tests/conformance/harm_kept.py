@@ -93,7 +93,7 @@ KEPT = (
         ),
         is_open=True,
     ),
-    # Two ask about a document that is still read: a server that is not told what is cached meanwhile
+    # Two ask about a document that is still read: a server that is not told what is cached by then
     # takes them for too late. (Nothing failed; the line that hears of it was taken out.)
     Kept(
         "asked while it is read",
@@ -109,7 +109,7 @@ KEPT = (
         is_light=False,
     ),
     # The server stood still for ever. A request was preempted while a token of its own was in
-    # flight, and all but that token were found in the cache: a prompt of no tokens stopped the queue.
+    # flight, and all but that token were found in the cache: a prompt of none stopped the queue.
     Kept(
         "nothing left to compute",
         Scenario(
