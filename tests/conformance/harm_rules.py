@@ -233,10 +233,13 @@ def assert_first_tokens(pair: Pair) -> None:
 
 
 def misses_a_turn(pair: Pair, name: str) -> bool:
-    """Return whether an earlier turn of the same chat was refused, so nothing of it is cached."""
+    """Return whether an earlier turn of the same chat was not served to its end.
+
+    It was refused, or its client left: what it would have left in the cache is not there.
+    """
     chat = pair.stock[name].call.hash_ids
     before = (o for other, o in pair.ours.items() if other < name)
-    return any(is_refused(o) and o.call.hash_ids == chat != () for o in before)
+    return any(o.finish_reason not in SERVED and o.call.hash_ids == chat != () for o in before)
 
 
 def has_gaps_beside(pair: Pair, name: str, *, until_end: bool) -> bool:
@@ -262,7 +265,7 @@ def assert_promises_kept(pair: Pair) -> None:
     won: list[str] = []
     for name in staying(pair):
         theirs, ours = pair.stock[name], pair.ours[name]
-        if not theirs.call.xargs or keeps(theirs) == keeps(ours):
+        if not theirs.call.xargs or keeps(theirs) == keeps(ours) or misses_a_turn(pair, name):
             continue
         step_s = pair.step_around_s(name)
         if keeps(ours):
