@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from harm_scenarios import Ask, Scenario
 
-OPEN = "claims go before the best effort whose prompt they could then find in the cache"
+OPEN = "known and not yet mended: the comment before the load says what is wrong"
 
 
 @dataclass(frozen=True)
@@ -130,5 +130,28 @@ KEPT = (
     Kept(
         "cut by its own first token",
         Scenario((Ask(0.0, 5268, 1, ttft_ms=180.0),), 2000, budget=512),
+    ),
+    # Steps were kept short for first tokens of others that nobody could keep (0.09 and 10 ms), and
+    # a prompt of 1,495 tokens on a very fast machine came two steps later than on stock.
+    Kept(
+        "short for those who might come",
+        Scenario(
+            (
+                Ask(0.0, 5463, 9, ttft_ms=100.09, chat=2),
+                Ask(1501.4, 5524, 40, ttft_ms=31.66, tbt_ms=0.07, chat=2, limit=3),
+                Ask(7597.8, 5589, 44, ttft_ms=134.66, jct_ms=4.17, chat=2),
+                Ask(769.5, 24, 10, ttft_ms=658.88, chat=1, limit=3),
+                Ask(79.1, 86, 41, chat=0, leaves_after_ms=26.7),
+                Ask(87.2, 119, 54, ttft_ms=9.91, jct_ms=700.59, chat=1),
+                Ask(27.4, 269, 29, chat=1),
+                Ask(55.7, 220, 8, jct_ms=119.07, weight=3.0, chat=0),
+                Ask(52.4, 1495, 4, ttft_ms=16.46),
+            ),
+            884,
+            budget=2048,
+            scale=0.05,
+            max_wait_ms=10_000.0,
+        ),
+        is_open=True,
     ),
 )
