@@ -134,13 +134,12 @@ KEPT = (
         Scenario((Ask(0.0, 5268, 1, ttft_ms=180.0),), 2000, budget=512),
         is_open=True,
     ),
-    # A stream whose gap no step keeps waited for the one before it to end: so it began later, and its
-    # gaps were no shorter.
+    # A stream whose gap no step keeps waited for the one before it to end: it began later, and its
+    # gaps were no shorter. (Found with steps mended and the gate for streams not.)
     Kept(
         "waits for nothing",
         Scenario(
             (Ask(860.8, 335, 8), Ask(25.0, 383, 1, tbt_ms=5.09)), 2000, caching=False, scale=20.0
         ),
-        is_open=True,
     ),
 )
