@@ -76,8 +76,8 @@ def cached(policy: str, running: int, waiting: int) -> VirtualRun:
             DOCUMENT_TOKENS + QUESTION_TOKENS,
             output,
             {"slo_ttft_ms": 1000 * ttft_s, "slo_tbt_ms": 100},
-            shared_prefix=f"document {index % NUM_DOCUMENTS}",
-            prefix_tokens=DOCUMENT_TOKENS,
+            hash_ids=(f"document {index % NUM_DOCUMENTS}",),
+            hash_tokens=DOCUMENT_TOKENS,
         )
 
     return fill(

@@ -185,6 +185,11 @@ class Request:
         spans_s = (span_s for span_s in (ttft_s, slo.jct_s) if span_s is not None)
         return now_s - self.arrived_at_s > min(spans_s, default=float("inf"))
 
+    @property
+    def promised_gap_s(self) -> float | None:
+        """The gap promised between its tokens; one that may have one token has no gaps."""
+        return self.slo.tbt_s if self.max_output_tokens > 1 else None
+
     def can_spare_a_gap(self) -> bool:
         """Return whether one late gap more still leaves the promise whole."""
         return self.slo.tbt_s is None or self.num_late_gaps < self.late_gaps_allowed()

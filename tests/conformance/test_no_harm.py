@@ -85,7 +85,6 @@ def test_any_load(lab: Any) -> None:
     assert kept[1] >= 0.99 * kept[0]
 
 
-@pytest.mark.xfail(reason=OPEN, strict=True)
 def test_light_load(lab: Any) -> None:
     """No first token is later than by a step, and whoever kept a promise on stock keeps it."""
     num_light = 0

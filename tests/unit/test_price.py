@@ -120,4 +120,4 @@ def test_nobody_asks_nothing_is_bounded() -> None:
     """Without a claim there is no limit, and no gap is dear."""
     core = registry.build("headway")
     assert core.price.least_gap_s == 0.0
-    assert core.price._limit_s == math.inf
+    assert core.price._for_first_tokens_s == math.inf

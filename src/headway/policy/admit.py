@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -87,7 +88,10 @@ class MooreHodgson(Feasibility):
         if due_for_it:
             ctx.pressure = 1.0  # What fits is decided at the speed the server has when pressed.
             dropped, pressure = largest_feasible(self._jobs(ctx, chunker))
-            dropped.update(r.request_id for r in ctx.live.claims if ctx.price.is_dear(r))
+            least_s = ctx.price.least_gap_s
+            dropped.update(
+                r.request_id for r in ctx.live.claims if (r.promised_gap_s or math.inf) < least_s
+            )
             self._last = dropped, pressure
             self._decided_at_step = ctx.step
         return self._last
@@ -165,13 +169,14 @@ class StepGate(Gate):
         """Return whether the decode step with one more stream stays within the gaps."""
         live = ctx.live
         gaps_s = list(islice(live.claim_gaps.irange(ctx.price.least_gap_s), 1))
-        if request.has_claim and request.slo.tbt_s is not None and not ctx.price.is_dear(request):
-            gaps_s.append(request.slo.tbt_s)
+        gap_s = request.promised_gap_s
+        if request.has_claim and gap_s is not None and not ctx.price.is_dear(request):
+            gaps_s.append(gap_s)
         if not gaps_s or live.num_running == 0 or ctx.is_overdue(request):
             return True
         if not request.has_claim:
             num_streams = live.num_running + 1
-        elif request.slo.tbt_s is None:
+        elif gap_s is None:
             return True
         else:
             starting = sum(

@@ -91,17 +91,19 @@ class StepPrice:
     def __init__(self) -> None:
         self.pressure = 0.0
         self._claims: deque[Claim] = deque(maxlen=RECENT_CLAIMS)
-        self._limit_s = math.inf
+        self._least_gap_s = 0.0
+        self._for_first_tokens_s = math.inf
+        self._last_s = math.inf
         self._decided_at_step = -DECIDE_EVERY
 
     def learn(self, request: Request, at_s: float) -> None:
         """Take in a claim that has just come; its length must be predicted."""
-        slo = request.slo
+        slo, tbt_s = request.slo, request.promised_gap_s
         self._claims.append(
             Claim(
                 at_s,
                 math.inf if slo.ttft_s is None else slo.ttft_s,
-                math.inf if slo.tbt_s is None else slo.tbt_s,
+                math.inf if tbt_s is None else tbt_s,
                 slo.weight,
                 max(request.remaining_prefill_tokens, 1),
                 request.predicted_output_tokens,
@@ -109,24 +111,35 @@ class StepPrice:
         )
 
     def limit_s(self, ctx: PlanContext) -> float:
-        """Return the seconds that a step may last; ``inf`` before the first claim."""
-        if self._claims and ctx.step - self._decided_at_step >= DECIDE_EVERY:
-            self._limit_s = min(self._best_s(ctx), GROWTH * self._limit_s)
-            self._decided_at_step = ctx.step
-        return self._limit_s
+        """Return the seconds that a step may last; ``inf`` before the first claim.
+
+        The tightest gap of a running stream that is not dear, and what first tokens to come are
+        worth. Whoever is alone on the machine is slowed for nobody's sake.
+        """
+        live = ctx.live
+        is_due = ctx.step - self._decided_at_step >= DECIDE_EVERY
+        if self._claims and is_due:
+            self._decide(ctx)
+        if len(live) == 1:
+            return math.inf
+        gap_s = next(live.claim_gaps.irange(self._least_gap_s), math.inf)
+        limit_s = min(self._for_first_tokens_s, gap_s, GROWTH * self._last_s)
+        if is_due:
+            self._decided_at_step, self._last_s = ctx.step, limit_s
+        return limit_s
 
     def is_dear(self, request: Request) -> bool:
         """Return whether this promised gap would cost the others more than it is worth."""
-        tbt_s = request.slo.tbt_s
-        return tbt_s is not None and tbt_s < self.least_gap_s
+        tbt_s = request.promised_gap_s
+        return tbt_s is not None and tbt_s < self._least_gap_s
 
     @property
     def least_gap_s(self) -> float:
         """The tightest gap worth its price when last decided; 0 before."""
-        return ROUNDING * self._limit_s if self._limit_s < math.inf else 0.0
+        return self._least_gap_s
 
-    def _best_s(self, ctx: PlanContext) -> float:
-        """Return the length with the most promises kept, the longest of equals."""
+    def _decide(self, ctx: PlanContext) -> None:
+        """Find the lengths with the most promises kept, with gaps and without."""
         at_s, ttft_s, gap_s, weight, prompt, output = np.array(self._claims).T
         lengths = _lengths(ctx, gap_s)
         keeps_gap = gap_s[:, None] >= lengths
@@ -142,10 +155,12 @@ class StepPrice:
         served = 1.0 - lost_share(rate * tokens / speed, patience_s * speed / tokens)
         served *= 1.0 - lost_share(rate * stay_s / streams, streams * (1.0 + patience_s / stay_s))
         late = machine.late_share(ttft_s, prompt, speed)
-        kept = (weight[:, None] * (1.0 - late) * keeps_gap).sum(axis=0) / weight.sum()
-        value = kept * served - self._lost_at_once(ctx, machine) / len(at_s)
-        best = float(value.max())
-        return float(lengths[np.nonzero(value >= best - WORTH_TELLING * abs(best))[0][-1]])
+        kept = weight[:, None] * (1.0 - late) / weight.sum()
+        at_once = self._lost_at_once(ctx, machine) / len(at_s)
+        self._least_gap_s = ROUNDING * _best_of(
+            lengths, (kept * keeps_gap).sum(axis=0) * served - at_once
+        )
+        self._for_first_tokens_s = _best_of(lengths, kept.sum(axis=0) * served)
 
     def _lost_at_once(self, ctx: PlanContext, machine: _Machine) -> Vector:
         """Return the promises that each length would break now, whatever comes later.
@@ -160,6 +175,12 @@ class StepPrice:
         needed = max(self.pressure, 1e-9) * speed.max()
         lost += len(ctx.live.claims) * np.maximum(1.0 - speed / needed, 0.0)
         return lost
+
+
+def _best_of(lengths: Vector, value: Vector) -> float:
+    """Return the length of the most value, the longest of equals."""
+    best = float(value.max())
+    return float(lengths[np.nonzero(value >= best - WORTH_TELLING * abs(best))[0][-1]])
 
 
 def _lengths(ctx: PlanContext, gap_s: Vector) -> Vector:

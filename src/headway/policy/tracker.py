@@ -124,12 +124,13 @@ class Tracker:
     def is_hopeless(self, request: Request) -> bool:
         """Return whether the machine is too slow for this promise whatever the load."""
         slo, num_tokens = request.slo, request.num_prompt_tokens
+        tbt_s = request.promised_gap_s
         prompt = StepShape().with_chunk(request.remaining_prefill_tokens, request.num_ready_tokens)
         prompt_s = CERTAIN * self.latency.predict_s(prompt)
         step_s = CERTAIN * self.latency.predict_s(StepShape(0, 0, 1, num_tokens))
         return (
             (slo.ttft_s is not None and prompt_s > slo.ttft_s)
-            or (slo.tbt_s is not None and step_s > slo.tbt_s)
+            or (tbt_s is not None and step_s > tbt_s)
             or (slo.jct_s is not None and prompt_s > slo.jct_s)
         )
 
