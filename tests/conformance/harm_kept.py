@@ -131,6 +131,14 @@ KEPT = (
         "cut by its own first token",
         Scenario((Ask(0.0, 5268, 1, ttft_ms=180.0),), 2000, budget=512),
     ),
+    # A stream whose gap no step keeps waited for the one before it to end: it began later, and its
+    # gaps were no shorter. (Found with steps mended and the gate for streams not.)
+    Kept(
+        "waits for nothing",
+        Scenario(
+            (Ask(860.8, 335, 8), Ask(25.0, 383, 1, tbt_ms=5.09)), 2000, caching=False, scale=20.0
+        ),
+    ),
     # Steps were kept short for first tokens of others that nobody could keep (0.09 and 10 ms), and
     # a prompt of 1,495 tokens on a very fast machine came two steps later than on stock.
     Kept(

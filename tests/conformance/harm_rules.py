@@ -1,28 +1,18 @@
-"""What no harm means: one scenario served by stock vLLM and by Headway, and what may differ."""
+"""What no harm means: what may differ between a load on stock vLLM and the same on Headway."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from itertools import count
-from typing import Any
 
 import numpy as np
-from harm_scenarios import H100, NUM_WARM_UP, Scenario, blocks_of
-from hypothesis import reject
+from harm_runs import Pair
+from harm_scenarios import NUM_WARM_UP, Scenario, blocks_of
 
-from headway.engines.sim.engine import SimEngine
-from headway.engines.sim.run import SimRun
 from headway.engines.virtual import Outcome
 from headway.engines.vllm import wire
-from headway.engines.vllm.shapes import roofline
-from headway.latency.online import OnlineModel
-from headway.latency.truth import Truth
-from headway.policy import registry
 from headway.policy.overload import ENDING_STEPS
 
-MOST_STEPS = 30_000
 FEW = 4
 """Requests at a time that are still light load."""
 
@@ -33,91 +23,10 @@ GUESS = 1.4
 """What a refusal may be wrong by: it comes before anybody knows how long the steps will be."""
 
 SHARED_WITHIN = 0.03
+"""The bound of ``test_same_as_stock.py`` where prompts share what the same step computes."""
 
 ROUNDING_S = 1e-9
 SERVED = ("stop", "length")
-
-
-@dataclass
-class Pair:
-    """Both runs of a scenario."""
-
-    scenario: Scenario
-    stock: Mapping[str, Outcome]
-    ours: Mapping[str, Outcome]
-    stock_run: Any
-    our_run: Any
-
-    @property
-    def names(self) -> list[str]:
-        """The scenario's own requests, by arrival; the traffic before is not among them."""
-        return [name for name in self.stock if name.startswith("r")]
-
-    def step_around_s(self, name: str) -> float:
-        """Return the longest step of stock's since a server was last idle before a request ended.
-
-        Whoever is a step later may keep the next a step longer, so neighbours' steps count too.
-        """
-        theirs, ours = self.stock[name], self.ours[name]
-        from_s = theirs.call.arrived_at_s
-        for before in reversed(self.names[: self.names.index(name)]):
-            ended_s = max(self.stock[before].ended_at_s, self.ours[before].ended_at_s)
-            if ended_s < from_s:
-                break
-            from_s = self.stock[before].call.arrived_at_s
-        return self.longest_step_s(from_s, max(theirs.ended_at_s, ours.ended_at_s))
-
-    def longest_step_s(self, from_s: float, to_s: float) -> float:
-        """Return the longest step of stock's that runs in a span."""
-        rows = self.stock_run.rows
-        around = (r.ends_s - r.begins_s for r in rows if r.ends_s >= from_s and r.begins_s <= to_s)
-        return max(around, default=0.0)
-
-
-def serve(lab: Any, scenario: Scenario) -> Pair:
-    """Serve a scenario twice; nothing hangs that does not on stock."""
-    engine = {
-        "num_blocks": scenario.num_blocks + 1,  # vLLM keeps one as its null block.
-        "max_num_batched_tokens": scenario.budget,
-        "max_num_seqs": scenario.max_num_seqs,
-        "asynchronous": scenario.asynchronous,
-        "prefix_caching": scenario.caching,
-    }
-    truth = Truth(H100, scale=scenario.scale)
-    calls = scenario.calls()
-    stock = lab.VirtualRun(lab.Engine(**engine), truth, keep_steps=True)
-    try:
-        served = stock.run(calls, MOST_STEPS)
-    except RuntimeError:
-        reject()  # Stock stands still: with a cache this small, nobody it admitted can go on.
-    if scenario.on_sim:
-        core = registry.build(
-            **{"name": "headway", **_core_settings(scenario)},
-            latency=OnlineModel(roofline(stock.scheduler.vllm_config)),
-        )
-        ours = SimRun(SimEngine(**{**engine, "num_blocks": scenario.num_blocks}), truth, core)
-        bound(core)
-        return Pair(scenario, served, ours.run(calls), stock, ours)
-    ours = lab.VirtualRun(lab.Engine(**engine, headway=scenario.headway()), truth, keep_steps=True)
-    outcomes = ours.run(calls, MOST_STEPS)
-    lab.is_clean(ours)
-    return Pair(scenario, served, outcomes, stock, ours)
-
-
-def bound(core: Any) -> None:
-    """Make a core plan no more than :data:`MOST_STEPS`: our own engine would go on for ever."""
-    plan, numbers = core.plan, count()
-
-    def bounded(*args: Any) -> Any:
-        assert next(numbers) < MOST_STEPS, f"still {core.live.requests}"
-        return plan(*args)
-
-    core.plan = bounded
-
-
-def _core_settings(scenario: Scenario) -> dict[str, Any]:
-    settings = scenario.headway()
-    return {"overload": settings["overload"], "options": settings.get("options")}
 
 
 # -- (a) nothing is lost ------------------------------------------------------------------------

@@ -225,7 +225,7 @@ def scenarios(draw: st.DrawFn, light: bool = False) -> Scenario:
     together = sum(map(blocks_of, made))
     room = rng.choice((0.4, 1.5, 1.5) if light else (0.0, 0.1, 0.4, 1.5, 1.5, 1.5))
     work_ms = sum(prompt_ms(ask.prompt) for ask in made)
-    max_wait = rng.choice((None, None, None, 0.3, 2.0))
+    max_wait = rng.choice((None, None, 0.3, 0.6, 2.0))
     scale = rng.choice((1.0, 1.0, 0.05, 20.0))
     least_ms = LEAST_WAIT_MS / scale
     return Scenario(

@@ -1,8 +1,9 @@
 """No harm: whatever stock vLLM serves, Headway serves, and nobody in light load is worse off.
 
 Small loads of every kind, drawn by hypothesis (``harm_scenarios.py``), are served by stock vLLM's
-scheduler and by Headway's, and compared (``harm_rules.py``). ``make test`` draws the same 200 each
-time; with ``HEADWAY_LONG=1`` it draws 5,000 new ones, which takes a quarter of an hour:
+scheduler and by Headway's (``harm_runs.py``), and compared (``harm_rules.py``). ``make test`` draws
+the same 200 each time; with ``HEADWAY_LONG=1`` it draws 5,000 new ones, which takes a quarter of an
+hour:
 
     HEADWAY_LONG=1 python -m pytest tests/conformance/test_no_harm.py
 
@@ -22,6 +23,7 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 
 import harm_rules as rules
 from harm_kept import KEPT, OPEN, Kept
+from harm_runs import Pair, serve
 from harm_scenarios import Scenario, scenarios
 
 LONG = os.environ.get("HEADWAY_LONG") == "1"
@@ -44,7 +46,7 @@ LEAST_RATIO = 0.5
 """Of one load: a few requests on a cache for one or two end in another order, no more."""
 
 
-def check_light(pair: rules.Pair) -> None:
+def check_light(pair: Pair) -> None:
     """Check what holds in light load."""
     rules.assert_all_served(pair)
     if rules.is_light(pair):
@@ -63,7 +65,7 @@ def test_any_load(lab: Any) -> None:
     @DRAWN
     @given(scenarios())
     def check(scenario: Scenario) -> None:
-        pair = rules.serve(lab, scenario)
+        pair = serve(lab, scenario)
         rules.assert_all_served(pair)
         if rules.has_promises(pair):
             kept[:] += rules.num_kept(pair)
@@ -91,7 +93,7 @@ def test_light_load(lab: Any) -> None:
     @given(scenarios(light=True))
     def check(scenario: Scenario) -> None:
         nonlocal num_light
-        pair = rules.serve(lab, scenario)
+        pair = serve(lab, scenario)
         check_light(pair)
         num_light += rules.is_light(pair)
 
@@ -105,7 +107,7 @@ def test_kept(lab: Any, kept: Kept, request: pytest.FixtureRequest) -> None:
     """A load that failed once does not fail again."""
     if kept.is_open:
         request.applymarker(pytest.mark.xfail(reason=OPEN, strict=True))
-    pair = rules.serve(lab, kept.scenario)
+    pair = serve(lab, kept.scenario)
     assert rules.is_light(pair) is kept.is_light, "it is no longer the load that it was"
     check_light(pair)
     stock, ours = rules.num_kept(pair)
