@@ -139,4 +139,19 @@ KEPT = (
             (Ask(860.8, 335, 8), Ask(25.0, 383, 1, tbt_ms=5.09)), 2000, caching=False, scale=20.0
         ),
     ),
+    # Nothing failed here; the line that hears what is cached meanwhile was taken out.
+    Kept(
+        "two ask while it is read",
+        Scenario(
+            (
+                Ask(0.0, 3525, 1, chat=0),
+                Ask(42.0, 3547, 8, ttft_ms=62.84, chat=0),
+                Ask(10.0, 3630, 2, ttft_ms=62.84, chat=0),
+            ),
+            3000,
+            warm=True,
+            budget=512,
+        ),
+        is_light=False,
+    ),
 )
