@@ -162,4 +162,19 @@ KEPT = (
         ),
         is_open=True,
     ),
+    # Nothing failed here; the line that hears what is cached meanwhile was taken out.
+    Kept(
+        "two ask while it is read",
+        Scenario(
+            (
+                Ask(0.0, 3525, 1, chat=0),
+                Ask(42.0, 3547, 8, ttft_ms=62.84, chat=0),
+                Ask(10.0, 3630, 2, ttft_ms=62.84, chat=0),
+            ),
+            3000,
+            warm=True,
+            budget=512,
+        ),
+        is_light=False,
+    ),
 )
