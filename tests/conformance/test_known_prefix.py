@@ -9,12 +9,11 @@ import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
-from headway.engines.virtual import Call, Outcome
+from headway.engines.virtual import Call
 from headway.latency import profile
 from headway.latency.truth import Truth
 
 H100 = profile.load("llama-3.1-8b@h100")
-GAPS_KEPT = 0.99
 
 
 def alike(name: str, num_tokens: int = 1_000_000) -> dict[str, Any]:
@@ -53,24 +52,6 @@ def chats(num: int, rate_rps: float, num_own: int, seed: int) -> list[Call]:
     return calls
 
 
-def kept(outcomes: dict[str, Outcome]) -> float:
-    """Return the share of promises that were kept."""
-    counted = good = 0
-    for outcome in outcomes.values():
-        xargs = outcome.call.xargs
-        if not xargs:
-            continue
-        counted += 1
-        at = np.array(outcome.emitted_at_s)
-        if len(at) != outcome.call.num_output_tokens:
-            continue
-        in_time = at[0] - outcome.call.arrived_at_s <= xargs["slo_ttft_ms"] / 1000
-        gaps = np.diff(at)
-        on_pace = np.mean(gaps <= xargs["slo_tbt_ms"] / 1000) >= GAPS_KEPT if len(gaps) else True
-        good += bool(in_time and on_pace)
-    return good / counted
-
-
 def share_kept(lab: Any, calls: list[Call], kv_tokens: int, headway: Any) -> float:
     """Serve *calls* and return the share of promises kept."""
     engine = lab.Engine(
@@ -79,7 +60,8 @@ def share_kept(lab: Any, calls: list[Call], kv_tokens: int, headway: Any) -> flo
         prefix_caching=True,
         headway=headway,
     )
-    return kept(lab.VirtualRun(engine, Truth(H100)).run(calls))
+    outcomes = lab.VirtualRun(engine, Truth(H100)).run(calls)
+    return float(lab.attainment(o for o in outcomes.values() if o.call.xargs))
 
 
 LOADS = {

@@ -22,6 +22,7 @@ from headway.engines.virtual import Call
 from headway.engines.vllm.shapes import roofline
 from headway.latency.online import OnlineModel
 from headway.policy import registry
+from headway.slo import SloBook
 from headway.study.requests import calls_of
 from headway.workloads import named
 
@@ -150,6 +151,19 @@ def test_the_pressed_workloads_preempt(lab: Any, asynchronous: bool) -> None:
         assert sim.num_preemptions["recompute"] >= 3, name
 
 
+def caching(
+    lab: Any, policy: str, seed: int, book: SloBook | None = None, **shape: Any
+) -> tuple[Any, SimRun]:
+    """Return both engines with prefix caching on, of one shape and one truth, before any call."""
+    shape = {"max_num_batched_tokens": 512, "prefix_caching": True, **shape}
+    engine = lab.Engine(**shape, headway={"policy": policy})
+    theirs = lab.VirtualRun(engine, lab.truth(seed))
+    if book is not None:
+        theirs.scheduler.headway_book = book
+    core = registry.build(policy, latency=OnlineModel(roofline(theirs.scheduler.vllm_config)))
+    return theirs, SimRun(sim_engine(engine), lab.truth(seed), core, book=book, keep_schedule=True)
+
+
 def sharing(calls: list[Call], prefix_tokens: int) -> list[Call]:
     """Let calls share three prefixes."""
     return [
@@ -170,16 +184,7 @@ def test_with_a_prefix_cache(
     lab: Any, policy: str, num_blocks: int, prefix_tokens: int, asynchronous: bool
 ) -> None:
     """Hits, evictions and the hits of resumed requests on their own old blocks agree too."""
-    engine = lab.Engine(
-        num_blocks=num_blocks,
-        max_num_batched_tokens=512,
-        prefix_caching=True,
-        asynchronous=asynchronous,
-        headway={"policy": policy},
-    )
-    theirs = lab.VirtualRun(engine, lab.truth(5))
-    core = registry.build(policy, latency=OnlineModel(roofline(theirs.scheduler.vllm_config)))
-    sim = SimRun(sim_engine(engine), lab.truth(5), core, keep_schedule=True)
+    theirs, sim = caching(lab, policy, 5, num_blocks=num_blocks, asynchronous=asynchronous)
     calls = sharing(Workload(rate_rps=8.0).calls(5), prefix_tokens)
     assert_same(theirs, sim, theirs.run(calls), sim.run(calls))
     computed = sum(sum(tokens.values()) for _, tokens in sim.schedule)
@@ -220,16 +225,7 @@ def chained(calls: list[Call], hash_tokens: int, seed: int) -> list[Call]:
 def test_with_chains_in_the_cache(lab: Any, policy: str, name: str, asynchronous: bool) -> None:
     """Nested prefixes of many lengths are found alike, also under pressure, and by the resumed."""
     hash_tokens, shape = CHAINS[name]
-    engine = lab.Engine(
-        **shape,
-        max_num_batched_tokens=512,
-        prefix_caching=True,
-        asynchronous=asynchronous,
-        headway={"policy": policy},
-    )
-    theirs = lab.VirtualRun(engine, lab.truth(6))
-    core = registry.build(policy, latency=OnlineModel(roofline(theirs.scheduler.vllm_config)))
-    sim = SimRun(sim_engine(engine), lab.truth(6), core, keep_schedule=True)
+    theirs, sim = caching(lab, policy, 6, **shape, asynchronous=asynchronous)
     calls = chained(Workload(num=40, rate_rps=8.0).calls(6), hash_tokens, 6)
     found = cached_tokens(theirs)
     assert_same(theirs, sim, theirs.run(calls), sim.run(calls))
@@ -242,17 +238,8 @@ def test_with_chains_in_the_cache(lab: Any, policy: str, name: str, asynchronous
 @pytest.mark.parametrize(("name", "num_blocks"), [("turns", 500), ("agents", 3000)])
 def test_with_sessions(lab: Any, name: str, num_blocks: int, asynchronous: bool) -> None:
     """The named workloads of sessions are served alike, with room for some of them only."""
-    engine = lab.Engine(
-        num_blocks=num_blocks,
-        max_num_batched_tokens=2048,
-        prefix_caching=True,
-        asynchronous=asynchronous,
-        headway={"policy": "headway"},
-    )
-    theirs = lab.VirtualRun(engine, lab.truth(7))
-    theirs.scheduler.headway_book = named.BOOK
-    core = registry.build("headway", latency=OnlineModel(roofline(theirs.scheduler.vllm_config)))
-    sim = SimRun(sim_engine(engine), lab.truth(7), core, book=named.BOOK, keep_schedule=True)
+    shape = {"num_blocks": num_blocks, "max_num_batched_tokens": 2048}
+    theirs, sim = caching(lab, "headway", 7, named.BOOK, **shape, asynchronous=asynchronous)
     calls, _ = calls_of(named.make(name, 40, 1.0, 7), named.BOOK)
     found = cached_tokens(theirs)
     assert_same(theirs, sim, theirs.run(calls), sim.run(calls))

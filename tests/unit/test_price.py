@@ -14,9 +14,10 @@ from headway.engines.sim.run import SimRun
 from headway.engines.virtual import Call
 from headway.latency import profile
 from headway.latency.truth import Truth
+from headway.metrics.define import attained
 from headway.policy import registry
 from headway.policy.price import RECENT_CLAIMS, lost_share
-from headway.slo import SloBook
+from headway.slo import Slo, SloBook
 
 CHAT = {"slo_ttft_ms": 1000, "slo_tbt_ms": 100}
 H100 = profile.load("llama-3.1-8b@h100")
@@ -63,13 +64,10 @@ def kept(offered: list[Call], ignore: bool, overload: str = "demote") -> tuple[f
     outcomes = SimRun(engine, Truth(H100), core, book=SloBook.builtin()).run(told)
     good: dict[str, list[bool]] = {"t": [], "o": []}
     for call in offered:
-        at = np.array(outcomes[call.request_id].emitted_at_s)
-        xargs = call.xargs
-        is_kept = len(at) == call.num_output_tokens
-        if is_kept and "slo_ttft_ms" in xargs:
-            is_kept = bool(at[0] - call.arrived_at_s <= xargs["slo_ttft_ms"] / 1000)
-        if is_kept and "slo_tbt_ms" in xargs and len(at) > 1:
-            is_kept = bool(np.mean(np.diff(at) <= xargs["slo_tbt_ms"] / 1000) >= 0.99)
+        at_s = outcomes[call.request_id].emitted_at_s
+        spans = {f"{k[4:-3]}_s": ms / 1000 for k, ms in call.xargs.items()}
+        is_done = len(at_s) == call.num_output_tokens
+        is_kept = attained(Slo(**spans), call.arrived_at_s, at_s, finished=is_done)
         good[call.request_id[0]].append(is_kept)
     return float(np.mean(good["t"])), float(np.mean(good["o"]))
 

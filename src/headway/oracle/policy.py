@@ -18,7 +18,6 @@ from headway.policy.context import PlanContext
 from headway.policy.parts import Parts
 from headway.policy.predict import Predictor
 from headway.policy.preempt import BestEffortFirst
-from headway.policy.price import LEAST_CHUNK_TOKENS
 from headway.policy.prioritize import Prioritizer
 from headway.policy.scheduler import Scheduler
 from headway.request import Request
@@ -75,14 +74,11 @@ class Chosen(Feasibility):
 class EveryGap(SlackChunk):
     """Steps as short as every promise of those it serves asks: whom to serve is decided."""
 
-    def step_limit_s(self, ctx: PlanContext) -> float:
-        """Return the tightest of: recent first tokens, gaps not broken anyway, decodes behind."""
+    def promised_s(self, ctx: PlanContext, least_s: float) -> float:
+        """Return the tighter of recent first tokens and gaps that are not broken anyway."""
         decode_s = ctx.latency.predict_s(ctx.shape)
-        least_s = ctx.latency.predict_s(ctx.shape.with_chunk(LEAST_CHUNK_TOKENS, 0))
         gap_s = next(ctx.live.claim_gaps.irange(decode_s, inclusive=(False, True)), math.inf)
-        limit_s = min(max(ctx.tightest_ttft_s, least_s), gap_s)
-        lagging_s = ctx.lagging_due_s - ctx.ref_s
-        return min(limit_s, lagging_s) if lagging_s > decode_s else limit_s
+        return min(max(ctx.tightest_ttft_s, least_s), gap_s)
 
 
 class ByRank(Prioritizer):

@@ -135,12 +135,18 @@ class SlackChunk(Chunker):
 
     def step_limit_s(self, ctx: PlanContext) -> float:
         """Return the tighter of: what promises are worth, decodes out of step."""
-        predict_s = ctx.latency.predict_s
-        least_s = predict_s(ctx.shape.with_chunk(LEAST_CHUNK_TOKENS, 0))
-        limit_s = max(ctx.price.limit_s(ctx), least_s)
-        decode_s = predict_s(ctx.shape)
+        least_s = ctx.latency.predict_s(ctx.shape.with_chunk(LEAST_CHUNK_TOKENS, 0))
+        limit_s = self.promised_s(ctx, least_s)
         lagging_s = ctx.lagging_due_s - ctx.ref_s
-        return min(limit_s, lagging_s) if lagging_s > decode_s else limit_s
+        return min(limit_s, lagging_s) if lagging_s > ctx.latency.predict_s(ctx.shape) else limit_s
+
+    def promised_s(self, ctx: PlanContext, least_s: float) -> float:
+        """Return the seconds a step may last for the sake of promises.
+
+        Args:
+            least_s: Seconds of the shortest step that makes progress.
+        """
+        return max(ctx.price.limit_s(ctx), least_s)
 
     def largest(
         self,

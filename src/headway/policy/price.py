@@ -29,7 +29,7 @@ DECIDE_EVERY = 8
 
 GROWTH = 1.25
 """Times as long as before a step may be after a decision: the step time is learned where steps are,
-and longer ones cost more a token than it says (a quarter's error breaks no gap of the others)."""
+and much longer ones can cost more a token than it says (experiments/LOG.md has the run)."""
 
 NUM_LENGTHS = 24
 """Lengths compared, besides the promised gaps themselves, from the shortest step to the longest."""
@@ -86,12 +86,13 @@ class StepPrice:
 
     Attributes:
         pressure: How much of the prefill is spoken for, as feasibility found in the last plan.
+        least_gap_s: The tightest gap worth its price when last decided; 0 before.
     """
 
     def __init__(self) -> None:
         self.pressure = 0.0
         self._claims: deque[Claim] = deque(maxlen=RECENT_CLAIMS)
-        self._least_gap_s = 0.0
+        self.least_gap_s = 0.0
         self._for_first_tokens_s = math.inf
         self._last_s = math.inf
         self._decided_at_step = -DECIDE_EVERY
@@ -118,25 +119,21 @@ class StepPrice:
         """
         live = ctx.live
         is_due = ctx.step - self._decided_at_step >= DECIDE_EVERY
-        if self._claims and is_due:
+        if is_due and self._claims:
+            self._decided_at_step = ctx.step
             self._decide(ctx)
         if len(live) == 1:
             return math.inf
-        gap_s = next(live.claim_gaps.irange(self._least_gap_s), math.inf)
+        gap_s = next(live.claim_gaps.irange(self.least_gap_s), math.inf)
         limit_s = min(self._for_first_tokens_s, gap_s, GROWTH * self._last_s)
         if is_due:
-            self._decided_at_step, self._last_s = ctx.step, limit_s
+            self._last_s = limit_s
         return limit_s
 
     def is_dear(self, request: Request) -> bool:
         """Return whether this promised gap would cost the others more than it is worth."""
         tbt_s = request.promised_gap_s
-        return tbt_s is not None and tbt_s < self._least_gap_s
-
-    @property
-    def least_gap_s(self) -> float:
-        """The tightest gap worth its price when last decided; 0 before."""
-        return self._least_gap_s
+        return tbt_s is not None and tbt_s < self.least_gap_s
 
     def _decide(self, ctx: PlanContext) -> None:
         """Find the lengths with the most promises kept, with gaps and without."""
@@ -157,7 +154,7 @@ class StepPrice:
         late = machine.late_share(ttft_s, prompt, speed)
         kept = weight[:, None] * (1.0 - late) / weight.sum()
         at_once = self._lost_at_once(ctx, machine) / len(at_s)
-        self._least_gap_s = ROUNDING * _best_of(
+        self.least_gap_s = ROUNDING * _best_of(
             lengths, (kept * keeps_gap).sum(axis=0) * served - at_once
         )
         self._for_first_tokens_s = _best_of(lengths, kept.sum(axis=0) * served)

@@ -12,6 +12,7 @@ from typing import Any
 
 from headway.errors import UserError
 from headway.slo import Slo, SloBook
+from headway.units import blocks_for
 
 MAX_TOKENS = 100_000_000
 """No request is longer than this; a larger count is a column mix-up."""
@@ -152,7 +153,7 @@ def fitting(where: str, request: WorkloadRequest) -> WorkloadRequest:
     """
     if not request.hash_ids:
         return replace(request, hash_tokens=MOONCAKE_HASH_TOKENS)
-    needed = -(-request.num_prompt_tokens // request.hash_tokens)
+    needed = blocks_for(request.num_prompt_tokens, request.hash_tokens)
     if len(request.hash_ids) > needed:
         raise UserError(
             f"{where}: {len(request.hash_ids)} hash_ids of {request.hash_tokens} tokens each are"
