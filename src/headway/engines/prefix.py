@@ -88,8 +88,6 @@ class Prefixes:
             theirs = requests.get(name)
             if theirs is None:
                 continue
-            # Not all that a plan would compute, even if a token came after a preemption: nothing
-            # left to compute could not be started, and nobody behind it.
             now = self.find(name, theirs, request.prefill_target_tokens)
             if now != (request.num_found_tokens, request.num_held_tokens):
                 changed[name] = now

@@ -270,6 +270,8 @@ class Tracker:
     def _take_tokens(self, request: Request, num_tokens: int, at_s: float) -> bool:
         """Count new tokens of a request; return whether they broke its promise."""
         request.num_output_tokens += num_tokens
+        if request.state is State.PREEMPTED:  # It was in flight, and is to be computed again too.
+            request.prefill_target_tokens = request.num_tokens
         last_s = request.last_token_at_s
         request.last_token_at_s = at_s
         if request.standing is Standing.PROMISED:
