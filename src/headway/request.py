@@ -152,7 +152,8 @@ class Request:
     @property
     def remaining_prefill_tokens(self) -> int:
         """Tokens still to compute before the next emission; 0 while decoding."""
-        return max(self.prefill_target_tokens - self.num_ready_tokens, 0)
+        # Not by num_ready_tokens: a plan asks it of every claim that waits.
+        return max(self.prefill_target_tokens - self.num_computed_tokens - self.num_found_tokens, 0)
 
     @property
     def num_ready_tokens(self) -> int:
