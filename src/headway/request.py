@@ -50,7 +50,9 @@ class Request:
     token is due by its promise; ``order`` is its rank of arrival; ``work_s``
     estimates, on arrival, the seconds of the engine it will take;
     ``is_leftover`` tells that it was started with capacity no claim wanted, ``is_expected``
-    that it was refused before and came back when it was told to. While a request waits,
+    that it was refused before and came back when it was told to; ``hindrance`` is why the engine
+    could not start it now, empty when it could. While a request waits, it holds the KV of
+    ``num_computed_tokens`` if that was loaded from elsewhere,
     ``num_found_tokens`` of it are in the prefix cache, ``num_held_tokens`` of them held by running
     requests; once it runs, ``num_shared_tokens`` were held by others when it started.
     """
@@ -59,6 +61,7 @@ class Request:
         "arrived_at_s",
         "due_at_s",
         "first_token_at_s",
+        "hindrance",
         "is_expected",
         "is_leftover",
         "last_token_at_s",
@@ -108,6 +111,7 @@ class Request:
         self.num_shared_tokens = 0
         self.num_output_tokens = 0
         self.num_preemptions = 0
+        self.hindrance = ""
         self.is_leftover = False
         self.is_expected = False
         self.num_late_gaps = 0

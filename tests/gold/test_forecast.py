@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy import integrate, stats
 
 from headway.policy.kv.forecast import HORIZONS, Forecast, Lifetimes, expected_victims
+from headway.policy.kv.layout import KvLayout
 from headway.request import Request
 from headway.slo import Slo
 
@@ -46,7 +47,7 @@ def test_mean_and_variance_are_sums_over_residents(
     lifetimes = Lifetimes()
     for length in lengths:
         lifetimes.learn("chat", length)
-    forecast = Forecast(lifetimes, slop_tokens=8.0)
+    forecast = Forecast(lifetimes, KvLayout(16))
     forecast.add(request(f"r{i}", p, s, s + b) for i, (p, s, b) in enumerate(residents))
     for k, ahead in enumerate(HORIZONS.tolist()):
         mean = variance = 0.0
@@ -93,7 +94,7 @@ def test_a_handful_cannot_exceed_what_all_of_them_hold() -> None:
     lifetimes = Lifetimes()
     for length in range(1, 40):
         lifetimes.learn("chat", length)
-    forecast = Forecast(lifetimes, slop_tokens=0.0)
+    forecast = Forecast(lifetimes, KvLayout(0))
     forecast.add(request(f"r{i}", 4000, 5, bound=40) for i in range(4))
     assert forecast.victims(20_500) == 0.0
     assert forecast.victims_with(request("new", 4000, 0, bound=40), 20_500) == 0.0
@@ -108,7 +109,7 @@ def test_the_forecast_is_what_happens() -> None:
     for length in lengths.tolist():
         lifetimes.learn("chat", length)
     residents = [request(f"r{i}", 100 + 10 * i, 7 * i) for i in range(12)]
-    forecast = Forecast(lifetimes, slop_tokens=0.0)
+    forecast = Forecast(lifetimes, KvLayout(0))
     forecast.add(residents)
     k = int(np.flatnonzero(HORIZONS == 64)[0])
     totals = np.zeros(10_000)
@@ -125,7 +126,7 @@ def test_room_comes_when_residents_leave() -> None:
     lifetimes = Lifetimes()
     for length in range(100, 140):
         lifetimes.learn("chat", length)
-    forecast = Forecast(lifetimes, slop_tokens=0.0)
+    forecast = Forecast(lifetimes, KvLayout(0))
     forecast.add(request(f"r{i}", 100, 60) for i in range(10))
     assert forecast.steps_until(500, 2100) == 64
     assert forecast.steps_until(10, 2100) == 1

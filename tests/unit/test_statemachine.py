@@ -185,7 +185,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def ask(self, prompt: int, output: int, slo: Slo) -> None:
         newcomer = Request("new", slo, 0.0, prompt, output)
         among_all, among_claims = (
-            self.ledger.peak_with_tokens(newcomer, self.step, 16, claims_only=only)
+            self.ledger.peak_with_tokens(newcomer, self.step, claims_only=only)
             for only in (False, True)
         )
         assert among_all >= among_claims >= prompt

@@ -28,17 +28,25 @@ LookUp = Callable[[Any, int], int]
 """``(engine's request, index of a block) -> ABSENT, CACHED or HELD``."""
 
 
+Elsewhere = Callable[[Any, int], int]
+"""``(engine's request, tokens found here) -> tokens found here or elsewhere``."""
+
+
 class Prefixes:
     """Cursors of the waiting requests, in blocks, and what the core was told of them.
 
     Args:
         block_size: Tokens a block holds.
         look_up: Asks the engine; ``None`` where nothing is cached, or nobody can tell.
+        elsewhere: Tells of tokens that can be loaded from outside the engine.
     """
 
-    def __init__(self, block_size: int, look_up: LookUp | None) -> None:
+    def __init__(
+        self, block_size: int, look_up: LookUp | None, elsewhere: Elsewhere | None = None
+    ) -> None:
         self._block_size = block_size
         self._look_up = look_up
+        self._elsewhere = elsewhere
         self._known: dict[str, tuple[int, int]] = {}
         self._turn = 0
 
@@ -47,6 +55,12 @@ class Prefixes:
 
         The last token is always computed, so never all *num_tokens* are found.
         """
+        found, held = self._find_here(name, request, num_tokens)
+        if self._elsewhere is not None:
+            found = self._elsewhere(request, found)
+        return found, held
+
+    def _find_here(self, name: str, request: Any, num_tokens: int) -> tuple[int, int]:
         look_up = self._look_up
         if look_up is None:
             return 0, 0
@@ -81,12 +95,12 @@ class Prefixes:
             requests: The engine's requests by id.
         """
         changed: dict[str, tuple[int, int]] = {}
-        if self._look_up is None:
+        if self._look_up is None and self._elsewhere is None:
             return changed
         for request in self._looked_at(live):
             name = request.request_id
             theirs = requests.get(name)
-            if theirs is None:
+            if theirs is None or request.num_computed_tokens:  # It has KV of its own already.
                 continue
             now = self.find(name, theirs, request.prefill_target_tokens)
             if now != (request.num_found_tokens, request.num_held_tokens):

@@ -93,7 +93,7 @@ class Observed:
         if not self._in_flight:
             return
         kind, plan, bound_s, view = self._in_flight.popleft()
-        free_tokens = view.num_free_blocks * view.block_size_tokens if view is not None else 0
+        free_tokens = view.layout.tokens(view.num_free_blocks) if view is not None else 0
         emitted = event.num_new_tokens
         self.ledger.done(event.at_s, emitted, free_tokens)
         took_s = self.ledger.last_step_s
@@ -207,8 +207,8 @@ def kv_split(live: LiveRequests, view: EngineView | None) -> dict[str, int]:
     """
     if view is None:
         return {"held": 0, "reserved": 0, "lent": 0, "free": 0}
-    free = view.num_free_blocks * view.block_size_tokens
-    held = view.num_total_blocks * view.block_size_tokens - free
+    free = view.layout.tokens(view.num_free_blocks)
+    held = view.layout.tokens(view.num_total_blocks) - free
     wanted = sum(
         r.predicted_output_tokens - r.num_output_tokens
         for r in live.running()

@@ -212,11 +212,8 @@ class CurveGate(Gate):
 
     def fits(self, ctx: PlanContext, request: Request) -> bool:
         """Return whether the peak with *request* stays below capacity minus the reserve."""
-        view = ctx.view
         capacity = ctx.room_tokens * (1.0 - self._reserve_share)
         if len(ctx.ledger.everyone) == 0:  # Nobody runs, nobody is pencilled in.
             return True
-        peak = ctx.ledger.peak_with_tokens(
-            request, ctx.step, view.block_size_tokens, claims_only=ctx.comes_first(request)
-        )
+        peak = ctx.ledger.peak_with_tokens(request, ctx.step, claims_only=ctx.comes_first(request))
         return peak <= capacity

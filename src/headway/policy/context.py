@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from headway.latency.model import LatencyModel, StepShape
+from headway.policy.kv.layout import KvLayout
 from headway.policy.kv.ledger import KvLedger
 from headway.policy.live import LiveRequests
 from headway.policy.plan import Preempt
 from headway.policy.swap_choice import AlwaysRecompute, SwapChoice
 from headway.policy.view import EngineView
 from headway.request import Request
-from headway.units import blocks_for
 
 if TYPE_CHECKING:
     from headway.policy.price import StepPrice
@@ -51,6 +51,7 @@ class PlanContext:
         swap: Decides whether a victim's KV is copied out or thrown away.
         num_copied_blocks: Blocks this plan swaps out.
         risks: Why a gate let somebody in who may cost others their KV, by request.
+        layout: How tokens turn into KV blocks.
     """
 
     view: EngineView
@@ -78,15 +79,19 @@ class PlanContext:
     swap: SwapChoice = field(default_factory=AlwaysRecompute)
     num_copied_blocks: int = 0
     risks: dict[str, str] = field(default_factory=dict)
+    layout: KvLayout = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.layout = self.view.layout
 
     def blocks(self, num_tokens: int) -> int:
-        """Return the blocks *num_tokens* occupy."""
-        return blocks_for(num_tokens, self.view.block_size_tokens)
+        """Return the blocks that a prompt of *num_tokens* needs."""
+        return self.layout.blocks(num_tokens)
 
     @property
     def capacity_tokens(self) -> int:
         """Tokens the whole KV cache holds."""
-        return self.view.num_total_blocks * self.view.block_size_tokens
+        return self.layout.tokens(self.view.num_total_blocks)
 
     @property
     def room_tokens(self) -> int:
@@ -98,13 +103,15 @@ class PlanContext:
         live, view = self.live, self.view
         theirs = live.sum_decode_context_tokens - len(live.decoding)
         theirs += sum(r.num_computed_tokens for r in live.prefilling.values())
-        held = (view.num_total_blocks - view.num_free_blocks) * view.block_size_tokens
-        return self.capacity_tokens + max(theirs - held, 0)
+        held = self.layout.tokens(view.num_total_blocks - view.num_free_blocks)
+        loaded = sum(r.num_computed_tokens for r in live.hindered.values())
+        return self.capacity_tokens + max(theirs - held, 0) - loaded
 
     def new_blocks(self, request: Request) -> int:
         """Return the free blocks a waiting request takes: those nobody running holds."""
-        held = request.num_held_tokens // self.view.block_size_tokens
-        return self.blocks(request.num_tokens) - held
+        layout = self.layout
+        held = layout.whole_blocks(request.num_held_tokens)
+        return layout.blocks(request.num_tokens) - held - layout.blocks(request.num_computed_tokens)
 
     @property
     def held_share(self) -> float:
@@ -116,17 +123,18 @@ class PlanContext:
 
         Not those that others held when it started.
         """
-        shared = victim.num_shared_tokens // self.view.block_size_tokens
+        layout = self.layout
+        shared = layout.whole_blocks(victim.num_shared_tokens)
         if victim.num_computed_tokens < victim.prefill_target_tokens:
-            return self.blocks(victim.num_computed_tokens) - shared
-        return self.blocks(victim.num_tokens - 1) - shared
+            return layout.kept_blocks(victim.num_computed_tokens) - shared
+        return layout.kept_blocks(victim.num_tokens - 1) - shared
 
     def preempt(self, victim: Request, reason: str) -> Preempt:
         """Take a victim's KV in this plan, the cheaper way; its blocks are not yet counted."""
         self.gone.add(victim.request_id)
         how = self.swap.how(self, victim)
         if how == "swap":
-            self.num_copied_blocks += victim.kv_tokens // self.view.block_size_tokens
+            self.num_copied_blocks += self.layout.whole_blocks(victim.kv_tokens)
         return Preempt(victim.request_id, how, reason)
 
     def is_overdue(self, request: Request) -> bool:

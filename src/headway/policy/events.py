@@ -59,6 +59,20 @@ class PrefixFound:
 
 
 @dataclass(frozen=True, slots=True)
+class CannotStart:
+    """For which waiting requests it has changed whether the engine could start them.
+
+    ``why`` has, per request, what it waits for (its KV is being loaded, its grammar compiled, all
+    adapters' slots are taken), or an empty text once it could start. ``num_loaded_tokens`` has
+    the tokens of KV that such a request holds already, where it holds any.
+    """
+
+    at_s: float
+    why: Mapping[str, str]
+    num_loaded_tokens: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class StepScheduled:
     """The engine settled what the next step computes (its own word, not the plan's).
 
@@ -96,4 +110,4 @@ class Finished:
     reason: str
 
 
-Event = Arrived | PrefixFound | StepScheduled | StepDone | Finished
+Event = Arrived | PrefixFound | CannotStart | StepScheduled | StepDone | Finished

@@ -15,7 +15,8 @@ class LiveRequests:
 
     ``claims`` are waiting requests whose promise may still be kept, by the instant their
     next token is due; ``others`` wait as best effort, by arrival, and hold ``others_work_s``
-    seconds of work. ``prefilling`` and ``decoding`` run. ``claim_gaps`` counts decoding claims
+    seconds of work; ``hindered`` wait for something that no plan can give them. ``prefilling`` and
+    ``decoding`` run. ``claim_gaps`` counts decoding claims
     per promised gap.
     """
 
@@ -24,6 +25,7 @@ class LiveRequests:
         self.claims: SortedKeyList = SortedKeyList(key=lambda r: (r.due_at_s, r.order))
         self.others: SortedKeyList = SortedKeyList(key=lambda r: r.order)
         self.others_work_s = 0.0
+        self.hindered: dict[str, Request] = {}
         self.prefilling: dict[str, Request] = {}
         self.decoding: dict[str, Request] = {}
         self.sum_decode_context_tokens = 0
@@ -36,7 +38,7 @@ class LiveRequests:
 
     @property
     def num_waiting(self) -> int:
-        """Requests that do not run."""
+        """Requests that could start."""
         return len(self.claims) + len(self.others)
 
     @property
@@ -49,6 +51,11 @@ class LiveRequests:
         yield from self.decoding.values()
         yield from self.prefilling.values()
 
+    def waiting(self) -> Iterator[Request]:
+        """Yield those who could start: claims by due time, then best effort by arrival."""
+        yield from self.claims
+        yield from self.others
+
     def arrive(self, request: Request) -> None:
         """Take a new request in; its ``due_at_s`` must be set."""
         if request.request_id in self.requests:
@@ -60,7 +67,9 @@ class LiveRequests:
 
     def queue(self, request: Request) -> None:
         """Put a waiting request in the queue its standing asks for."""
-        if request.has_claim:
+        if request.hindrance:
+            self.hindered[request.request_id] = request
+        elif request.has_claim:
             self.claims.add(request)
         else:
             self.others.add(request)
@@ -68,6 +77,9 @@ class LiveRequests:
 
     def unqueue(self, request: Request) -> None:
         """Take a waiting request out of its queue."""
+        if request.hindrance:
+            del self.hindered[request.request_id]
+            return
         if request.has_claim:
             self.claims.remove(request)
             return
@@ -76,9 +88,15 @@ class LiveRequests:
 
     def change_work(self, request: Request, work_s: float) -> None:
         """Set the engine seconds a waiting request will take."""
-        if not request.has_claim:
+        if not request.has_claim and not request.hindrance:
             self.others_work_s += work_s - request.work_s
         request.work_s = work_s
+
+    def hinder(self, request: Request, why: str) -> None:
+        """Set why a waiting request cannot start; empty when it can."""
+        self.unqueue(request)
+        request.hindrance = why
+        self.queue(request)
 
     def start_prefill(self, request: Request) -> None:
         """A request began or resumed: its prompt is in progress."""
@@ -128,13 +146,15 @@ class LiveRequests:
         Raises:
             InvariantError: A request is in no phase or in two, or a count is off.
         """
-        waiting = [*self.claims, *self.others]
+        waiting = [*self.claims, *self.others, *self.hindered.values()]
         phases = [r.request_id for r in waiting] + [*self.prefilling, *self.decoding]
         if len(phases) != len(set(phases)) or set(phases) != set(self.requests):
             raise InvariantError(f"phases {sorted(phases)} do not partition the live requests")
         for request in waiting:
             if request.state not in (State.WAITING, State.PREEMPTED):
                 raise InvariantError(f"{request!r} is queued; {request.tell()}")
+        if not all(r.hindrance for r in self.hindered.values()):
+            raise InvariantError("a request that could start is not in a queue")
         if not all(r.has_claim for r in self.claims) or any(r.has_claim for r in self.others):
             raise InvariantError("a waiting request is in the queue of another standing")
         work_s = sum(r.work_s for r in self.others)

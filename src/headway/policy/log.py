@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 import msgspec
 
@@ -23,9 +23,6 @@ from headway.errors import UserError
 from headway.policy.events import (
     Arrived,
     Event,
-    Finished,
-    PrefixFound,
-    StepDone,
     StepScheduled,
 )
 from headway.policy.live import LiveRequests
@@ -34,7 +31,7 @@ from headway.policy.scheduler import Scheduler
 from headway.policy.view import EngineView
 from headway.slo import Slo
 
-EVENTS = {cls.__name__: cls for cls in (Arrived, PrefixFound, StepScheduled, StepDone, Finished)}
+EVENTS = {cls.__name__: cls for cls in get_args(Event)}
 
 NOTES = ("view", "plan", "start", "gap")
 """Keys that tell the lines of a recording that are no events."""

@@ -99,6 +99,7 @@ class Scheduler(Tracker):
 
     def _context(self, view: EngineView, now_s: float) -> PlanContext:
         live = self.live
+        self.ledger.layout = view.layout
         ref_s = now_s if self._idle or self._last_done_s == -math.inf else self._last_done_s
         for step in self._in_flight:
             ref_s = max(ref_s, step.at_s) + step.predicted_s
@@ -148,26 +149,27 @@ class Scheduler(Tracker):
         """Reject new requests whose prompt alone exceeds the whole cache."""
         if not self._unchecked:
             return ()
-        capacity = view.num_total_blocks * view.block_size_tokens
         new, self._unchecked = self._unchecked, []
+        layout, total = view.layout, view.num_total_blocks
         return tuple(
             Reject(
                 r.request_id,
-                f"The prompt has {r.num_prompt_tokens} tokens; the KV cache holds {capacity}.",
+                f"The prompt has {r.num_prompt_tokens} tokens;"
+                f" the KV cache holds {layout.room_tokens(0, total)}.",
             )
             for r in new
-            if r.num_prompt_tokens + 1 > capacity and r.state is State.WAITING
+            if layout.blocks(r.num_prompt_tokens + 1) > total and r.state is State.WAITING
         )
 
     def _outgrown(self, view: EngineView) -> tuple[Cap, ...]:
         """End a request that alone fills the whole cache: it can never take another token."""
-        capacity = view.num_total_blocks * view.block_size_tokens
-        if self.live.sum_decode_context_tokens < capacity:
+        layout, total = view.layout, view.num_total_blocks
+        if self.live.sum_decode_context_tokens < layout.tokens(total):
             return ()
         return tuple(
             Cap(r.request_id, "its tokens fill the whole KV cache")
             for r in self.live.decoding.values()
-            if r.num_tokens >= capacity
+            if layout.kept_blocks(r.num_tokens + 1) > total
         )
 
     def _lose_overdue(self, now_s: float) -> None:
@@ -192,18 +194,22 @@ class Scheduler(Tracker):
 
     def _fund_running(self, ctx: PlanContext) -> tuple[Preempt, ...]:
         """Set aside the blocks running requests need now; preempt when there are too few."""
-        live, view = self.live, ctx.view
+        live, view, layout = self.live, ctx.view, ctx.layout
         free = view.num_free_blocks
         prompts = sum(
             ctx.blocks(r.prefill_target_tokens) - ctx.blocks(r.num_computed_tokens)
             for r in live.prefilling.values()
         )
-        if free >= prompts + len(live.decoding) and not live.num_waiting:
+        most = prompts + layout.most_growth * len(live.decoding)
+        if free >= most and not live.num_waiting:
             return ()
-        size = view.block_size_tokens
         ahead = view.num_steps_in_flight - 1
-        growing = {i for i, r in live.decoding.items() if (r.num_tokens + ahead) % size == 0}
-        needed = len(growing)
+        growing = {
+            i: blocks
+            for i, r in live.decoding.items()
+            if (blocks := layout.growth(r.num_tokens + ahead))
+        }
+        needed = sum(growing.values())
         victims: list[Preempt] = []
         if needed > free:
             ctx.num_short_blocks = needed - free
@@ -214,7 +220,7 @@ class Scheduler(Tracker):
                     continue
                 victims.append(ctx.preempt(victim, "running requests need its KV"))
                 free += ctx.freed_blocks(victim)
-                needed -= victim.request_id in growing
+                needed -= growing.get(victim.request_id, 0)
                 if victim.request_id in live.prefilling:
                     prompts -= ctx.blocks(victim.prefill_target_tokens) - ctx.blocks(
                         victim.num_computed_tokens

@@ -11,6 +11,7 @@ from headway.policy.appointments import Appointments
 from headway.policy.context import OVERDUE_SHARE
 from headway.policy.events import (
     Arrived,
+    CannotStart,
     Event,
     Finished,
     PrefixFound,
@@ -76,6 +77,8 @@ class Tracker:
             self._on_arrived(event)
         elif isinstance(event, PrefixFound):
             self._on_found(event)
+        elif isinstance(event, CannotStart):
+            self._on_cannot_start(event)
         else:
             self._on_finished(event)
 
@@ -114,6 +117,21 @@ class Tracker:
             self.live.change_work(request, self._work_s(request))
             self._hope_again(request, event.at_s)
 
+    def _on_cannot_start(self, event: CannotStart) -> None:
+        """Take in who waits for what no plan can give, and whose KV was loaded meanwhile."""
+        for request_id, why in event.why.items():
+            request = self.live.requests.get(request_id)
+            if request is None or request.state is State.RUNNING:
+                continue
+            request.num_computed_tokens = event.num_loaded_tokens.get(request_id, 0)
+            if request.num_computed_tokens:
+                request.num_found_tokens = request.num_held_tokens = 0
+            self.live.hinder(request, why)
+            request.note(event.at_s, f"cannot start: {why}" if why else "could start now")
+            if not why:
+                self.live.change_work(request, self._work_s(request))
+                self._hope_again(request, event.at_s)
+
     def _hope_again(self, request: Request, at_s: float) -> None:
         """Compete again, if what the cache holds now makes a promise possible that was not."""
         was_hopeless = request.standing is Standing.LOST and not request.num_output_tokens
@@ -140,7 +158,7 @@ class Tracker:
         context = self.live.sum_decode_context_tokens
         decode_s = self.latency.predict_s(StepShape(0, 0, beside, context))
         chunk = StepShape(0, 0, beside, context).with_chunk(
-            max(request.num_prompt_tokens - request.num_found_tokens, 0), request.num_found_tokens
+            max(request.num_prompt_tokens - request.num_ready_tokens, 0), request.num_ready_tokens
         )
         prompt_s = self.latency.predict_s(chunk) - decode_s
         return prompt_s + request.predicted_output_tokens * decode_s / beside
@@ -196,6 +214,7 @@ class Tracker:
 
     def _started(self, request: Request, num_cached_tokens: int, at_s: float) -> None:
         self.live.unqueue(request)
+        request.hindrance = ""
         request.prefill_target_tokens = request.num_tokens
         request.num_computed_tokens = num_cached_tokens
         request.num_shared_tokens = min(request.num_held_tokens, num_cached_tokens)
@@ -299,6 +318,7 @@ class Tracker:
         else:
             self.live.unqueue(request)
         request.move(State.FINISHED, event.at_s, event.reason)
+        request.num_computed_tokens = 0  # Its KV is gone.
         del self.live.requests[event.request_id]
         request.num_found_tokens = self.ledger.found_tokens.get(event.request_id, 0)
         self.ledger.forget(event.request_id)

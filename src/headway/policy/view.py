@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from headway.policy.kv.layout import KvGroup, KvLayout, layout_of
+
 
 @dataclass(frozen=True, slots=True)
 class EngineView:
@@ -21,6 +23,7 @@ class EngineView:
         copy_bytes_per_s: Measured bandwidth of the link to the host, one way at a time.
         kv_bytes_per_token: Bytes of KV of one token over all layers, as the link sees them.
         num_queued_copy_blocks: Blocks whose copies, either way, have not been made yet.
+        kv_groups: What each group of layers keeps of a request; empty for one that keeps all.
     """
 
     num_total_blocks: int
@@ -33,3 +36,10 @@ class EngineView:
     copy_bytes_per_s: float = 0.0
     kv_bytes_per_token: int = 0
     num_queued_copy_blocks: int = 0
+    kv_groups: tuple[KvGroup, ...] = ()
+
+    @property
+    def layout(self) -> KvLayout:
+        """How tokens turn into blocks; a recording's groups are plain lists."""
+        groups = tuple(KvGroup(*group) for group in self.kv_groups)
+        return layout_of(self.block_size_tokens, groups)

@@ -96,7 +96,7 @@ class Weighed(Gate):
         """
         if not request.num_preemptions:
             return True
-        spare = ctx.num_spare_blocks * ctx.view.block_size_tokens - request.num_tokens
+        spare = ctx.layout.tokens(ctx.num_spare_blocks) - request.num_tokens
         wanted = 2.0 ** min(request.num_preemptions, 32) * ctx.claim_tokens
         return spare >= min(wanted, ctx.capacity_tokens - 2 * request.num_tokens)
 
@@ -116,7 +116,7 @@ class Weighed(Gate):
     def _of(self, ctx: PlanContext, claims_only: bool) -> Forecast:
         known = self._claims if claims_only else self._everyone
         if known is None:
-            known = Forecast(self._lifetimes, ctx.view.block_size_tokens / 2)
+            known = Forecast(self._lifetimes, ctx.layout)
             known.add(self._residents(ctx, claims_only))
             if claims_only:
                 self._claims = known

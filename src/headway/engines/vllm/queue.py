@@ -9,6 +9,13 @@ from vllm.v1.core.sched.request_queue import RequestQueue
 from vllm.v1.request import Request
 
 
+def gated(queue: RequestQueue) -> GatedQueue:
+    """Return a gated queue with the requests of a stock one."""
+    ours = GatedQueue()
+    ours.prepend_requests(queue)
+    return ours
+
+
 class GatedQueue(RequestQueue):
     """Every waiting request by id; ``present`` opens the gate for one call of ``schedule``.
 

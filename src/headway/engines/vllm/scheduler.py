@@ -13,6 +13,7 @@ import time
 from typing import Any
 
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.request import Request, RequestStatus
@@ -20,8 +21,12 @@ from vllm.v1.request import Request, RequestStatus
 from headway.config import Settings
 from headway.engines.prefix import Prefixes
 from headway.engines.vllm import account, compat, wire
+from headway.engines.vllm.aside import Aside
 from headway.engines.vllm.clock import WallClock
-from headway.engines.vllm.queue import GatedQueue
+from headway.engines.vllm.external import External
+from headway.engines.vllm.hindered import Hindrances
+from headway.engines.vllm.kv_groups import kv_groups
+from headway.engines.vllm.queue import gated
 from headway.engines.vllm.recorder import recorded
 from headway.engines.vllm.shapes import roofline
 from headway.engines.vllm.swap import swap_connector
@@ -55,7 +60,12 @@ class HeadwayMixin:
         self.headway_book = self.headway_settings.book()
         self._stock_max_step_tokens = self.max_num_scheduled_tokens
         self._stock_chunk_cap = self.scheduler_config.long_prefill_token_threshold
-        self._prefixes = Prefixes(self.block_size, compat.prefix_look_up(self))
+        self._external = External(self)
+        self._hindrances = Hindrances(self, self._external.unknown)
+        elsewhere = self._external.find if self._external.exists else None
+        self._prefixes = Prefixes(self.block_size, compat.prefix_look_up(self), elsewhere)
+        self._kv_groups = kv_groups(self)
+        self.headway_aside = Aside()
         self._steps_in_flight = 0
         self._sessions: set[str] = set()
         self._preempted: list[str] = []
@@ -64,9 +74,8 @@ class HeadwayMixin:
         self._answers: list[tuple[int, EngineCoreOutput]] = []
         self._updating = False
         self._own_end: str | None = None  # Of the request that :meth:`_end` is ending.
-        queue = GatedQueue()
-        queue.prepend_requests(self.waiting)
-        self.waiting = queue
+        self.waiting = gated(self.waiting)
+        self.kv_holding_waiting = gated(self.kv_holding_waiting)
         logger.info(
             "Headway schedules: policy %s, overload %s.",
             self.headway_settings.policy,
@@ -105,11 +114,15 @@ class HeadwayMixin:
                 *self._prefixes.find(request.request_id, request, request.num_tokens),
             )
         )
+        self._hindrances.look_at([request.request_id])
         if mistake is not None:
             self._end(request.request_id, RequestStatus.FINISHED_ABORTED, wire.invalid(mistake))
 
-    def _tell_found(self) -> None:
-        """Tell the core what of the waiting prompts the prefix cache holds now."""
+    def _tell_waiting(self) -> None:
+        """Tell the core who cannot start, and what the caches hold of those who can."""
+        hindered = self._hindrances.news(self.headway_clock.now_s())
+        if hindered is not None:
+            self.headway.observe(hindered)
         news = self._prefixes.news(self.headway.live, self.requests)
         if news:
             self.headway.observe(PrefixFound(self.headway_clock.now_s(), news))
@@ -117,7 +130,8 @@ class HeadwayMixin:
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         """Hear of every end of a request, whoever caused it."""
         self._sessions.discard(request.request_id)
-        self._prefixes.forget(request.request_id)
+        for kept in (self._prefixes, self._external, self._hindrances):
+            kept.forget(request.request_id)
         reason = self._own_end or compat.end_of(request)
         self._ended.append(Finished(self.headway_clock.now_s(), request.request_id, reason))
         result = super()._free_request(request, *args, **kwargs)
@@ -160,32 +174,34 @@ class HeadwayMixin:
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         """Plan, steer the stock loop by the plan, and report what it did."""
-        self._tell_found()
+        self._tell_waiting()
         plan = self.headway_plan = self.headway.plan(self._view(), self.headway_clock.now_s())
         self._end_planned(plan)
         self._preempt_planned(plan)
-        hidden = self._arrange_running(plan)
-        self._open_gate(plan)
+        is_stocks = self.headway_aside.take()
+        hidden = [] if is_stocks else self._arrange_running(plan)
+        self._open_gate(plan, is_stocks)
         try:
             output = super().schedule(*args, **kwargs)
         finally:
             self.waiting.close()
+            self.kv_holding_waiting.close()
             self.max_num_scheduled_tokens = self._stock_max_step_tokens
             self.scheduler_config.long_prefill_token_threshold = self._stock_chunk_cap
             if hidden:
                 self.running.extend(hidden)
-        self._report(output)
+        self._report(plan, output)
         return output
 
     def _view(self) -> EngineView:
-        groups = compat.num_groups(self)
         return EngineView(
-            num_total_blocks=compat.total_blocks(self) // groups,
-            num_free_blocks=compat.free_blocks(self) // groups,
+            num_total_blocks=compat.total_blocks(self),
+            num_free_blocks=compat.free_blocks(self),
             block_size_tokens=self.block_size,
             max_num_running=self.max_num_running_reqs,
             max_step_tokens=self._stock_max_step_tokens,
             num_steps_in_flight=self._steps_in_flight,
+            kv_groups=self._kv_groups,
             **(self.headway_swap.view() if self.headway_swap is not None else {}),
         )
 
@@ -238,23 +254,63 @@ class HeadwayMixin:
         self.running = decodes + [prompts[i] for i in chunk_order if i in prompts]
         return hidden
 
-    def _open_gate(self, plan: StepPlan) -> None:
-        """Set the budget, the one cap for all chunks, and whom the waiting loop may see."""
-        budget = plan.token_budget
-        if self.num_spec_tokens:
-            budget += self.num_spec_tokens * len(self.running)
-        if self._sessions:
+    def _open_gate(self, plan: StepPlan, is_stocks: bool) -> None:
+        """Set the budget, the one cap for all chunks, and whom the waiting loop may see.
+
+        A step that is stock's has the whole budget and sees everybody, in our order. So has a
+        prompt that the engine computes at once or not at all.
+        """
+        admit = [c.request_id for c in plan.chunks if c.admit]
+        whole = bool(admit) and not self.scheduler_config.enable_chunked_prefill
+        budget = plan.token_budget + self._num_drafted() + self._to_state_boundary(plan)
+        if self._sessions or whole or is_stocks:
             budget = self._stock_max_step_tokens
         self.max_num_scheduled_tokens = min(budget, self._stock_max_step_tokens)
-        if plan.chunk_cap_tokens:
+        if plan.chunk_cap_tokens and not is_stocks:
             self.scheduler_config.long_prefill_token_threshold = plan.chunk_cap_tokens
-        admit = [c.request_id for c in plan.chunks if c.admit]
-        self.waiting.present([*self._sessions, *admit])
+        if is_stocks:
+            ended = {e.request_id for e in (*plan.refuse, *plan.reject, *plan.preempt)}
+            waiting = (r.request_id for r in self.headway.live.waiting())
+            admit = [*admit, *(i for i in waiting if i not in ended and i not in admit)]
+        shown = [*self._sessions, *self._hindrances.startable(admit)]
+        self.waiting.present(shown)
+        self.kv_holding_waiting.present(shown)
 
-    def _report(self, output: Any) -> None:
+    def _to_state_boundary(self, plan: StepPlan) -> int:
+        """Return the tokens that a cut chunk lacks to the next recurrent state worth keeping.
+
+        With such states cached, the stock loop ends chunks where a block does; one that ends
+        before the first such place would be cut to nothing.
+        """
+        if not self.need_mamba_block_aligned_split or not plan.chunks:
+            return 0
+        chunk = plan.chunks[-1]
+        request = self.requests.get(chunk.request_id)
+        known = self.headway.live.requests.get(chunk.request_id)
+        if request is None or known is None:
+            return 0
+        size, start = self.cache_config.block_size, known.num_ready_tokens
+        enough = min(size - start % size, request.num_tokens - start)
+        return max(enough - chunk.num_tokens, 0)
+
+    def _num_drafted(self) -> int:
+        """Return the tokens of this step beyond one a decode: drafts that are to be verified."""
+        if not self.num_spec_tokens:
+            return 0
+        wanted = (
+            r.num_tokens_with_spec + r.num_output_placeholders - r.num_computed_tokens
+            for r in self.running
+            if r.request_id in self.headway.live.decoding
+        )
+        return sum(max(n - 1, 0) for n in wanted)
+
+    def _report(self, plan: StepPlan, output: Any) -> None:
         """Tell the core what the stock loop did."""
         tokens = output.num_scheduled_tokens
         preempted, self._preempted = tuple(self._preempted), []
+        self._hindrances.look_at(c.request_id for c in plan.chunks if c.request_id not in tokens)
+        self._hindrances.look_at(preempted)
+        self._judge(plan, tokens, preempted)
         if not tokens and not preempted:
             return
         host = self.headway_swap
@@ -268,6 +324,27 @@ class HeadwayMixin:
         )
         if tokens:
             self._steps_in_flight += 1
+
+    def _judge(self, plan: StepPlan, tokens: Any, preempted: tuple[str, ...]) -> None:
+        """See whether what was planned came to nothing.
+
+        A step in which the stock loop preempted somebody starts nobody, nor does a paused engine.
+        """
+        planned = {p.request_id for p in plan.preempt}
+        if (not plan.chunks and tokens) or any(i not in planned for i in preempted):
+            return
+        if self.pause_state != PauseState.UNPAUSED:
+            return
+        is_hindered, live = self._hindrances.is_hindered, self.headway.live
+        meant = [
+            c.request_id
+            for c in plan.chunks
+            if c.request_id in self.requests and not is_hindered(c.request_id)
+        ]
+        decides_nothing = not (plan.chunks or plan.reject or plan.refuse or plan.cap)
+        is_idle = not (tokens or self._steps_in_flight or live.num_running)
+        stalled = decides_nothing and is_idle and live.num_waiting > 0
+        self.headway_aside.judge(meant, tokens, stalled=stalled)
 
     def update_from_output(
         self, scheduler_output: Any, *args: Any, **kwargs: Any

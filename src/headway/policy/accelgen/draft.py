@@ -45,9 +45,9 @@ class Draft:
         live, view = ctx.live, ctx.view
         gone = [r for r in live.running() if r.request_id in ctx.gone]
         free = view.num_free_blocks + sum(ctx.freed_blocks(r) for r in gone)
-        size, ahead = view.block_size_tokens, view.num_steps_in_flight - 1
+        ahead = view.num_steps_in_flight - 1
         growing = sum(
-            (r.num_tokens + ahead) % size == 0
+            ctx.layout.growth(r.num_tokens + ahead)
             for r in live.decoding.values()
             if r.request_id not in ctx.gone
         )
@@ -67,8 +67,7 @@ class Draft:
 
     def kv_room_tokens(self, request: Request) -> int:
         """Return the prompt tokens of a request in progress that free blocks can take."""
-        size, held = self.ctx.view.block_size_tokens, request.num_computed_tokens
-        return (self.ctx.blocks(held) + self.free_blocks) * size - held
+        return self.ctx.layout.room_tokens(request.num_computed_tokens, self.free_blocks)
 
     def take_decode(self, task: Task) -> bool:
         """Give a decode its token, or hold it when the step is full."""
@@ -96,7 +95,7 @@ class Draft:
         starts = request.state is not State.RUNNING
         self._take(task, num_tokens)
         if starts:
-            blocks = self.ctx.blocks(request.num_tokens)
+            blocks = self.ctx.new_blocks(request)
             self.num_slots -= 1
             self.spare_blocks -= blocks
         else:

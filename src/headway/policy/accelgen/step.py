@@ -182,7 +182,7 @@ class PackedStep(Holder, Prioritizer, Batcher, Preemptor):
         """Return the blocks missing before a prompt can start, or go on by a token."""
         request, ctx = task.request, draft.ctx
         if request.state is not State.RUNNING:
-            return ctx.blocks(request.num_tokens) - draft.spare_blocks
+            return ctx.new_blocks(request) - draft.spare_blocks
         return 1 - draft.kv_room_tokens(request)
 
     def _wanted(self, draft: Draft, task: Task, may_open: bool) -> int:
@@ -242,7 +242,7 @@ class PackedStep(Holder, Prioritizer, Batcher, Preemptor):
                 continue
             if starts and draft.num_slots <= 0:
                 continue
-            blocks = draft.ctx.blocks(task.request.num_tokens) if starts else 0
+            blocks = draft.ctx.new_blocks(task.request) if starts else 0
             demands.append(Amount(num_tokens, blocks))
             fitting.append(task)
         if not fitting:

@@ -39,10 +39,10 @@ class MinimumFirst(InOrder):
         """Return whether a waiting request gets its KV; the critical draw on the reserve."""
         if not gate.fits(ctx, request):
             return False
-        prompt = ctx.blocks(request.num_tokens)
-        minimum = min(
-            ctx.blocks(request.num_tokens + self._minimum_tokens), ctx.view.num_total_blocks
-        )
+        prompt = ctx.new_blocks(request)
+        beyond = ctx.blocks(request.num_tokens + self._minimum_tokens)
+        beyond -= ctx.blocks(request.num_tokens)
+        minimum = min(prompt + beyond, ctx.view.num_total_blocks)
         if not (ctx.is_overdue(request) or self._critical.holds(ctx, request)):
             coming = released_blocks(ctx, self._minimum_tokens) if minimum > prompt else 0
             if prompt > ctx.num_spare_blocks or minimum > ctx.num_spare_blocks + coming:

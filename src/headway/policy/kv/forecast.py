@@ -16,6 +16,7 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
+from headway.policy.kv.layout import KvLayout
 from headway.policy.lengths.curve import ROUNDING, SurvivalCurve
 from headway.request import Request
 
@@ -113,9 +114,10 @@ class Lifetimes:
 class Forecast:
     """Mean, variance and most of the KV in use at each of :data:`HORIZONS`, in tokens."""
 
-    def __init__(self, lifetimes: Lifetimes, slop_tokens: float) -> None:
+    def __init__(self, lifetimes: Lifetimes, layout: KvLayout) -> None:
         self._lifetimes = lifetimes
-        self._ahead = HORIZONS + slop_tokens
+        self._layout = layout
+        self._ahead = HORIZONS + layout.block_size_tokens / 2  # Last blocks are partly filled.
         self.mean: Floats = np.zeros(len(HORIZONS))
         self.variance: Floats = np.zeros(len(HORIZONS))
         self.most: Floats = np.zeros(len(HORIZONS))
@@ -130,7 +132,9 @@ class Forecast:
             by_class.setdefault(request.slo.class_name, []).append(request)
         self._victims = None
         for class_name, members in by_class.items():
-            held = np.array([float(max(r.prefill_target_tokens, r.num_tokens)) for r in members])
+            held = np.array(
+                [self._held(max(r.prefill_target_tokens, r.num_tokens)) for r in members]
+            )
             so_far = np.array([float(r.num_output_tokens) for r in members])
             bound = np.array([float(r.max_output_tokens) for r in members])
             alive = self._lifetimes.survive(class_name, so_far, bound)
@@ -140,6 +144,9 @@ class Forecast:
             self.most = self.most + (use * (alive > 0.0)).sum(axis=0)
             self.num_residents += len(members)
             self.held_tokens += float(held.sum())
+
+    def _held(self, num_tokens: int) -> float:
+        return float(num_tokens + self._layout.aside_tokens(num_tokens))
 
     @property
     def victim_tokens(self) -> float:
@@ -160,7 +167,7 @@ class Forecast:
         alive, _ = self._lifetimes.of_one(
             request.slo.class_name, request.num_output_tokens, request.max_output_tokens
         )
-        use = request.num_tokens - request.num_held_tokens + self._ahead
+        use = self._held(request.num_tokens) - request.num_held_tokens + self._ahead
         mean = use * alive
         return expected_victims(
             self.mean + mean,

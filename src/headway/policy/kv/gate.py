@@ -56,8 +56,7 @@ class Lending(Gate):
     def _fits_curve(ctx: PlanContext, request: Request) -> bool:
         book = ctx.ledger.lending
         reserve = book.reserve_tokens if book is not None else 0
-        size = ctx.view.block_size_tokens
-        peak = ctx.ledger.peak_with_tokens(request, ctx.step, size, claims_only=False)
+        peak = ctx.ledger.peak_with_tokens(request, ctx.step, claims_only=False)
         return peak <= ctx.capacity_tokens - reserve
 
     @staticmethod

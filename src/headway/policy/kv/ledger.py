@@ -13,6 +13,7 @@ from collections.abc import Mapping
 
 from headway.errors import InvariantError
 from headway.policy.kv.curve import UsageCurve
+from headway.policy.kv.layout import KvLayout
 from headway.policy.kv.lending import LendingBook
 from headway.request import Request, State
 
@@ -28,6 +29,8 @@ class KvLedger:
         self.everyone = UsageCurve()
         self.claims = UsageCurve()
         self.lending = lending
+        self.layout = KvLayout(16)
+        """The engine's, as of the last plan: what bounded groups keep is booked too."""
         self.found_tokens: dict[str, int] = {}
         """Tokens a live request found in a prefix cache when it first started."""
         self._first_tokens: dict[str, int] = {}
@@ -37,6 +40,7 @@ class KvLedger:
     def enter(self, request: Request, step: int) -> None:
         """Book a running request (again): what it holds and when it should finish."""
         held = max(request.prefill_target_tokens, request.kv_tokens)
+        held += self.layout.aside_tokens(held + _remaining(request))
         self._book(request, held, step)
         name, total = request.request_id, held + _remaining(request)
         if total > self._first_tokens.setdefault(name, total):
@@ -57,7 +61,10 @@ class KvLedger:
 
     def pencil(self, request: Request, step: int) -> None:
         """Book a request that a plan under way admits, so that the next one is told of it."""
-        self._book(request, request.num_tokens, step)
+        held = request.num_tokens + self.layout.aside_tokens(
+            request.num_tokens + _remaining(request)
+        )
+        self._book(request, held, step)
         self._pencilled.append(request.request_id)
 
     def rub_out(self) -> None:
@@ -65,15 +72,13 @@ class KvLedger:
         while self._pencilled:  # The last first: it may be a guest of one before it.
             self.leave(self._pencilled.pop())
 
-    def peak_with_tokens(
-        self, request: Request, step: int, block_size_tokens: int, *, claims_only: bool
-    ) -> float:
+    def peak_with_tokens(self, request: Request, step: int, *, claims_only: bool) -> float:
         """Return the highest future usage, in tokens, if *request* were admitted now."""
         curve = self.claims if claims_only else self.everyone
-        finish = step + _remaining(request)
-        return curve.peak_with(
-            request.num_tokens - request.num_held_tokens, step, finish, block_size_tokens / 2
-        )
+        remaining = _remaining(request)
+        own = request.num_tokens - request.num_held_tokens
+        own += self.layout.aside_tokens(request.num_tokens + remaining)
+        return curve.peak_with(own, step, step + remaining, self.layout.block_size_tokens / 2)
 
     def has_reservation_for(self, request: Request, step: int) -> bool:
         """Return whether the lending book has room for *request*; see its rules."""

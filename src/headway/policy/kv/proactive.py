@@ -88,7 +88,7 @@ class Proactive(Funder):
         self._extend(ctx, predictor)
         reserve = self._reserve.num_blocks(ctx)
         if ctx.ledger.lending is not None:
-            ctx.ledger.lending.resize(ctx.capacity_tokens, reserve * ctx.view.block_size_tokens)
+            ctx.ledger.lending.resize(ctx.capacity_tokens, ctx.layout.tokens(reserve))
         if not ctx.live.num_running:
             ctx.num_spare_blocks = ctx.view.num_free_blocks
             return ()
@@ -122,8 +122,9 @@ class Proactive(Funder):
             is_critical = self._critical.holds(ctx, request)
             ahead = self._minimum_tokens if is_critical else self._ahead
             last = request.num_prompt_tokens + request.max_output_tokens - 1
-            blocks = ctx.blocks(min(computed + ahead, max(last, computed + 1)))
-            blocks -= ctx.blocks(computed)
+            layout = ctx.layout
+            blocks = layout.kept_blocks(min(computed + ahead, max(last, computed + 1)))
+            blocks -= layout.kept_blocks(computed)
             if blocks <= 0:
                 continue
             needs.growth[request_id] = blocks

@@ -195,7 +195,7 @@ class RankedStep(Holder, Prioritizer, Batcher, Preemptor):
         self, ctx: PlanContext, choice: Choice, request: Request, below: list[Request]
     ) -> bool:
         """Find a slot and KV for a waiting request, from those below it if need be."""
-        needed = ctx.blocks(request.num_tokens)
+        needed = ctx.new_blocks(request)
         slots, spare = choice.num_slots_left, choice.num_spare_blocks
         victims: list[Request] = []
         for resident in reversed(below):

@@ -108,4 +108,6 @@ class PastFuture(Gate):
         num_tokens = np.array([r.num_tokens for r in requests], np.float64)
         so_far = np.array([r.num_output_tokens for r in requests], np.float64)
         remaining = self._history.draw(requests) - so_far
-        return num_tokens + ctx.view.block_size_tokens / 2, remaining
+        most = num_tokens + np.maximum(remaining, 0.0)
+        aside = np.array([ctx.layout.aside_tokens(int(n)) for n in most], np.float64)
+        return num_tokens + aside + ctx.layout.block_size_tokens / 2, remaining

@@ -1,0 +1,56 @@
+"""What a KV connector (NIXL, LMCache, offloading) says it can load of a waiting prompt.
+
+vLLM asks its connector when it is about to start a request, and may ask as often as it likes. We
+ask when a request comes, so that a prompt whose KV lies elsewhere is not taken for one to compute.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from headway.engines.vllm.swap import SwapConnector
+
+
+class External:
+    """How far the KV of each waiting prompt could be loaded. Sizes in tokens.
+
+    Attributes:
+        unknown: Requests of which the connector cannot tell yet.
+    """
+
+    def __init__(self, scheduler: Any) -> None:
+        connector = scheduler.connector
+        self._connector = None if isinstance(connector, SwapConnector) else connector
+        self._reach: dict[str, int] = {}
+        self.unknown: set[str] = set()
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is anybody to ask."""
+        return self._connector is not None
+
+    def find(self, request: Any, num_local_tokens: int) -> int:
+        """Return the tokens found here or elsewhere, given those found here."""
+        if self._connector is None:
+            return num_local_tokens
+        name = request.request_id
+        if name not in self._reach or name in self.unknown:
+            self._ask(request, num_local_tokens)
+        most = max(request.num_tokens - 1, 0)
+        return max(num_local_tokens, min(self._reach.get(name, 0), most))
+
+    def forget(self, request_id: str) -> None:
+        """A request ended, or computes what could not be loaded."""
+        self._reach.pop(request_id, None)
+        self.unknown.discard(request_id)
+
+    def _ask(self, request: Any, num_local_tokens: int) -> None:
+        name = request.request_id
+        self.unknown.discard(name)
+        if request.skip_reading_prefix_cache or request.num_computed_tokens:
+            self._reach[name] = 0
+            return
+        num_tokens, _ = self._connector.get_num_new_matched_tokens(request, num_local_tokens)
+        if num_tokens is None:
+            self.unknown.add(name)
+        self._reach[name] = num_local_tokens + (num_tokens or 0)

@@ -1,0 +1,61 @@
+"""What each KV cache group of a model keeps of a request, asked of vLLM's own managers.
+
+vLLM sizes its pool, admits and allocates by these managers, so what they answer for a request that
+does not exist is the truth about every request that does.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from headway.policy.kv.layout import KvGroup
+
+logger = logging.getLogger("vllm.headway")
+
+NOBODY = "headway: a request that does not exist"
+
+
+def kv_groups(scheduler: Any) -> tuple[KvGroup, ...]:
+    """Return the groups of *scheduler*; none for one group that keeps every token.
+
+    A model without a KV cache, or with a group whose needs do not follow from the tokens alone
+    (cross-attention), is shown as one group of which a request takes at most a block: the core
+    then holds nobody back for KV, and the stock loop alone decides.
+    """
+    longest = int(scheduler.max_model_len)
+    if scheduler.is_encoder_decoder:
+        return (KvGroup(longest, 1, 1),)
+    try:
+        managers = scheduler.kv_cache_manager.coordinator.single_type_managers
+        groups = tuple(_group(manager, longest) for manager in managers)
+    except (AttributeError, TypeError, AssertionError, ValueError) as error:
+        logger.warning(
+            "This KV cache is beyond Headway's model of it (%r): vLLM rations it.", error
+        )
+        groups = ()
+    if not groups:
+        return (KvGroup(longest, 1, 1),)
+    if len(groups) == 1 and groups[0] == KvGroup(int(scheduler.block_size)):
+        return ()
+    return groups
+
+
+def _group(manager: Any, longest: int) -> KvGroup:
+    """Return what one manager says of the longest request; a bound it never meets is none."""
+    size = int(manager.block_size)
+    all_blocks = -(-longest // size)
+    most = int(
+        manager.get_num_blocks_to_allocate(
+            NOBODY, longest, [], 0, 0, longest, apply_admission_cap=True
+        )
+    )
+    manager.req_to_blocks.pop(NOBODY, None)  # Some managers open an entry when they are asked.
+    window = max(
+        tokens - int(manager.get_num_skipped_tokens(tokens))
+        for tokens in range(size, longest, size)
+    )
+    kept = -(-window // size) + 1  # A window rarely begins where a block does.
+    if kept >= all_blocks and most >= all_blocks:
+        return KvGroup(size)
+    return KvGroup(size, min(most, all_blocks), min(kept, most, all_blocks))
