@@ -15,22 +15,25 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
-import torch
 from vllm.config import (
     CacheConfig,
     DeviceConfig,
     KVTransferConfig,
+    LoRAConfig,
     ModelConfig,
     ParallelConfig,
     SchedulerConfig,
+    SpeculativeConfig,
     VllmConfig,
 )
+from vllm.v1.core.kv_cache_utils import resolve_kv_cache_block_sizes
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
-from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.outputs import KVConnectorOutput
 from vllm.v1.structured_output import StructuredOutputManager
 
+from headway.engines.vllm.attention import groups_of
 from headway.engines.vllm.scheduler import AsyncHeadway, SyncHeadway
 from headway.engines.vllm.swap import CopyTimes, SwapMetadata, transfer_config
 
@@ -73,6 +76,16 @@ class Engine:
     """Bandwidth of the link to the host, one copy at a time."""
     kv_bytes_per_token: int = 131_072
     """Bytes of KV the link moves for a token; the default is that of an 8B model in 16 bits."""
+    groups: tuple[str, ...] = ("full",)
+    """Groups of layers, which share the blocks; see :mod:`headway.engines.vllm.attention`."""
+    chunked_prefill: bool = True
+    """Whether a prompt may be computed in pieces."""
+    max_loras: int = 0
+    """Adapters that one step may use; 0 serves none."""
+    num_drafts: int = 0
+    """Draft tokens a stream may have verified in a step."""
+    transfer: Mapping[str, Any] | None = None
+    """vLLM's arguments for a KV connector; ``host_blocks`` must be 0 then."""
 
     @property
     def block_copy_s(self) -> float:
@@ -95,17 +108,30 @@ def build(engine: Engine, folder: Path) -> Any:
     more: dict[str, Any] = {}
     if engine.watermark is not None:
         extra["watermark"] = engine.watermark
-    spec = FullAttentionSpec(
-        block_size=engine.block_size, num_kv_heads=4, head_size=16, dtype=torch.float32
-    )
+    groups = groups_of(engine.groups, engine.block_size, engine.max_model_len)
+    has_states = "aligned-state" in engine.groups
     if engine.host_blocks:
-        swap = transfer_config(engine.host_blocks * spec.page_size_bytes)
+        swap = transfer_config(engine.host_blocks * groups[0].kv_cache_spec.page_size_bytes)
         more["kv_transfer_config"] = KVTransferConfig(**swap)
+    elif engine.transfer is not None:
+        more["kv_transfer_config"] = KVTransferConfig(**engine.transfer)
+    if engine.max_loras:
+        more["lora_config"] = LoRAConfig(max_loras=engine.max_loras)
+    if engine.num_drafts:
+        more["speculative_config"] = SpeculativeConfig(
+            method="ngram",
+            num_speculative_tokens=engine.num_drafts,
+            prompt_lookup_max=2,
+            target_model_config=model,
+            target_parallel_config=ParallelConfig(),
+        )
     config = VllmConfig(
         **more,
         model_config=model,
         cache_config=CacheConfig(
-            block_size=engine.block_size, enable_prefix_caching=engine.prefix_caching
+            block_size=engine.block_size,
+            enable_prefix_caching=engine.prefix_caching,
+            **({"mamba_cache_mode": "align"} if has_states else {}),
         ),
         parallel_config=ParallelConfig(),
         device_config=DeviceConfig("cpu"),
@@ -116,7 +142,7 @@ def build(engine: Engine, folder: Path) -> Any:
             is_encoder_decoder=False,
             policy=engine.scheduling_policy,
             async_scheduling=engine.asynchronous,
-            enable_chunked_prefill=True,
+            enable_chunked_prefill=engine.chunked_prefill,
             **extra,
         ),
         additional_config={"headway": dict(engine.headway)} if engine.headway is not None else {},
@@ -126,15 +152,17 @@ def build(engine: Engine, folder: Path) -> Any:
     kv = KVCacheConfig(
         num_blocks=engine.num_blocks,
         kv_cache_tensors=[],
-        kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)],
+        kv_cache_groups=groups,
     )
     stock = AsyncScheduler if engine.asynchronous else Scheduler
     ours = AsyncHeadway if engine.asynchronous else SyncHeadway
+    block_size, hash_block_size = resolve_kv_cache_block_sizes(kv, config)
     return (stock if engine.headway is None else ours)(
         vllm_config=config,
         kv_cache_config=kv,
         structured_output_manager=StructuredOutputManager(config),
-        block_size=engine.block_size,
+        block_size=block_size,
+        hash_block_size=hash_block_size,
         log_stats=False,
     )
 

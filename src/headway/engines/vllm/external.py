@@ -12,17 +12,13 @@ from headway.engines.vllm.swap import SwapConnector
 
 
 class External:
-    """How far the KV of each waiting prompt could be loaded. Sizes in tokens.
-
-    Attributes:
-        unknown: Requests of which the connector cannot tell yet.
-    """
+    """How far the KV of each waiting prompt could be loaded. Sizes in tokens."""
 
     def __init__(self, scheduler: Any) -> None:
         connector = scheduler.connector
         self._connector = None if isinstance(connector, SwapConnector) else connector
         self._reach: dict[str, int] = {}
-        self.unknown: set[str] = set()
+        self._unknown: dict[str, int] = {}
 
     @property
     def exists(self) -> bool:
@@ -34,23 +30,30 @@ class External:
         if self._connector is None:
             return num_local_tokens
         name = request.request_id
-        if name not in self._reach or name in self.unknown:
+        if name not in self._reach:
             self._ask(request, num_local_tokens)
         most = max(request.num_tokens - 1, 0)
         return max(num_local_tokens, min(self._reach.get(name, 0), most))
 
+    def is_unknown(self, request: Any) -> bool:
+        """Return whether the connector cannot tell of a request yet; it is asked again."""
+        num_local_tokens = self._unknown.get(request.request_id)
+        if num_local_tokens is not None:
+            self._ask(request, num_local_tokens)
+        return request.request_id in self._unknown
+
     def forget(self, request_id: str) -> None:
         """A request ended, or computes what could not be loaded."""
         self._reach.pop(request_id, None)
-        self.unknown.discard(request_id)
+        self._unknown.pop(request_id, None)
 
     def _ask(self, request: Any, num_local_tokens: int) -> None:
         name = request.request_id
-        self.unknown.discard(name)
+        self._unknown.pop(name, None)
         if request.skip_reading_prefix_cache or request.num_computed_tokens:
             self._reach[name] = 0
             return
         num_tokens, _ = self._connector.get_num_new_matched_tokens(request, num_local_tokens)
         if num_tokens is None:
-            self.unknown.add(name)
+            self._unknown[name] = num_local_tokens
         self._reach[name] = num_local_tokens + (num_tokens or 0)

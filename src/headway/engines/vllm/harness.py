@@ -16,7 +16,7 @@ from typing import Any
 from vllm.sampling_params import SamplingParams
 from vllm.utils.hashing import sha256
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
-from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
 from headway.engines.virtual import Call, Outcome, StepRow
@@ -78,7 +78,7 @@ class VirtualRun:
         self._ready_s = 0.0
         self._prefilling: dict[str, int] = {}
         init_none_hash(sha256)
-        self._hasher = get_request_block_hasher(engine.block_size, sha256)
+        self._hasher = get_request_block_hasher(scheduler.hash_block_size, sha256)
 
     @property
     def capacity_tokens(self) -> int:
@@ -95,13 +95,17 @@ class VirtualRun:
             outcome.ended_at_s = self.clock.time_s
             return
         self._prefilling[call.request_id] = call.num_prompt_tokens
+        self.scheduler.add_request(self.request_of(call))
+
+    def request_of(self, call: Call) -> Request:
+        """Return the request that vLLM's server would make of *call*."""
         params = SamplingParams(
             max_tokens=call.max_output_tokens or call.num_output_tokens,
             ignore_eos=True,
             stop_token_ids=[STOP],
             extra_args=dict(call.xargs) or None,
         )
-        request = Request(
+        return Request(
             request_id=call.request_id,
             prompt_token_ids=prompt_tokens(call),
             sampling_params=params,
@@ -110,7 +114,6 @@ class VirtualRun:
             priority=call.priority,
             block_hasher=self._hasher if self.engine.prefix_caching else None,
         )
-        self.scheduler.add_request(request)
 
     def _at_the_door(self, call: Call) -> str | None:
         """Return what vLLM's API server answers to a request it does not pass on."""
@@ -167,8 +170,13 @@ class VirtualRun:
                 return
         if self._pending:
             self._settle()
-            if not scheduled and not self._pending and self.scheduler.has_requests():
-                self.clock.time_s += 1e-4
+            is_idle = not scheduled and not any(p[0].num_scheduled_tokens for p in self._pending)
+            if is_idle and self.scheduler.has_requests():
+                self.clock.time_s += self.pause_s()
+
+    def pause_s(self) -> float:
+        """Return how long the engine waits after a step with nothing in it."""
+        return 1e-4
 
     def _launch(self, output: Any) -> None:
         tokens = output.num_scheduled_tokens
@@ -249,15 +257,19 @@ class VirtualRun:
         result = ModelRunnerOutput(
             req_ids=ids,
             req_id_to_index={request_id: i for i, request_id in enumerate(ids)},
-            sampled_token_ids=[self._sample(i) if i in emitting else [] for i in ids],
-            kv_connector_output=self.link.report(output.kv_connector_metadata),
+            sampled_token_ids=[self.sample(output, i) if i in emitting else [] for i in ids],
+            kv_connector_output=self.connector_output(output),
         )
         outputs = self.scheduler.update_from_output(output, result)
         for per_client in outputs.values():
             for one in per_client.outputs:
                 self._deliver(one)
 
-    def _sample(self, request_id: str) -> list[int]:
+    def connector_output(self, output: Any) -> KVConnectorOutput | None:
+        """Return what the workers' side of a KV connector reports of a step that ended."""
+        return self.link.report(output.kv_connector_metadata)
+
+    def sample(self, output: Any, request_id: str) -> list[int]:
         """Return the next token: the stop token when the call's own length is reached.
 
         Answers to equal prompts differ, so nobody finds another's in the cache.

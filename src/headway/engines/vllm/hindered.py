@@ -7,11 +7,12 @@ Only requests that something can hinder are looked at, few before each plan.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from vllm.v1.request import Request, RequestStatus
 
+from headway.engines.vllm.external import External
 from headway.policy.events import CannotStart
 
 LOADING = "its KV is being loaded"
@@ -25,12 +26,12 @@ class Hindrances:
 
     Args:
         scheduler: vLLM's, whose own state is asked.
-        unknown: Requests of which the KV connector cannot tell yet what it has.
+        external: Asks the KV connector again about whom it could not tell of yet.
     """
 
-    def __init__(self, scheduler: Any, unknown: Container[str] = ()) -> None:
+    def __init__(self, scheduler: Any, external: External) -> None:
         self._scheduler = scheduler
-        self._unknown = unknown
+        self._external = external
         lora = scheduler.lora_config
         self._num_slots = lora.max_loras if lora is not None else 0
         self._told: dict[str, str] = {}
@@ -124,7 +125,7 @@ class Hindrances:
             asked = request.structured_output_request
             if asked is not None and asked.grammar is None:
                 return COMPILING
-        if request.request_id in self._unknown:
+        if self._external.is_unknown(request):
             return UNKNOWN
         adapter = _adapter(request)
         if adapter and adapter not in self._in_use and len(self._in_use) >= self._num_slots:

@@ -36,7 +36,7 @@ def kv_groups(scheduler: Any) -> tuple[KvGroup, ...]:
         groups = ()
     if not groups:
         return (KvGroup(longest, 1, 1),)
-    if len(groups) == 1 and groups[0] == KvGroup(int(scheduler.block_size)):
+    if groups == (KvGroup(int(scheduler.block_size)),):
         return ()
     return groups
 
@@ -58,4 +58,11 @@ def _group(manager: Any, longest: int) -> KvGroup:
     kept = -(-window // size) + 1  # A window rarely begins where a block does.
     if kept >= all_blocks and most >= all_blocks:
         return KvGroup(size)
-    return KvGroup(size, min(most, all_blocks), min(kept, most, all_blocks))
+    kept = min(kept, all_blocks)
+    return KvGroup(size, max(min(most, all_blocks), kept), kept)
+
+
+def block_size_tokens(scheduler: Any, groups: tuple[KvGroup, ...]) -> int:
+    """Return the tokens of a block where requests grow; vLLM's own is common to all groups."""
+    sizes = [group.block_size_tokens for group in groups if group.grows]
+    return min(sizes, default=int(scheduler.block_size))

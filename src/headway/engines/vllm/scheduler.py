@@ -25,7 +25,7 @@ from headway.engines.vllm.aside import Aside
 from headway.engines.vllm.clock import WallClock
 from headway.engines.vllm.external import External
 from headway.engines.vllm.hindered import Hindrances
-from headway.engines.vllm.kv_groups import kv_groups
+from headway.engines.vllm.kv_groups import block_size_tokens, kv_groups
 from headway.engines.vllm.queue import gated
 from headway.engines.vllm.recorder import recorded
 from headway.engines.vllm.shapes import roofline
@@ -61,7 +61,7 @@ class HeadwayMixin:
         self._stock_max_step_tokens = self.max_num_scheduled_tokens
         self._stock_chunk_cap = self.scheduler_config.long_prefill_token_threshold
         self._external = External(self)
-        self._hindrances = Hindrances(self, self._external.unknown)
+        self._hindrances = Hindrances(self, self._external)
         elsewhere = self._external.find if self._external.exists else None
         self._prefixes = Prefixes(self.block_size, compat.prefix_look_up(self), elsewhere)
         self._kv_groups = kv_groups(self)
@@ -197,7 +197,7 @@ class HeadwayMixin:
         return EngineView(
             num_total_blocks=compat.total_blocks(self),
             num_free_blocks=compat.free_blocks(self),
-            block_size_tokens=self.block_size,
+            block_size_tokens=block_size_tokens(self, self._kv_groups),
             max_num_running=self.max_num_running_reqs,
             max_step_tokens=self._stock_max_step_tokens,
             num_steps_in_flight=self._steps_in_flight,
