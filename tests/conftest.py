@@ -455,10 +455,12 @@ class Lab:
         assert not scheduler.requests
         assert not scheduler.running
         assert not len(scheduler.waiting)
+        assert not len(scheduler.kv_holding_waiting)
         assert self.free_blocks(run) == run.engine.num_blocks - 1
         core = scheduler.headway
         assert not core.live.requests
         assert not core.live.num_waiting
+        assert not core.live.hindered
         assert not core.live.num_running
         assert len(core.ledger.everyone) == len(core.ledger.claims) == 0
         assert core.live.sum_decode_context_tokens == 0

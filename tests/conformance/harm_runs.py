@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
+from feature_lab import FeatureRun
+from harm_features import engine_of, extras_of
 from harm_scenarios import H100, Scenario
 from hypothesis import reject
 
@@ -66,10 +68,12 @@ def serve(lab: Any, scenario: Scenario) -> Pair:
         "max_num_seqs": scenario.max_num_seqs,
         "asynchronous": scenario.asynchronous,
         "prefix_caching": scenario.caching,
+        **(engine_of(scenario.features) if scenario.features is not None else {}),
     }
     truth = Truth(H100, scale=scenario.scale)
     calls = scenario.calls()
-    stock = lab.VirtualRun(lab.Engine(**engine), truth, keep_steps=True)
+    extras = extras_of(scenario)
+    stock = FeatureRun(lab.Engine(**engine), truth, extras, keep_steps=True)
     try:
         served = stock.run(calls, MOST_STEPS)
     except RuntimeError:
@@ -82,7 +86,8 @@ def serve(lab: Any, scenario: Scenario) -> Pair:
         ours = SimRun(SimEngine(**{**engine, "num_blocks": scenario.num_blocks}), truth, core)
         bound(core)
         return Pair(scenario, served, ours.run(calls), stock, ours)
-    ours = lab.VirtualRun(lab.Engine(**engine, headway=scenario.headway()), truth, keep_steps=True)
+    settings = scenario.headway()
+    ours = FeatureRun(lab.Engine(**engine, headway=settings), truth, extras, keep_steps=True)
     outcomes = ours.run(calls, MOST_STEPS)
     lab.is_clean(ours)
     return Pair(scenario, served, outcomes, stock, ours)

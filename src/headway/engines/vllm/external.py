@@ -15,8 +15,9 @@ class External:
     """How far the KV of each waiting prompt could be loaded. Sizes in tokens."""
 
     def __init__(self, scheduler: Any) -> None:
-        connector = scheduler.connector
-        self._connector = None if isinstance(connector, SwapConnector) else connector
+        self._connector: Any = scheduler.connector
+        if isinstance(self._connector, SwapConnector):  # What it has is told by other ways.
+            self._connector = None
         self._reach: dict[str, int] = {}
         self._unknown: dict[str, int] = {}
 

@@ -30,9 +30,7 @@ def kv_groups(scheduler: Any) -> tuple[KvGroup, ...]:
         managers = scheduler.kv_cache_manager.coordinator.single_type_managers
         groups = tuple(_group(manager, longest) for manager in managers)
     except (AttributeError, TypeError, AssertionError, ValueError) as error:
-        logger.warning(
-            "This KV cache is beyond Headway's model of it (%r): vLLM rations it.", error
-        )
+        logger.warning("This KV cache is beyond Headway (%r): vLLM alone rations it.", error)
         groups = ()
     if not groups:
         return (KvGroup(longest, 1, 1),)
@@ -51,10 +49,7 @@ def _group(manager: Any, longest: int) -> KvGroup:
         )
     )
     manager.req_to_blocks.pop(NOBODY, None)  # Some managers open an entry when they are asked.
-    window = max(
-        tokens - int(manager.get_num_skipped_tokens(tokens))
-        for tokens in range(size, longest, size)
-    )
+    window = max(n - int(manager.get_num_skipped_tokens(n)) for n in range(size, longest + 1, size))
     kept = -(-window // size) + 1  # A window rarely begins where a block does.
     if kept >= all_blocks and most >= all_blocks:
         return KvGroup(size)
