@@ -22,11 +22,18 @@ CLAIMS_LOOKED_AT, OTHERS_LOOKED_AT = 32, 8
 IN_TURN = 16
 """Further waiting claims looked at before a plan, in turn, so that all are known after a while."""
 
+ASK_EVERY = 8
+"""Plans between two looks at all of one request. A walk over a prompt of 60,000 tokens takes a
+millisecond; one in turn before each plan is what it may cost."""
+
 ABSENT, CACHED, HELD = 0, 1, 2
 
 LookUp = Callable[[Any, int], int]
 """``(engine's request, index of a block) -> ABSENT, CACHED or HELD``."""
 
+
+Whole = Callable[[Any], tuple[int, int]]
+"""``(engine's request) -> tokens found, tokens held``."""
 
 Elsewhere = Callable[[Any, int], int]
 """``(engine's request, tokens found here) -> tokens found here or elsewhere``."""
@@ -37,18 +44,27 @@ class Prefixes:
 
     Args:
         block_size: Tokens a block holds.
-        look_up: Asks the engine; ``None`` where nothing is cached, or nobody can tell.
+        look_up: Asks the engine; ``None`` where nothing is cached, or no block can tell alone.
+        whole: Asks the engine about all of a request at once: seldom, one a plan.
         elsewhere: Tells of tokens that can be loaded from outside the engine.
     """
 
     def __init__(
-        self, block_size: int, look_up: LookUp | None, elsewhere: Elsewhere | None = None
+        self,
+        block_size: int,
+        look_up: LookUp | None,
+        whole: Whole | None = None,
+        elsewhere: Elsewhere | None = None,
     ) -> None:
         self._block_size = block_size
         self._look_up = look_up
+        self._whole = whole
         self._elsewhere = elsewhere
         self._known: dict[str, tuple[int, int]] = {}
         self._turn = 0
+        self._plan = 0
+        self._asked: dict[str, int] = {}
+        self._may_ask = True
 
     def find(self, name: str, request: Any, num_tokens: int) -> tuple[int, int]:
         """Move the cursors of a request; return tokens found and held.
@@ -63,7 +79,7 @@ class Prefixes:
     def _find_here(self, name: str, request: Any, num_tokens: int) -> tuple[int, int]:
         look_up = self._look_up
         if look_up is None:
-            return 0, 0
+            return self._find_whole(name, request) if self._whole is not None else (0, 0)
         found, held = self._known.get(name, (0, 0))
         most = (num_tokens - 1) // self._block_size
         found = min(found, most)
@@ -83,9 +99,20 @@ class Prefixes:
         self._known[name] = (found, held)
         return found * self._block_size, held * self._block_size
 
+    def _find_whole(self, name: str, request: Any) -> tuple[int, int]:
+        """Ask about a request that is new, or was last asked about long enough ago."""
+        is_new = name not in self._known
+        is_due = self._may_ask and self._plan - self._asked.get(name, 0) >= ASK_EVERY
+        if self._whole is not None and (is_new or is_due):
+            self._may_ask = self._may_ask and is_new
+            self._asked[name] = self._plan
+            self._known[name] = self._whole(request)
+        return self._known[name]
+
     def forget(self, name: str) -> None:
         """A request ended."""
         self._known.pop(name, None)
+        self._asked.pop(name, None)
 
     def news(self, live: LiveRequests, requests: Any) -> dict[str, tuple[int, int]]:
         """Return tokens found and held of the requests for which they changed.
@@ -95,8 +122,10 @@ class Prefixes:
             requests: The engine's requests by id.
         """
         changed: dict[str, tuple[int, int]] = {}
-        if self._look_up is None and self._elsewhere is None:
+        if self._look_up is None and self._whole is None and self._elsewhere is None:
             return changed
+        self._plan += 1
+        self._may_ask = True
         for request in self._looked_at(live):
             name = request.request_id
             theirs = requests.get(name)

@@ -7,6 +7,8 @@ does not exist is the truth about every request that does.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from itertools import takewhile
 from typing import Any
 
 from headway.policy.kv.layout import KvGroup
@@ -61,3 +63,27 @@ def block_size_tokens(scheduler: Any, groups: tuple[KvGroup, ...]) -> int:
     """Return the tokens of a block where requests grow; vLLM's own is common to all groups."""
     sizes = [group.block_size_tokens for group in groups if group.grows]
     return min(sizes, default=int(scheduler.block_size))
+
+
+def whole_hits(
+    scheduler: Any, groups: tuple[KvGroup, ...]
+) -> Callable[[Any], tuple[int, int]] | None:
+    """Return what tells the tokens of a request found and held, ``None`` where nothing is cached.
+
+    With several groups a hit has to be one in all of them: only vLLM's own walk over them tells.
+    Blocks that others hold cost nothing, in the groups that keep every token.
+    """
+    manager = scheduler.kv_cache_manager
+    if not manager.enable_caching or not groups:
+        return None
+    growing = [(i, group.block_size_tokens) for i, group in enumerate(groups) if group.grows]
+
+    def find(request: Any) -> tuple[int, int]:
+        found, num_tokens, _ = manager.get_computed_blocks(request)
+        if not num_tokens or not growing:
+            return num_tokens, 0
+        index, size = growing[0]
+        held = sum(1 for _ in takewhile(lambda block: block.ref_cnt > 0, found.blocks[index]))
+        return num_tokens, min(held * size, num_tokens)
+
+    return find

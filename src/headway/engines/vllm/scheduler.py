@@ -25,7 +25,7 @@ from headway.engines.vllm.aside import Aside
 from headway.engines.vllm.clock import WallClock
 from headway.engines.vllm.external import External
 from headway.engines.vllm.hindered import Hindrances
-from headway.engines.vllm.kv_groups import block_size_tokens, kv_groups
+from headway.engines.vllm.kv_groups import block_size_tokens, kv_groups, whole_hits
 from headway.engines.vllm.queue import gated
 from headway.engines.vllm.recorder import recorded
 from headway.engines.vllm.shapes import roofline
@@ -63,8 +63,10 @@ class HeadwayMixin:
         self._external = External(self)
         self._hindrances = Hindrances(self, self._external)
         elsewhere = self._external.find if self._external.exists else None
-        self._prefixes = Prefixes(self.block_size, compat.prefix_look_up(self), elsewhere)
         self._kv_groups = kv_groups(self)
+        look_up = compat.prefix_look_up(self)
+        whole = None if look_up else whole_hits(self, self._kv_groups)
+        self._prefixes = Prefixes(self.block_size, look_up, whole, elsewhere)
         self.headway_aside = Aside()
         self._steps_in_flight = 0
         self._sessions: set[str] = set()
@@ -262,7 +264,7 @@ class HeadwayMixin:
         """
         admit = [c.request_id for c in plan.chunks if c.admit]
         whole = bool(admit) and not self.scheduler_config.enable_chunked_prefill
-        budget = plan.token_budget + self._num_drafted() + self._to_state_boundary(plan)
+        budget = plan.token_budget + self._num_drafted(plan) + self._to_state_boundary(plan)
         if self._sessions or whole or is_stocks:
             budget = self._stock_max_step_tokens
         self.max_num_scheduled_tokens = min(budget, self._stock_max_step_tokens)
@@ -293,16 +295,20 @@ class HeadwayMixin:
         enough = min(size - start % size, request.num_tokens - start)
         return max(enough - chunk.num_tokens, 0)
 
-    def _num_drafted(self) -> int:
-        """Return the tokens of this step beyond one a decode: drafts that are to be verified."""
+    def _num_drafted(self, plan: StepPlan) -> int:
+        """Return the tokens of this step beyond the plan's: drafts that are to be verified.
+
+        A prompt with one token left starts as a decode, padded to as many as could be drafted.
+        """
         if not self.num_spec_tokens:
             return 0
+        padded = sum(chunk.admit and chunk.num_tokens == 1 for chunk in plan.chunks)
         wanted = (
             r.num_tokens_with_spec + r.num_output_placeholders - r.num_computed_tokens
             for r in self.running
             if r.request_id in self.headway.live.decoding
         )
-        return sum(max(n - 1, 0) for n in wanted)
+        return padded * self.num_spec_tokens + sum(max(n - 1, 0) for n in wanted)
 
     def _report(self, plan: StepPlan, output: Any) -> None:
         """Tell the core what the stock loop did."""
@@ -342,7 +348,7 @@ class HeadwayMixin:
             if c.request_id in self.requests and not is_hindered(c.request_id)
         ]
         decides_nothing = not (plan.chunks or plan.reject or plan.refuse or plan.cap)
-        is_idle = not (tokens or self._steps_in_flight or live.num_running)
+        is_idle = not (tokens or self._steps_in_flight or live.num_running or live.hindered)
         stalled = decides_nothing and is_idle and live.num_waiting > 0
         self.headway_aside.judge(meant, tokens, stalled=stalled)
 
