@@ -2,7 +2,75 @@
 
 from __future__ import annotations
 
-from headway.policy.admit import Job, largest_feasible
+import math
+
+import pytest
+
+from headway.latency.fixed import FixedModel
+from headway.latency.model import StepShape
+from headway.policy.admit import Job, MooreHodgson, largest_feasible, prefill_time
+from headway.policy.chunk import FixedChunk
+from headway.policy.context import PlanContext
+from headway.policy.kv.ledger import KvLedger
+from headway.policy.live import LiveRequests
+from headway.policy.price import StepPrice
+from headway.policy.view import EngineView
+from headway.request import Request
+from headway.slo import Slo
+
+H100 = FixedModel((0.007, 0.001, 2e-5, 5e-5, 2e-8, 1e-9, 1e-4))
+"""About what an 8B model takes: a prompt of 40,000 tokens spends half its time on attention."""
+
+
+def context(*claims: Request) -> PlanContext:
+    """Four streams run, *claims* wait."""
+    live = LiveRequests()
+    for request in claims:
+        live.arrive(request)
+    return PlanContext(
+        view=EngineView(30_000, 30_000, 16, 256, 8192),
+        now_s=0.0,
+        ref_s=0.0,
+        step=1,
+        step_s=0.05,
+        price=StepPrice(),
+        tightest_ttft_s=math.inf,
+        lagging_due_s=math.inf,
+        live=live,
+        ledger=KvLedger(),
+        latency=H100,
+        shape=StepShape(0, 0, 4, 8_000),
+    )
+
+
+def claim(name: str, num_prompt_tokens: int, ttft_s: float, num_found_tokens: int = 0) -> Request:
+    """A request that waits; *num_found_tokens* of its prompt are cached."""
+    request = Request(name, Slo(ttft_s=ttft_s), 0.0, num_prompt_tokens, 10)
+    request.due_at_s = ttft_s
+    request.num_found_tokens = num_found_tokens
+    return request
+
+
+@pytest.mark.parametrize("found", [0, 2048, 30_720])
+@pytest.mark.parametrize("num_steps", [1, 3, 15])
+def test_the_work_of_a_prompt_is_what_its_steps_take(num_steps: int, found: int) -> None:
+    """However long it is and whatever is cached: the sum over steps of one size."""
+    request = claim("a", found + num_steps * 2048, 10.0, found)
+    ctx = context(request)
+    steps_s = [
+        H100.predict_s(ctx.shape.with_chunk(2048, found + i * 2048)) for i in range(num_steps)
+    ]
+    assert prefill_time(ctx, FixedChunk()).work_s(request) == pytest.approx(sum(steps_s))
+
+
+def test_prompts_too_long_together_are_not_both_kept() -> None:
+    """Their own attention counts: without it two prompts of 40,000 tokens would seem to fit 3 s."""
+    both = claim("a", 40_000, 3.0), claim("b", 40_000, 3.0)
+    dropped, pressure = MooreHodgson().set_aside(context(*both), FixedChunk())
+    assert len(dropped) == 1
+    assert pressure == 1.0
+    patient = claim("a", 40_000, 3.0), claim("b", 40_000, 4.5)
+    assert MooreHodgson().set_aside(context(*patient), FixedChunk())[0] == set()
 
 
 def test_what_fits_is_kept_whole() -> None:

@@ -54,21 +54,21 @@ def told(core: Scheduler, at_s: float) -> dict[str, Refuse]:
 
 def serve_the_others(core: Scheduler) -> None:
     """Compute both prompts in one step and let them end."""
-    core.observe(StepScheduled(0.0, {"a": 5500, "b": 2000}, {"a": 0, "b": 0}))
-    core.observe(StepDone(0.75, {"a": 1, "b": 1}))
+    core.observe(StepScheduled(0.0, {"a": 4500, "b": 2000}, {"a": 0, "b": 0}))
+    core.observe(StepDone(0.65, {"a": 1, "b": 1}))
     for name in ("a", "b"):
-        core.observe(Finished(0.75, name, "stopped"))
+        core.observe(Finished(0.65, name, "stopped"))
 
 
 def test_who_returns_is_preferred() -> None:
     """Refused as the largest when it came, kept before its equals when it returns as told."""
-    core = core_with([("large", 6000), ("a", 5500), ("b", 2000)])
+    core = core_with([("large", 5000), ("a", 4500), ("b", 2000)])
     answers = told(core, 0.0)
     assert list(answers) == ["large"]
     back_s = answers["large"].retry_after_s
     assert back_s == LEAD_S
     serve_the_others(core)
-    for name, prompt in (("back", 6000), ("c", 5500), ("d", 2000)):
+    for name, prompt in (("back", 5000), ("c", 4500), ("d", 2000)):
         core.observe(arrival(back_s, prompt, name=name))
     assert core.live.requests["back"].is_expected
     assert list(told(core, back_s)) == ["c"]
@@ -76,10 +76,10 @@ def test_who_returns_is_preferred() -> None:
 
 def test_a_cold_server_refuses_only_what_is_lost() -> None:
     """One step later it would refuse the largest; at the end of its promise it does."""
-    core = core_with([("large", 6000), ("a", 5500), ("b", 2000)], num_steps=COLD_STEPS - 1)
+    core = core_with([("large", 5000), ("a", 4500), ("b", 2000)], num_steps=COLD_STEPS - 1)
     assert told(core, 0.0) == {}
     serve_the_others(core)
-    warm = core_with([("large", 6000), ("a", 5500), ("b", 2000)])
+    warm = core_with([("large", 5000), ("a", 4500), ("b", 2000)])
     assert list(told(warm, 0.0)) == ["large"]
     core.observe(arrival(0.8, 100, name="small"))
     assert list(told(core, 1.0)) == ["large"]
@@ -183,10 +183,10 @@ def test_a_burst_on_a_cold_server_is_not_refused_in_vain() -> None:
 
 def test_who_returns_at_another_time_is_not() -> None:
     """A client that does not wait gains nothing, and loses nothing."""
-    core = core_with([("large", 6000), ("a", 5500), ("b", 2000)])
+    core = core_with([("large", 5000), ("a", 4500), ("b", 2000)])
     told(core, 0.0)
     serve_the_others(core)
-    for name, prompt in (("back", 6000), ("c", 5500), ("d", 2000)):
+    for name, prompt in (("back", 5000), ("c", 4500), ("d", 2000)):
         core.observe(arrival(5.0, prompt, name=name))
     assert list(told(core, 5.0)) == ["back"]
 

@@ -72,7 +72,8 @@ class AllFeasible(Feasibility):
 class MooreHodgson(Feasibility):
     """The largest set of claims whose first tokens can all be on time, by prefill time.
 
-    The work of a claim is its remaining prompt at the speed the running decodes leave.
+    The work of a claim is its remaining prompt at the speed the running decodes leave
+    (:class:`PrefillTime`).
     Re-decided when requests came, moved or left; with many waiting only every
     ``len / spread`` steps, so the cost a step stays bounded.
     """
@@ -98,28 +99,56 @@ class MooreHodgson(Feasibility):
 
     def _jobs(self, ctx: PlanContext, chunker: Chunker) -> list[Job]:
         """Return one job a claim that waits or whose prompt is in progress."""
-        speed, step_s = prefill_speed(ctx, chunker)
+        prefill = prefill_time(ctx, chunker)
         waiting: Sequence[Request] = ctx.live.claims
         running = [r for r in ctx.live.prefilling.values() if r.has_claim]
         return [
             Job(
                 r.request_id,
                 # A token comes out when its step ends, on average half a step after the work.
-                r.due_at_s - ctx.ref_s - 0.5 * step_s,
-                r.remaining_prefill_tokens / speed,
+                r.due_at_s - ctx.ref_s - 0.5 * prefill.step_s,
+                prefill.work_s(r),
                 r.slo.weight * (WORTH if r.is_expected else 1.0),
             )
             for r in (*running, *waiting)
         ]
 
 
-def prefill_speed(ctx: PlanContext, chunker: Chunker) -> tuple[float, float]:
-    """Return prompt tokens a second beside the running decodes, and seconds of such a step."""
+@dataclass(frozen=True, slots=True)
+class PrefillTime:
+    """What prompt tokens take beside the running decodes, cut into steps of one size.
+
+    Attributes:
+        num_tokens: Prompt tokens of such a step.
+        step_s: Seconds of such a step.
+        token_s: Seconds a token, at the beginning of a prompt.
+        pair_s: Seconds a token takes longer for each token before it in its prompt.
+    """
+
+    num_tokens: int
+    step_s: float
+    token_s: float
+    pair_s: float
+
+    def work_s(self, request: Request) -> float:
+        """Return the seconds the rest of a prompt takes."""
+        num_tokens = request.remaining_prefill_tokens
+        # On average half of these tokens are before each; those of one step are in token_s.
+        before = request.prefill_target_tokens - num_tokens
+        before += max(num_tokens - self.num_tokens, 0) // 2
+        return num_tokens * (self.token_s + self.pair_s * before)
+
+
+def prefill_time(ctx: PlanContext, chunker: Chunker) -> PrefillTime:
+    """Return what prompt tokens take now."""
     most = chunker.largest(ctx, ctx.shape, 0, min(ctx.view.max_step_tokens, 2048))
     if most <= 0:
-        return 1e-3, ctx.step_s
+        return PrefillTime(1, ctx.step_s, 1e3, 0.0)
     step_s = ctx.latency.predict_s(ctx.shape.with_chunk(most, 0))
-    return most / step_s, min(step_s, ctx.step_s)
+    later_s = ctx.latency.predict_s(ctx.shape.with_chunk(most, most))
+    return PrefillTime(
+        most, min(step_s, ctx.step_s), step_s / most, (later_s - step_s) / most / most
+    )
 
 
 class Gate(Protocol):

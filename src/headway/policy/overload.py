@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from itertools import takewhile
 
-from headway.policy.admit import prefill_speed
+from headway.policy.admit import prefill_time
 from headway.policy.appointments import LEAD_S
 from headway.policy.batch import is_unconfirmed
 from headway.policy.chunk import Chunker
@@ -50,10 +50,14 @@ def refusals(core: Tracker, ctx: PlanContext, chunker: Chunker) -> tuple[Refuse,
     ]
     live = core.live
     is_untaught = live.num_running == 0 or (not live.prefilling and is_unconfirmed(ctx))
-    if refused and is_untaught and len(refused) == live.num_waiting:
+    num_claims = sum(r.has_claim for r in refused)
+    nobody_stays = (
+        num_claims == len(live.claims) if live.claims else len(refused) == len(live.others)
+    )
+    if refused and is_untaught and nobody_stays:
         # Only serving can correct an estimate that was wrong, so an engine that computes no
-        # prompt, idle or long busy with decodes, serves somebody but for those whom the clock
-        # alone, which is never wrong, has made too late.
+        # prompt, idle or long busy with decodes, serves somebody, a claim if there is one, but
+        # for those whom the clock alone, which is never wrong, has made too late.
         spared = next((r for r in refused if not r.is_past_due(ctx.now_s)), None)
         if spared is not None:
             refused.remove(spared)
@@ -110,16 +114,16 @@ def _answers(
     """Return the refusals, each with an appointment behind those given before it."""
     if not refused:
         return ()
-    speed, _ = prefill_speed(ctx, chunker)
+    prefill = prefill_time(ctx, chunker)
     staying = (r for r in core.live.claims if r.request_id not in ctx.set_aside)
-    backlog_s = sum(r.remaining_prefill_tokens for r in staying) / speed
+    backlog_s = sum(prefill.work_s(r) for r in staying)
     answers: list[Refuse] = []
     for request in refused:
         if core.is_hopeless(request):
             # No appointment; but the estimate may be a young one, so it may ask again.
             answers.append(Refuse(request.request_id, LEAD_S, hopeless))
             continue
-        work_s = request.remaining_prefill_tokens / speed
+        work_s = prefill.work_s(request)
         wait_s = core.appointments.book(request, work_s, backlog_s, ctx.now_s)
         answers.append(Refuse(request.request_id, wait_s, why))
     return tuple(answers)

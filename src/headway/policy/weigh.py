@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from headway.policy.admit import Gate, prefill_speed
+from headway.policy.admit import Gate, PrefillTime, prefill_time
 from headway.policy.chunk import Chunker
 from headway.policy.context import PlanContext
 from headway.policy.kv.forecast import Forecast, Lifetimes
@@ -58,7 +58,7 @@ class Weighed(Gate):
         self._claims: Forecast | None = None
         self._everyone: Forecast | None = None
         self._num_spare: int | None = None
-        self._speed = 1.0
+        self._prefill = PrefillTime(1, 1.0, 1.0, 0.0)
 
     def fits(self, ctx: PlanContext, request: Request) -> bool:
         """Return whether *request* may start.
@@ -111,7 +111,7 @@ class Weighed(Gate):
     def _look(self, ctx: PlanContext) -> None:
         self._for = ctx
         self._claims = self._everyone = self._num_spare = None
-        self._speed, _ = prefill_speed(ctx, self._chunker)
+        self._prefill = prefill_time(ctx, self._chunker)
 
     def _of(self, ctx: PlanContext, claims_only: bool) -> Forecast:
         known = self._claims if claims_only else self._everyone
@@ -148,7 +148,7 @@ class Weighed(Gate):
             request.slo.class_name, request.num_output_tokens, request.max_output_tokens
         )
         room_s = forecast.steps_until(request.num_tokens + growth / 2, capacity) * ctx.step_s
-        slack_s = request.due_at_s - ctx.ref_s - request.remaining_prefill_tokens / self._speed
+        slack_s = request.due_at_s - ctx.ref_s - self._prefill.work_s(request)
         if slack_s <= 0 or room_s == math.inf:
             return request.slo.weight
         return request.slo.weight * min(room_s / slack_s, 1.0)
