@@ -160,7 +160,26 @@ KEPT = (
             scale=0.05,
             max_wait_ms=10_000.0,
         ),
-        is_open=True,
+    ),
+    # The same with nobody waiting: a long prompt beside one stream was cut into pieces for first
+    # tokens that might come, whose like nobody can keep beside it.
+    Kept(
+        "cut for nobody behind it",
+        Scenario((Ask(0.0, 130, 25, ttft_ms=15.49), Ask(19.4, 3109, 2)), 2000, budget=512),
+    ),
+    # The only stream with a promised gap waited for the streams without one to end: theirs was
+    # no gap to be kept, and its own is no longer for the wait.
+    Kept(
+        "alone with its gap",
+        Scenario((Ask(0.0, 133, 10), Ask(28.0, 181, 9, tbt_ms=8.25)), 2000, budget=8192),
+    ),
+    Kept(
+        "alone with its gap and its first token",
+        Scenario(
+            (Ask(0.0, 84, 23, ttft_ms=3.62), Ask(18.1, 878, 3, ttft_ms=98.47, tbt_ms=8.29)),
+            2000,
+            caching=False,
+        ),
     ),
     # Nothing failed here; the line that hears what is cached meanwhile was taken out.
     Kept(

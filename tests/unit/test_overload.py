@@ -148,9 +148,13 @@ def test_a_slow_machine_that_turned_fast_serves_again(policy: str) -> None:
     assert num_refused <= 0.05 * num_late
 
 
-def test_a_rate_that_was_never_measured_refuses_nobody() -> None:
-    """A burst of lost requests on a cold server in demote mode is served, as a warm one would."""
-    core = registry.build("headway", options={"max_wait_s": 10.0})
+@pytest.mark.parametrize("max_wait_s", [10.0, 0.12])
+def test_what_was_never_measured_refuses_nobody(max_wait_s: float) -> None:
+    """A burst of lost requests on a cold server in demote mode is served, as a warm one would.
+
+    It knows neither a rate nor a step, so no wait is over before its end.
+    """
+    core = registry.build("headway", options={"max_wait_s": max_wait_s})
     core.observe(arrival(0.0, 100, Slo(), "busy"))
     core.observe(StepScheduled(0.0, {"busy": 100}, {"busy": 0}))
     for i in range(2000):

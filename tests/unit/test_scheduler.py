@@ -160,6 +160,25 @@ def test_a_late_first_token_loses_the_promise() -> None:
     core.validate()
 
 
+def test_a_stream_past_its_promised_end_slows_nobody() -> None:
+    """Its gaps bound no step any more; a newcomer of the same name is somebody else."""
+    core = registry.build("slack")
+    slo = Slo(tbt_s=0.1, jct_s=0.5)
+    arrive(core, "r", slo)
+    start(core, "r", 0.0)
+    core.plan(VIEW, 0.5)
+    assert core.live.claim_gaps == {0.1: 1}
+    core.plan(VIEW, 0.51)
+    assert core.live.claim_gaps == {}
+    assert "the time promised to its end passed" in core.live.requests["r"].tell()
+    core.validate()
+    for ended_s in (0.6, 0.7):
+        core.observe(Finished(ended_s, "r", "stopped"))
+        arrive(core, "r", slo, ended_s)
+    core.plan(VIEW, 1.15)  # The end promised to the second is over, to the third not yet.
+    assert core.live.requests["r"].has_claim
+
+
 def test_waiting_beyond_the_first_token_loses_the_promise() -> None:
     """A plan made after the due time no longer counts on it."""
     core = registry.build("slack")

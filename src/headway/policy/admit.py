@@ -201,7 +201,7 @@ class StepGate(Gate):
         gap_s = request.promised_gap_s
         if request.has_claim and gap_s is not None and not ctx.price.is_dear(request):
             gaps_s.append(gap_s)
-        if not gaps_s or live.num_running == 0 or ctx.is_overdue(request):
+        if not gaps_s or ctx.is_overdue(request):
             return True
         if not request.has_claim:
             num_streams = live.num_running + 1
@@ -211,7 +211,10 @@ class StepGate(Gate):
             starting = sum(
                 r.has_claim and r.slo.tbt_s is not None for r in live.prefilling.values()
             )
-            num_streams = sum(live.claim_gaps.values()) + starting + 1
+            others = sum(live.claim_gaps.values()) + starting
+            if others == 0:
+                return True  # No gap but its own is at stake, and waiting makes that no longer.
+            num_streams = others + 1
         context = live.sum_decode_context_tokens * num_streams // max(len(live.decoding), 1)
         step_s = ctx.latency.predict_s(StepShape(0, 0, num_streams, context))
         return bool(step_s * ctx.latency.margin(False, 0.05) <= self._share * min(gaps_s))

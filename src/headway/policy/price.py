@@ -114,17 +114,18 @@ class StepPrice:
     def limit_s(self, ctx: PlanContext) -> float:
         """Return the seconds that a step may last; ``inf`` before the first claim.
 
-        The tightest gap of a running stream that is not dear, and what first tokens to come are
-        worth. Whoever is alone on the machine is slowed for nobody's sake.
+        The tightest gap of a running stream that is not dear. Where prompts stand in line, also
+        what first tokens to come are worth: short steps slow the prompt in progress for certain,
+        and with nobody behind it there is no more than a chance that somebody profits.
         """
         live = ctx.live
         is_due = ctx.step - self._decided_at_step >= DECIDE_EVERY
         if is_due and self._claims:
             self._decided_at_step = ctx.step
             self._decide(ctx)
-        if len(live) == 1:
-            return math.inf
         gap_s = next(live.claim_gaps.irange(self.least_gap_s), math.inf)
+        if len(live.prefilling) + live.num_waiting <= 1:
+            return gap_s
         limit_s = min(self._for_first_tokens_s, gap_s, GROWTH * self._last_s)
         if is_due:
             self._last_s = limit_s

@@ -8,6 +8,7 @@ are kept together; the accelerator stays busy.
 from __future__ import annotations
 
 import math
+from heapq import heappop
 
 from headway.latency.model import LatencyModel, StepShape
 from headway.policy.context import PlanContext
@@ -116,7 +117,7 @@ class Scheduler(Tracker):
             ref_s=ref_s,
             step=self._step,
             step_s=self.step_s,
-            max_step_s=self._longest.largest(self.step_s),
+            max_step_s=self._longest.largest(0.0),
             price=self.price,
             tightest_ttft_s=self._tightest_ttft_s,
             lagging_due_s=lagging_due_s,
@@ -173,10 +174,9 @@ class Scheduler(Tracker):
         )
 
     def _lose_overdue(self, now_s: float) -> None:
-        """Waiting claims whose due time has passed cannot be kept any more."""
-        claims = self.live.claims
+        """Waiting claims whose due time has passed cannot be kept any more, nor any past their end."""
         late: list[Request] = []
-        for request in claims:
+        for request in self.live.claims:
             if request.due_at_s >= now_s:
                 break
             # When the last token is due tells only by estimate when the next one is.
@@ -184,6 +184,10 @@ class Scheduler(Tracker):
                 late.append(request)
         for request in late:
             self._lose(request, now_s, "its due time passed while it waited")
+        while self._ends and self._ends[0][0] < now_s:
+            known = self.live.requests.get(heappop(self._ends)[1])
+            if known is not None and known.is_past_due(now_s):  # A name may come again.
+                self._lose(known, now_s, "the time promised to its end passed")
 
     def _repredict(self) -> None:
         """Requests that ran longer than predicted get a new prediction."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass
+from heapq import heappush
 
 from headway.latency.model import LatencyModel, StepShape
 from headway.policy.appointments import Appointments
@@ -62,6 +63,7 @@ class Tracker:
         self._claim_tokens = 300.0
         self.price = StepPrice()
         self._unchecked: list[Request] = []
+        self._ends: list[tuple[float, str]] = []  # A heap of when promised ends are due.
         self.ended: deque[tuple[float, float, bool]] = deque(maxlen=32)
         self.work_per_s = 1.0
         self.num_learned_prompt_tokens = 0
@@ -99,6 +101,8 @@ class Tracker:
         if request.has_claim:
             self._claim_tokens += 0.05 * (request.remaining_prefill_tokens - self._claim_tokens)
             self.price.learn(request, event.at_s)
+        if event.slo.jct_s is not None:
+            heappush(self._ends, (event.arrived_at_s + event.slo.jct_s, event.request_id))
         ttft_s = event.slo.ttft_s if request.has_claim else None
         stale = event.at_s - self._tightest_seen_s > RECENT_TTFT_S
         if ttft_s is not None and (ttft_s <= self._tightest_ttft_s or stale):
