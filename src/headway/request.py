@@ -52,17 +52,21 @@ class Request:
     ``is_leftover`` tells that it was started with capacity no claim wanted, ``is_expected``
     that it was refused before and came back when it was told to. While a request waits,
     ``num_found_tokens`` of it are in the prefix cache, ``num_held_tokens`` of them held by running
-    requests; once it runs, ``num_shared_tokens`` were held by others when it started.
+    requests; once it runs, ``num_shared_tokens`` were held by others when it started. While it
+    waits, ``computed_by`` (an id, or nothing) computes what it lacks next: both begin with the same
+    ``num_common_tokens``.
     """
 
     __slots__ = (
         "arrived_at_s",
+        "computed_by",
         "due_at_s",
         "first_token_at_s",
         "is_expected",
         "is_leftover",
         "last_token_at_s",
         "max_output_tokens",
+        "num_common_tokens",
         "num_computed_tokens",
         "num_found_tokens",
         "num_held_tokens",
@@ -106,6 +110,8 @@ class Request:
         self.num_found_tokens = 0
         self.num_held_tokens = 0
         self.num_shared_tokens = 0
+        self.num_common_tokens = 0
+        self.computed_by = ""
         self.num_output_tokens = 0
         self.num_preemptions = 0
         self.is_leftover = False

@@ -9,10 +9,12 @@ The slow twin, a walk over every block, is in ``tests/gold/test_prefixes.py``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from bisect import bisect
+from collections.abc import Callable, Hashable, Iterator
 from itertools import islice
 from typing import Any
 
+from headway.policy.events import PrefixFound
 from headway.policy.live import LiveRequests
 from headway.request import Request
 
@@ -27,6 +29,9 @@ ABSENT, CACHED, HELD = 0, 1, 2
 LookUp = Callable[[Any, int], int]
 """``(engine's request, index of a block) -> ABSENT, CACHED or HELD``."""
 
+Naming = Callable[[Any, int], Hashable | None]
+"""``(engine's request, index of a block) -> what its tokens are called, with all before them``."""
+
 
 class Prefixes:
     """Cursors of the waiting requests, in blocks, and what the core was told of them.
@@ -34,11 +39,13 @@ class Prefixes:
     Args:
         block_size: Tokens a block holds.
         look_up: Asks the engine; ``None`` where nothing is cached, or nobody can tell.
+        name_of: Names a block of a request; ``None`` for one that is not full yet.
     """
 
-    def __init__(self, block_size: int, look_up: LookUp | None) -> None:
+    def __init__(self, block_size: int, look_up: LookUp | None, name_of: Naming) -> None:
         self._block_size = block_size
         self._look_up = look_up
+        self._name_of = name_of
         self._known: dict[str, tuple[int, int]] = {}
         self._turn = 0
 
@@ -73,25 +80,51 @@ class Prefixes:
         """A request ended."""
         self._known.pop(name, None)
 
-    def news(self, live: LiveRequests, requests: Any) -> dict[str, tuple[int, int]]:
-        """Return tokens found and held of the requests for which they changed.
+    def news(self, at_s: float, live: LiveRequests, requests: Any) -> PrefixFound | None:
+        """Return what changed for the requests that wait, ``None`` when nothing did.
 
         Args:
             live: The core's table: who waits, and what it was told.
             requests: The engine's requests by id.
         """
-        changed: dict[str, tuple[int, int]] = {}
         if self._look_up is None:
-            return changed
+            return None
+        tokens: dict[str, tuple[int, int]] = {}
+        coming: dict[str, tuple[str, int]] = {}
+        next_blocks = self._next_blocks(live, requests)
         for request in self._looked_at(live):
             name = request.request_id
             theirs = requests.get(name)
             if theirs is None:
                 continue
-            now = self.find(name, theirs, request.prefill_target_tokens)
+            num_tokens = request.prefill_target_tokens
+            now = self.find(name, theirs, num_tokens)
             if now != (request.num_found_tokens, request.num_held_tokens):
-                changed[name] = now
-        return changed
+                tokens[name] = now
+            if next_blocks and now[0] + self._block_size < num_tokens:
+                other = next_blocks.get(self._name_of(theirs, now[0] // self._block_size))
+                if other is not None and other != request.computed_by:
+                    coming[name] = other, self._num_common(theirs, requests[other])
+        return PrefixFound(at_s, tokens, coming) if tokens or coming else None
+
+    def _next_blocks(self, live: LiveRequests, requests: Any) -> dict[Hashable, str]:
+        """Return who computes which block next, of the prompts in progress."""
+        computed: dict[Hashable, str] = {}
+        for name, request in live.prefilling.items():
+            theirs = requests.get(name)
+            block = request.num_computed_tokens // self._block_size
+            if theirs is not None and (key := self._name_of(theirs, block)) is not None:
+                computed.setdefault(key, name)
+        return computed
+
+    def _num_common(self, one: Any, other: Any) -> int:
+        """Return how many tokens *one* need not compute when *other*'s are all cached.
+
+        A block is called by all tokens up to its end: after the first that differs all do.
+        """
+        name_of, size = self._name_of, self._block_size
+        blocks = range(min(one.num_tokens - 1, other.num_tokens) // size)
+        return size * bisect(blocks, False, key=lambda i: name_of(one, i) != name_of(other, i))
 
     def _looked_at(self, live: LiveRequests) -> Iterator[Request]:
         yield from islice(live.claims, CLAIMS_LOOKED_AT)

@@ -97,16 +97,20 @@ class MooreHodgson(Feasibility):
         return self._last
 
     def _jobs(self, ctx: PlanContext, chunker: Chunker) -> list[Job]:
-        """Return one job a claim that waits or whose prompt is in progress."""
+        """Return one job a claim that waits or whose prompt is in progress.
+
+        What several have in common with a prompt in progress is the work of the first of them.
+        """
         speed, step_s = prefill_speed(ctx, chunker)
         waiting: Sequence[Request] = ctx.live.claims
         running = [r for r in ctx.live.prefilling.values() if r.has_claim]
+        shared = ctx.live.shared_tokens()
         return [
             Job(
                 r.request_id,
                 # A token comes out when its step ends, on average half a step after the work.
                 r.due_at_s - ctx.ref_s - 0.5 * step_s,
-                r.remaining_prefill_tokens / speed,
+                (r.prefill_target_tokens - shared.get(r.request_id, r.num_ready_tokens)) / speed,
                 r.slo.weight * (WORTH if r.is_expected else 1.0),
             )
             for r in (*running, *waiting)

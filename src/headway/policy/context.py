@@ -103,8 +103,17 @@ class PlanContext:
 
     def new_blocks(self, request: Request) -> int:
         """Return the free blocks a waiting request takes: those nobody running holds."""
-        held = request.num_held_tokens // self.view.block_size_tokens
+        held_tokens = max(request.num_held_tokens, self.coming_tokens(request))
+        held = held_tokens // self.view.block_size_tokens
         return self.blocks(request.num_tokens) - held
+
+    def coming_tokens(self, request: Request) -> int:
+        """Return the tokens of a waiting request that this plan has another one compute first.
+
+        A prompt that is cut is the last of a plan, so whoever comes after finds all it has in
+        common.
+        """
+        return request.num_common_tokens if request.computed_by in self.busy else 0
 
     @property
     def held_share(self) -> float:

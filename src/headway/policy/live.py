@@ -49,6 +49,25 @@ class LiveRequests:
         yield from self.decoding.values()
         yield from self.prefilling.values()
 
+    def computing_for(self, request: Request) -> Request | None:
+        """Return the prompt in progress that computes next what a waiting request lacks next."""
+        other = self.prefilling.get(request.computed_by)
+        if other is None:
+            return None
+        is_ahead = request.num_found_tokens <= other.num_computed_tokens
+        return other if is_ahead and other.num_computed_tokens < request.num_common_tokens else None
+
+    def shared_tokens(self) -> dict[str, int]:
+        """Return, by waiting claim, the tokens that are computed for another claim due before."""
+        shared: dict[str, int] = {}
+        counted = {name for name, r in self.prefilling.items() if r.has_claim}
+        for request in self.claims if self.prefilling else ():
+            if request.computed_by and self.computing_for(request) is not None:
+                if request.computed_by in counted:
+                    shared[request.request_id] = request.num_common_tokens
+                counted.add(request.computed_by)
+        return shared
+
     def arrive(self, request: Request) -> None:
         """Take a new request in; its ``due_at_s`` must be set."""
         if request.request_id in self.requests:

@@ -113,6 +113,10 @@ class Tracker:
             request.num_found_tokens, request.num_held_tokens = num_found, num_held
             self.live.change_work(request, self._work_s(request))
             self._hope_again(request, event.at_s)
+        for request_id, (computed_by, num_common) in event.coming.items():
+            request = self.live.requests.get(request_id)
+            if request is not None:
+                request.computed_by, request.num_common_tokens = computed_by, num_common
 
     def _hope_again(self, request: Request, at_s: float) -> None:
         """Compete again, if what the cache holds now makes a promise possible that was not."""
@@ -200,6 +204,7 @@ class Tracker:
         request.num_computed_tokens = num_cached_tokens
         request.num_shared_tokens = min(request.num_held_tokens, num_cached_tokens)
         request.num_found_tokens = request.num_held_tokens = 0
+        request.computed_by = ""
         if num_cached_tokens and not request.num_preemptions:
             self.ledger.found_tokens[request.request_id] = num_cached_tokens
         waited_s = at_s - request.queued_at_s

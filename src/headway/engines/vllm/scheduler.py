@@ -28,7 +28,7 @@ from headway.engines.vllm.swap import swap_connector
 from headway.engines.vllm.watch import watched
 from headway.errors import UserError
 from headway.latency.online import OnlineModel
-from headway.policy.events import Arrived, Finished, PrefixFound, StepDone, StepScheduled
+from headway.policy.events import Arrived, Finished, StepDone, StepScheduled
 from headway.policy.log import Recorder
 from headway.policy.plan import StepPlan
 from headway.policy.scheduler import Scheduler as Core
@@ -55,7 +55,7 @@ class HeadwayMixin:
         self.headway_book = self.headway_settings.book()
         self._stock_max_step_tokens = self.max_num_scheduled_tokens
         self._stock_chunk_cap = self.scheduler_config.long_prefill_token_threshold
-        self._prefixes = Prefixes(self.block_size, compat.prefix_look_up(self))
+        self._prefixes = Prefixes(self.block_size, compat.prefix_look_up(self), compat.block_name)
         self._steps_in_flight = 0
         self._sessions: set[str] = set()
         self._preempted: list[str] = []
@@ -110,9 +110,10 @@ class HeadwayMixin:
 
     def _tell_found(self) -> None:
         """Tell the core what of the waiting prompts the prefix cache holds now."""
-        news = self._prefixes.news(self.headway.live, self.requests)
-        if news:
-            self.headway.observe(PrefixFound(self.headway_clock.now_s(), news))
+        now_s = self.headway_clock.now_s()
+        news = self._prefixes.news(now_s, self.headway.live, self.requests)
+        if news is not None:
+            self.headway.observe(news)
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         """Hear of every end of a request, whoever caused it."""
