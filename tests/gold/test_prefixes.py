@@ -129,9 +129,8 @@ def alike(one: Prompt, other: Prompt) -> int:
     return min(same, one.num_tokens - 1) // SIZE * SIZE
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_who_computes_what_others_lack(seed: int) -> None:
-    """A prompt in progress is named to those who begin as it does beyond what is cached."""
+def num_told(seed: int) -> int:
+    """Compare what is told of random prompts with walks; return how many were told."""
     rng = np.random.default_rng(seed)
     live = LiveRequests()
     prompts: dict[str, Prompt] = {}
@@ -165,7 +164,12 @@ def test_who_computes_what_others_lack(seed: int) -> None:
                 computing[name] = num_common
         told = news.coming.get(request.request_id)
         assert told in computing.items() if computing else told is None
-    assert news.coming
+    return len(news.coming)
+
+
+def test_who_computes_what_others_lack() -> None:
+    """A prompt in progress is named to those who begin as it does beyond what is cached."""
+    assert sum(num_told(seed) for seed in range(20)) > 100
 
 
 def test_each_is_told_once_who_computes_for_it() -> None:
