@@ -35,7 +35,8 @@ class ByDeadline(Prioritizer):
     Earliest due date first (Jackson 1955) among the claims that fit together; those set
     aside come next, in case there is room after all; then requests without a live promise.
     A claim whose prompt begins as one in progress does gives its turn to that one: what it would
-    compute itself, it finds in the cache when the other is done.
+    compute itself, it finds in the cache when the other is done. (TensorRT-LLM's capacity scheduler
+    lets it wait. Differs: the other one, best effort or not, goes in its place.)
     Whoever is overdue (:meth:`PlanContext.is_overdue`) goes before all, the longest silent first
     (a stream that stands still may have come early and fallen silent late), so nobody starves.
     """
