@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import pytest
 
 from headway.latency.online import OnlineModel
-from headway.policy.admit import CurveGate, FreeBlocks
+from headway.policy.admit import CurveGate, FreeBlocks, MooreHodgson, prefill_speed
 from headway.policy.batch import Filled, InOrder
 from headway.policy.chunk import FixedChunk
 from headway.policy.context import PlanContext
@@ -286,11 +286,17 @@ def test_who_comes_after_in_the_same_step_computes_the_rest() -> None:
     assert chunks_of(scene.fill([doc, *asks], budget=99)) == [("doc", 99, False)]
 
 
-@pytest.mark.parametrize("is_claim", [False, True])
-def test_what_claims_share_is_counted_once(is_claim: bool) -> None:
-    """By the prompt in progress if that is a claim, else by the first who needs it."""
+@pytest.mark.parametrize(("slo", "num_paying"), [(NO_PROMISE, 1), (CHAT, 0), (Slo(ttft_s=2.0), 1)])
+def test_what_claims_share_is_counted_once(slo: Slo, num_paying: int) -> None:
+    """For the prompt in progress if that is a claim due before, else for the first who needs it."""
     scene = Scene()
-    scene.prefilling("doc", 500, 200, CHAT if is_claim else NO_PROMISE)
+    scene.prefilling("doc", 500, 200, slo)
     for i in range(3):
         asking(scene, f"ask{i}", 480, 464, found=192)
-    assert scene.live.shared_tokens() == {f"ask{i}": 464 for i in range(not is_claim, 3)}
+    assert scene.live.shared_tokens() == {f"ask{i}": 464 for i in range(num_paying, 3)}
+    chunker = FixedChunk(64)
+    jobs = MooreHodgson()._jobs(scene.ctx, chunker)
+    speed, _ = prefill_speed(scene.ctx, chunker)
+    tokens = {job.key: round(job.work_s * speed) for job in jobs}
+    whole = (480 - 192, 16)
+    assert [tokens[f"ask{i}"] for i in range(3)] == [whole[i >= num_paying] for i in range(3)]

@@ -60,12 +60,15 @@ class LiveRequests:
     def shared_tokens(self) -> dict[str, int]:
         """Return, by waiting claim, the tokens that are computed for another claim due before."""
         shared: dict[str, int] = {}
-        counted = {name for name, r in self.prefilling.items() if r.has_claim}
+        counted: set[str] = set()
         for request in self.claims if self.prefilling else ():
-            if request.computed_by and self.computing_for(request) is not None:
-                if request.computed_by in counted:
-                    shared[request.request_id] = request.num_common_tokens
-                counted.add(request.computed_by)
+            other = self.computing_for(request) if request.computed_by else None
+            if other is None:
+                continue
+            is_due_before = other.has_claim and other.due_at_s <= request.due_at_s
+            if is_due_before or other.request_id in counted:
+                shared[request.request_id] = request.num_common_tokens
+            counted.add(other.request_id)
         return shared
 
     def arrive(self, request: Request) -> None:
