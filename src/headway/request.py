@@ -54,11 +54,14 @@ class Request:
     could not start it now, empty when it could. While a request waits, it holds the KV of
     ``num_computed_tokens`` if that was loaded from elsewhere,
     ``num_found_tokens`` of it are in the prefix cache, ``num_held_tokens`` of them held by running
-    requests; once it runs, ``num_shared_tokens`` were held by others when it started.
+    requests; once it runs, ``num_shared_tokens`` were held by others when it started. While it
+    waits, ``computed_by`` (an id, or nothing) computes what it lacks next: both begin with the same
+    ``num_common_tokens``.
     """
 
     __slots__ = (
         "arrived_at_s",
+        "computed_by",
         "due_at_s",
         "first_token_at_s",
         "hindrance",
@@ -66,6 +69,7 @@ class Request:
         "is_leftover",
         "last_token_at_s",
         "max_output_tokens",
+        "num_common_tokens",
         "num_computed_tokens",
         "num_found_tokens",
         "num_held_tokens",
@@ -109,6 +113,8 @@ class Request:
         self.num_found_tokens = 0
         self.num_held_tokens = 0
         self.num_shared_tokens = 0
+        self.num_common_tokens = 0
+        self.computed_by = ""
         self.num_output_tokens = 0
         self.num_preemptions = 0
         self.hindrance = ""

@@ -246,6 +246,19 @@ def test_with_sessions(lab: Any, name: str, num_blocks: int, asynchronous: bool)
     assert len(set(found.values()) - {0}) >= 8
 
 
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+def test_asked_while_it_is_read(lab: Any, asynchronous: bool) -> None:
+    """Claims about a document in progress let it go on, and compute what is their own only."""
+    theirs, sim = caching(lab, "headway", 8, num_blocks=2000, asynchronous=asynchronous)
+    read = {"hash_ids": ("document",), "hash_tokens": 100_000}
+    calls = [Call("a", 0.0, 3000, 1, {}, **read)]
+    asked = {"slo_ttft_ms": 60_000}
+    calls += [Call(f"b{i}", 0.05 + i / 10, 3100 + i, 3, asked, **read) for i in range(4)]
+    assert_same(theirs, sim, theirs.run(calls), sim.run(calls))
+    computed = sum(sum(tokens.values()) for _, tokens in sim.schedule)
+    assert computed < 3000 + 4 * 150
+
+
 def cached_tokens(run: Any) -> dict[str, int]:
     """Return a table that fills with what vLLM's cache gave each request when it first began."""
     found: dict[str, int] = {}

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import pytest
 
 from headway.latency.online import OnlineModel
-from headway.policy.admit import CurveGate, FreeBlocks
+from headway.policy.admit import CurveGate, FreeBlocks, MooreHodgson, prefill_time
 from headway.policy.batch import Filled, InOrder
 from headway.policy.chunk import FixedChunk
 from headway.policy.context import PlanContext
@@ -237,3 +237,67 @@ def test_of_the_overdue_the_longest_silent_goes_first() -> None:
     scene.waiting("patient", 50, NO_PROMISE, at_s=93.0)
     order = [request.request_id for request in ByDeadline().candidates(scene.ctx)]
     assert order == ["silent", "stream", "claim", "patient"]
+
+
+def asking(scene: Scene, name: str, prompt: int, common: int, found: int = 0) -> Request:
+    """Let a claim wait whose prompt begins as that of "doc" does."""
+    request = scene.waiting(name, prompt)
+    request.computed_by, request.num_common_tokens, request.num_found_tokens = "doc", common, found
+    return request
+
+
+def test_a_claim_gives_its_turn_to_who_computes_its_prompt() -> None:
+    """Best effort goes first where a claim will find in the cache what it computes."""
+    scene = Scene()
+    scene.waiting("sooner", 50, at_s=99.8)
+    doc = scene.prefilling("doc", 500, 200, NO_PROMISE)
+    asking(scene, "ask", 480, 464, found=192)
+    scene.waiting("bulk", 50, NO_PROMISE)
+
+    def order() -> list[str]:
+        return [request.request_id for request in ByDeadline().candidates(scene.ctx)]
+
+    assert order() == ["sooner", "doc", "ask", "bulk"]
+    doc.num_computed_tokens = 464  # Nothing is left that both need.
+    assert order() == ["sooner", "ask", "doc", "bulk"]
+
+
+def test_nobody_waits_for_one_that_is_behind() -> None:
+    """Not where more is in the cache than the other has, nor where the other does not run."""
+    scene = Scene()
+    doc = scene.prefilling("doc", 500, 200, NO_PROMISE)
+    ask = asking(scene, "ask", 480, 464, found=300)
+    assert scene.live.computing_for(ask) is None
+    ask.num_found_tokens = 192
+    assert scene.live.computing_for(ask) is doc
+    scene.live.stop_running(doc)
+    assert scene.live.computing_for(ask) is None
+
+
+def test_who_comes_after_in_the_same_step_computes_the_rest() -> None:
+    """And needs blocks for the rest only; of a prompt that is cut nobody has anything yet."""
+    scene = Scene(num_blocks=40, max_step=200)
+    doc = scene.prefilling("doc", 500, 400, NO_PROMISE)
+    asks = [asking(scene, f"ask{i}", 480, 464) for i in range(2)]
+    scene.ctx.num_spare_blocks = 3
+    filled = scene.fill([doc, *asks])
+    assert chunks_of(filled) == [("doc", 100, False), ("ask0", 16, True), ("ask1", 16, True)]
+    assert scene.ctx.num_spare_blocks == 1
+    assert chunks_of(scene.fill([doc, *asks], budget=99)) == [("doc", 99, False)]
+
+
+@pytest.mark.parametrize(("slo", "num_paying"), [(NO_PROMISE, 1), (CHAT, 0), (Slo(ttft_s=2.0), 1)])
+def test_what_claims_share_is_counted_once(slo: Slo, num_paying: int) -> None:
+    """For the prompt in progress if that is a claim due before, else for the first who needs it."""
+    scene = Scene()
+    scene.prefilling("doc", 500, 200, slo)
+    for i in range(3):
+        asking(scene, f"ask{i}", 480, 464, found=192)
+    assert scene.live.shared_tokens() == {f"ask{i}": 464 for i in range(num_paying, 3)}
+    chunker = FixedChunk(64)
+    jobs = MooreHodgson()._jobs(scene.ctx, chunker)
+    prefill = prefill_time(scene.ctx, chunker)
+    work_s = {job.key: job.work_s for job in jobs}
+    asks = [scene.live.requests[f"ask{i}"] for i in range(3)]
+    whole = [prefill.work_s(ask, 192 if i < num_paying else 464) for i, ask in enumerate(asks)]
+    assert [work_s[ask.request_id] for ask in asks] == whole

@@ -119,3 +119,13 @@ def test_nobody_asks_nothing_is_bounded() -> None:
     core = registry.build("headway")
     assert core.price.least_gap_s == 0.0
     assert core.price._for_first_tokens_s == math.inf
+
+
+def test_a_patient_first_token_cuts_no_prompt() -> None:
+    """Whose promise leaves time for full steps bounds none, however far a prompt has come."""
+    engine = SimEngine(num_blocks=2000, max_num_batched_tokens=512)
+    run = SimRun(engine, Truth(H100), registry.build("headway"), keep_schedule=True)
+    patient = {"slo_ttft_ms": 1000}
+    asked = [Call(f"r{i}", 0.02, 512, 1, patient) for i in range(2)]
+    run.run([Call("long", 0.0, 512 * 40, 1), *asked])
+    assert [sum(tokens.values()) for _, tokens in run.schedule] == 42 * [512]

@@ -9,10 +9,12 @@ The slow twin, a walk over every block, is in ``tests/gold/test_prefixes.py``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from bisect import bisect
+from collections.abc import Callable, Hashable, Iterator
 from itertools import islice
 from typing import Any
 
+from headway.policy.events import PrefixFound
 from headway.policy.live import LiveRequests
 from headway.request import Request
 
@@ -31,6 +33,9 @@ ABSENT, CACHED, HELD = 0, 1, 2
 LookUp = Callable[[Any, int], int]
 """``(engine's request, index of a block) -> ABSENT, CACHED or HELD``."""
 
+Naming = Callable[[Any, int], Hashable | None]
+"""``(engine's request, index of a block) -> what its tokens are called, with all before them``."""
+
 
 Whole = Callable[[Any], tuple[int, int]]
 """``(engine's request) -> tokens found, tokens held``."""
@@ -45,6 +50,7 @@ class Prefixes:
     Args:
         block_size: Tokens a block holds.
         look_up: Asks the engine; ``None`` where nothing is cached, or no block can tell alone.
+        name_of: Names a block of a request; ``None`` for one that is not full yet.
         whole: Asks the engine about all of a request at once: seldom, one a plan.
         elsewhere: Tells of tokens that can be loaded from outside the engine.
     """
@@ -53,11 +59,13 @@ class Prefixes:
         self,
         block_size: int,
         look_up: LookUp | None,
+        name_of: Naming,
         whole: Whole | None = None,
         elsewhere: Elsewhere | None = None,
     ) -> None:
         self._block_size = block_size
         self._look_up = look_up
+        self._name_of = name_of
         self._whole = whole
         self._elsewhere = elsewhere
         self._known: dict[str, tuple[int, int]] = {}
@@ -114,27 +122,53 @@ class Prefixes:
         self._known.pop(name, None)
         self._asked.pop(name, None)
 
-    def news(self, live: LiveRequests, requests: Any) -> dict[str, tuple[int, int]]:
-        """Return tokens found and held of the requests for which they changed.
+    def news(self, at_s: float, live: LiveRequests, requests: Any) -> PrefixFound | None:
+        """Return what changed for the requests that wait, ``None`` when nothing did.
 
         Args:
             live: The core's table: who waits, and what it was told.
             requests: The engine's requests by id.
         """
-        changed: dict[str, tuple[int, int]] = {}
         if self._look_up is None and self._whole is None and self._elsewhere is None:
-            return changed
+            return None
         self._plan += 1
         self._may_ask = True
+        tokens: dict[str, tuple[int, int]] = {}
+        coming: dict[str, tuple[str, int]] = {}
+        next_blocks = self._next_blocks(live, requests) if self._look_up is not None else {}
         for request in self._looked_at(live):
             name = request.request_id
             theirs = requests.get(name)
             if theirs is None or request.num_computed_tokens:  # It has KV of its own already.
                 continue
-            now = self.find(name, theirs, request.prefill_target_tokens)
+            num_tokens = request.prefill_target_tokens
+            now = self.find(name, theirs, num_tokens)
             if now != (request.num_found_tokens, request.num_held_tokens):
-                changed[name] = now
-        return changed
+                tokens[name] = now
+            if next_blocks and now[0] + self._block_size < num_tokens:
+                other = next_blocks.get(self._name_of(theirs, now[0] // self._block_size))
+                if other is not None and other != request.computed_by:
+                    coming[name] = other, self._num_common(theirs, requests[other])
+        return PrefixFound(at_s, tokens, coming) if tokens or coming else None
+
+    def _next_blocks(self, live: LiveRequests, requests: Any) -> dict[Hashable, str]:
+        """Return who computes which block next, of the prompts in progress."""
+        computed: dict[Hashable, str] = {}
+        for name, request in live.prefilling.items():
+            theirs = requests.get(name)
+            block = request.num_computed_tokens // self._block_size
+            if theirs is not None and (key := self._name_of(theirs, block)) is not None:
+                computed.setdefault(key, name)
+        return computed
+
+    def _num_common(self, one: Any, other: Any) -> int:
+        """Return how many tokens *one* need not compute when *other*'s are all cached.
+
+        A block is called by all tokens up to its end: after the first that differs all do.
+        """
+        name_of, size = self._name_of, self._block_size
+        blocks = range(min(one.num_tokens - 1, other.num_tokens) // size)
+        return size * bisect(blocks, False, key=lambda i: name_of(one, i) != name_of(other, i))
 
     def _looked_at(self, live: LiveRequests) -> Iterator[Request]:
         yield from islice(live.claims, CLAIMS_LOOKED_AT)

@@ -98,16 +98,20 @@ class MooreHodgson(Feasibility):
         return self._last
 
     def _jobs(self, ctx: PlanContext, chunker: Chunker) -> list[Job]:
-        """Return one job a claim that waits or whose prompt is in progress."""
+        """Return one job a claim that waits or whose prompt is in progress.
+
+        What several have in common with a prompt in progress is the work of the first of them.
+        """
         prefill = prefill_time(ctx, chunker)
         waiting: Sequence[Request] = ctx.live.claims
         running = [r for r in ctx.live.prefilling.values() if r.has_claim]
+        shared = ctx.live.shared_tokens()
         return [
             Job(
                 r.request_id,
                 # A token comes out when its step ends, on average half a step after the work.
                 r.due_at_s - ctx.ref_s - 0.5 * prefill.step_s,
-                prefill.work_s(r),
+                prefill.work_s(r, shared.get(r.request_id, r.num_ready_tokens)),
                 r.slo.weight * (WORTH if r.is_expected else 1.0),
             )
             for r in (*running, *waiting)
@@ -130,9 +134,10 @@ class PrefillTime:
     token_s: float
     pair_s: float
 
-    def work_s(self, request: Request) -> float:
-        """Return the seconds the rest of a prompt takes."""
-        num_tokens = request.remaining_prefill_tokens
+    def work_s(self, request: Request, num_ready_tokens: int | None = None) -> float:
+        """Return the seconds the rest of a prompt takes; fewer if more of it is ready by then."""
+        ready = request.num_ready_tokens if num_ready_tokens is None else num_ready_tokens
+        num_tokens = max(request.prefill_target_tokens - ready, 0)
         # On average half of these tokens are before each; those of one step are in token_s.
         before = request.prefill_target_tokens - num_tokens
         before += max(num_tokens - self.num_tokens, 0) // 2

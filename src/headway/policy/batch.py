@@ -77,8 +77,8 @@ class InOrder(Batcher):
                     break
                 continue  # Prompts in progress may still come.
             overdue = ctx.is_overdue(request)
-            wanted = request.remaining_prefill_tokens
-            prefix = request.num_ready_tokens
+            prefix = max(request.num_ready_tokens, ctx.coming_tokens(request))
+            wanted = request.prefill_target_tokens - prefix
             must_go_on = overdue or (not filled.chunks and is_unconfirmed(ctx))
             tokens = chunker.largest(ctx, filled.shape, prefix, wanted, must_go_on)
             if tokens <= 0:

@@ -110,8 +110,16 @@ class PlanContext:
     def new_blocks(self, request: Request) -> int:
         """Return the free blocks a waiting request takes: those nobody running holds."""
         layout = self.layout
-        held = layout.whole_blocks(request.num_held_tokens)
+        held = layout.whole_blocks(max(request.num_held_tokens, self.coming_tokens(request)))
         return layout.blocks(request.num_tokens) - held - layout.blocks(request.num_computed_tokens)
+
+    def coming_tokens(self, request: Request) -> int:
+        """Return the tokens of a waiting request that this plan has another one compute first.
+
+        A prompt that is cut is the last of a plan, so whoever comes after finds all it has in
+        common.
+        """
+        return request.num_common_tokens if request.computed_by in self.busy else 0
 
     @property
     def held_share(self) -> float:

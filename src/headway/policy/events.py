@@ -51,11 +51,14 @@ class PrefixFound:
     An event and no field of the view: only what changed is told, so a recording stays small.
 
     ``tokens`` has, per request, the tokens found (not to be computed, never all of them) and those
-    of them that running requests hold (which cost no free block).
+    of them that running requests hold (which cost no free block). ``coming`` has, per request that
+    lacks next what a prompt in progress computes next, that prompt's request and with how many
+    tokens both begin alike.
     """
 
     at_s: float
     tokens: Mapping[str, tuple[int, int]]
+    coming: Mapping[str, tuple[str, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,6 +56,28 @@ class LiveRequests:
         yield from self.claims
         yield from self.others
 
+    def computing_for(self, request: Request) -> Request | None:
+        """Return the prompt in progress that computes next what a waiting request lacks next."""
+        other = self.prefilling.get(request.computed_by)
+        if other is None:
+            return None
+        is_ahead = request.num_found_tokens <= other.num_computed_tokens
+        return other if is_ahead and other.num_computed_tokens < request.num_common_tokens else None
+
+    def shared_tokens(self) -> dict[str, int]:
+        """Return, by waiting claim, the tokens that are computed for another claim due before."""
+        shared: dict[str, int] = {}
+        counted: set[str] = set()
+        for request in self.claims if self.prefilling else ():
+            other = self.computing_for(request) if request.computed_by else None
+            if other is None:
+                continue
+            is_due_before = other.has_claim and other.due_at_s <= request.due_at_s
+            if is_due_before or other.request_id in counted:
+                shared[request.request_id] = request.num_common_tokens
+            counted.add(other.request_id)
+        return shared
+
     def arrive(self, request: Request) -> None:
         """Take a new request in; its ``due_at_s`` must be set."""
         if request.request_id in self.requests:

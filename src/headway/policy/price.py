@@ -158,7 +158,10 @@ class StepPrice:
         self.least_gap_s = ROUNDING * _best_of(
             lengths, (kept * keeps_gap).sum(axis=0) * served - at_once
         )
-        self._for_first_tokens_s = _best_of(lengths, kept.sum(axis=0) * served)
+        best_s = _best_of(lengths, kept.sum(axis=0) * served)
+        # Nobody asks for less than a full step. That one is predicted for prompts that begin: as a
+        # bound it would cut those that are further.
+        self._for_first_tokens_s = math.inf if best_s >= machine.full_s else best_s
 
     def _lost_at_once(self, ctx: PlanContext, machine: _Machine) -> Vector:
         """Return the promises that each length would break now, whatever comes later.
@@ -206,7 +209,8 @@ class _Machine:
         self._one_s = predict_s(StepShape(0, 0, 1, each))
         many_s = predict_s(StepShape(0, 0, 101, 101 * each))
         self._decode_s = max((many_s - self._one_s) / 100.0, 1e-9)
-        self._token_s = max(predict_s(shape.with_chunk(most, 0)) - predict_s(shape), 1e-9) / most
+        self.full_s = predict_s(shape.with_chunk(most, 0))
+        self._token_s = max(self.full_s - predict_s(shape), 1e-9) / most
 
     def seen_stay(self, rate: float) -> float:
         """Return the steps a stream stays, from how many there are (Little 1961)."""

@@ -34,6 +34,9 @@ class ByDeadline(Prioritizer):
 
     Earliest due date first (Jackson 1955) among the claims that fit together; those set
     aside come next, in case there is room after all; then requests without a live promise.
+    A claim whose prompt begins as one in progress does gives its turn to that one: what it would
+    compute itself, it finds in the cache when the other is done. (TensorRT-LLM's capacity scheduler
+    lets it wait. Differs: the other one, best effort or not, goes in its place.)
     Whoever is overdue (:meth:`PlanContext.is_overdue`) goes before all, the longest silent first
     (a stream that stands still may have come early and fallen silent late), so nobody starves.
     """
@@ -63,9 +66,13 @@ class ByDeadline(Prioritizer):
         for request in merge(claims_in_progress, ctx.live.claims, key=_due):
             if request.request_id in ctx.set_aside:
                 aside.append(request)
-            else:
-                yield request
-        yield from rest_in_progress
+                continue
+            other = ctx.live.computing_for(request)
+            for one in (request,) if other is None else (other, request):
+                if one.request_id not in first:
+                    first.add(one.request_id)
+                    yield one
+        yield from (r for r in rest_in_progress if r.request_id not in first)
         yield from aside
         yield from (r for r in ctx.live.others if r.request_id not in first)
 

@@ -174,7 +174,7 @@ class Scheduler(Tracker):
         )
 
     def _lose_overdue(self, now_s: float) -> None:
-        """Waiting claims whose due time has passed cannot be kept any more, nor any past their end."""
+        """No claim that waits past its due time, or is past its end, can be kept any more."""
         late: list[Request] = []
         for request in self.live.claims:
             if request.due_at_s >= now_s:

@@ -120,6 +120,10 @@ class Tracker:
             request.num_found_tokens, request.num_held_tokens = num_found, num_held
             self.live.change_work(request, self._work_s(request))
             self._hope_again(request, event.at_s)
+        for request_id, (computed_by, num_common) in event.coming.items():
+            request = self.live.requests.get(request_id)
+            if request is not None:
+                request.computed_by, request.num_common_tokens = computed_by, num_common
 
     def _on_cannot_start(self, event: CannotStart) -> None:
         """Take in who waits for what no plan can give, and whose KV was loaded meanwhile."""
@@ -223,6 +227,7 @@ class Tracker:
         request.num_computed_tokens = num_cached_tokens
         request.num_shared_tokens = min(request.num_held_tokens, num_cached_tokens)
         request.num_found_tokens = request.num_held_tokens = 0
+        request.computed_by = ""
         if num_cached_tokens and not request.num_preemptions:
             self.ledger.found_tokens[request.request_id] = num_cached_tokens
         waited_s = at_s - request.queued_at_s

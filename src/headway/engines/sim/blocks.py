@@ -27,6 +27,11 @@ class BlockPool:
         """Return whether block *index* of *job*'s tokens is absent, cached, or held by a runner."""
         return ABSENT
 
+    def name_of(self, job: Job, index: int) -> TokensKey | None:
+        """Return what block *index* of *job*'s tokens is called, ``None`` if it is not full."""
+        end = (index + 1) * self.block_size
+        return job.tokens_key(end) if end <= job.num_tokens else None
+
     def admits(self, job: Job, hits: Sequence[Any]) -> bool:
         """Return whether all of *job*'s tokens fit, the blocks of *hits* being there already."""
         return blocks_for(job.num_tokens, self.block_size) <= self.num_free

@@ -38,7 +38,7 @@ class Machine:
         pool = PrefixPool if engine.prefix_caching else BlockPool
         self.pool: BlockPool = pool(engine.num_blocks, engine.block_size)
         look_up = self.pool.look_up if engine.prefix_caching else None
-        self.prefixes = Prefixes(engine.block_size, look_up)
+        self.prefixes = Prefixes(engine.block_size, look_up, self.pool.name_of)
         self.host = HostPool(engine)
         self.jobs: dict[str, Job] = {}
         self.running: list[Job] = []

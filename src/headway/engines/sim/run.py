@@ -20,7 +20,7 @@ from headway.engines.sim.steady import Steady, is_plain
 from headway.engines.virtual import Call, Outcome, StepRow
 from headway.engines.vllm import wire
 from headway.latency.model import StepShape
-from headway.policy.events import Finished, PrefixFound, StepDone, StepScheduled
+from headway.policy.events import Finished, StepDone, StepScheduled
 from headway.policy.log import Recorder
 from headway.policy.plan import StepPlan
 from headway.policy.scheduler import Scheduler
@@ -135,9 +135,9 @@ class SimRun(Clients):
 
     def _schedule(self) -> bool:
         machine, pool = self.machine, self.machine.pool
-        news = machine.prefixes.news(self.policy.live, machine.jobs)
-        if news:
-            self.policy.observe(PrefixFound(self.now_s, news))
+        news = machine.prefixes.news(self.now_s, self.policy.live, machine.jobs)
+        if news is not None:
+            self.policy.observe(news)
         plan = self._plan(self._view())
         if self._may_glide and is_plain(plan):
             if self._steady is None:

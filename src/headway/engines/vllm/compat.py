@@ -142,6 +142,13 @@ def prefix_look_up(scheduler: Any) -> LookUp | None:
     return look_up
 
 
+def block_name(request: Any, index: int) -> bytes | None:
+    """Return the hash of a block of a request, with all before it; ``None`` if it is not full."""
+    hashes = request.block_hashes
+    is_read = not getattr(request, "skip_reading_prefix_cache", False)
+    return hashes[index] if is_read and index < len(hashes) else None
+
+
 def num_groups(scheduler: Any) -> int:
     """Return how many block tables a request has (1 but for hybrid models)."""
     return max(len(scheduler.kv_cache_config.kv_cache_groups), 1)

@@ -33,7 +33,7 @@ from headway.engines.vllm.swap import swap_connector
 from headway.engines.vllm.watch import watched
 from headway.errors import UserError
 from headway.latency.online import OnlineModel
-from headway.policy.events import Arrived, Finished, PrefixFound, StepDone, StepScheduled
+from headway.policy.events import Arrived, Finished, StepDone, StepScheduled
 from headway.policy.log import Recorder
 from headway.policy.plan import StepPlan
 from headway.policy.scheduler import Scheduler as Core
@@ -66,7 +66,7 @@ class HeadwayMixin:
         self._kv_groups = kv_groups(self)
         look_up = compat.prefix_look_up(self)
         whole = None if look_up else whole_hits(self, self._kv_groups)
-        self._prefixes = Prefixes(self.block_size, look_up, whole, elsewhere)
+        self._prefixes = Prefixes(self.block_size, look_up, compat.block_name, whole, elsewhere)
         self.headway_aside = Aside()
         self._steps_in_flight = 0
         self._sessions: set[str] = set()
@@ -122,12 +122,13 @@ class HeadwayMixin:
 
     def _tell_waiting(self) -> None:
         """Tell the core who cannot start, and what the caches hold of those who can."""
-        hindered = self._hindrances.news(self.headway_clock.now_s())
+        now_s = self.headway_clock.now_s()
+        hindered = self._hindrances.news(now_s)
         if hindered is not None:
             self.headway.observe(hindered)
-        news = self._prefixes.news(self.headway.live, self.requests)
-        if news:
-            self.headway.observe(PrefixFound(self.headway_clock.now_s(), news))
+        news = self._prefixes.news(now_s, self.headway.live, self.requests)
+        if news is not None:
+            self.headway.observe(news)
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         """Hear of every end of a request, whoever caused it."""
