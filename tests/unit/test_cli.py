@@ -44,6 +44,10 @@ def parsed(**changes: Any) -> argparse.Namespace:
         "pipeline_parallel_size": 1,
         "data_parallel_size": 1,
         "distributed_executor_backend": None,
+        "max_num_queued_reqs": None,
+        "scheduling_policy": "fcfs",
+        "long_prefill_token_threshold": 0,
+        "kv_transfer_config": None,
     }
     return argparse.Namespace(**{**given, **changes})
 

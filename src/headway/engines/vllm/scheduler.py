@@ -54,11 +54,9 @@ class HeadwayMixin:
         self.headway_plan = StepPlan(0)
         self.headway_book = self.headway_settings.book()
         self._stock_max_step_tokens = self.max_num_scheduled_tokens
-        self._stock_chunk_cap = self.scheduler_config.long_prefill_token_threshold
         self._prefixes = Prefixes(self.block_size, compat.prefix_look_up(self))
         self._steps_in_flight = 0
         self._sessions: set[str] = set()
-        self._preempted: list[str] = []
         self._ended: list[Finished] = []
         self.headway_swap = swap_connector(self)
         self._answers: list[tuple[int, EngineCoreOutput]] = []
@@ -130,11 +128,6 @@ class HeadwayMixin:
         for event in ended:
             self.headway.observe(event)
 
-    def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
-        """Note every preemption, planned or the stock loop's own."""
-        super()._preempt_request(request, *args, **kwargs)
-        self._preempted.append(request.request_id)
-
     def _end(self, request_id: str, status: RequestStatus, answer: str | None) -> None:
         """End a request on the core's word and keep an answer for its client."""
         request = self.requests.get(request_id)
@@ -166,12 +159,16 @@ class HeadwayMixin:
         self._preempt_planned(plan)
         hidden = self._arrange_running(plan)
         self._open_gate(plan)
+        self.max_num_active_reqs -= len(hidden)  # They keep their places.
         try:
             output = super().schedule(*args, **kwargs)
+            is_full = self.max_num_scheduled_tokens >= self._stock_max_step_tokens
+            compat.tell_capacity(self, is_full)
         finally:
             self.waiting.close()
             self.max_num_scheduled_tokens = self._stock_max_step_tokens
-            self.scheduler_config.long_prefill_token_threshold = self._stock_chunk_cap
+            self.max_num_active_reqs += len(hidden)
+            self.scheduler_config.long_prefill_token_threshold = 0
             if hidden:
                 self.running.extend(hidden)
         self._report(output)
@@ -183,7 +180,7 @@ class HeadwayMixin:
             num_total_blocks=compat.total_blocks(self) // groups,
             num_free_blocks=compat.free_blocks(self) // groups,
             block_size_tokens=self.block_size,
-            max_num_running=self.max_num_running_reqs,
+            max_num_running=compat.most_running(self),
             max_step_tokens=self._stock_max_step_tokens,
             num_steps_in_flight=self._steps_in_flight,
             **(self.headway_swap.view() if self.headway_swap is not None else {}),
@@ -210,7 +207,9 @@ class HeadwayMixin:
             self.running.remove(request)
             if preempt.how == "swap" and self.headway_swap is not None:
                 self.headway_swap.try_keep(request)
-            self._preempt_request(request, time.monotonic())
+            self._preempt_request(
+                request, time.monotonic(), drop_stale_output=self.requires_kv_delivery
+            )
 
     def _arrange_running(self, plan: StepPlan) -> list[Request]:
         """Order the running requests for the stock loop; return those that sit this step out.
@@ -246,15 +245,14 @@ class HeadwayMixin:
         if self._sessions:
             budget = self._stock_max_step_tokens
         self.max_num_scheduled_tokens = min(budget, self._stock_max_step_tokens)
-        if plan.chunk_cap_tokens:
-            self.scheduler_config.long_prefill_token_threshold = plan.chunk_cap_tokens
+        self.scheduler_config.long_prefill_token_threshold = plan.chunk_cap_tokens
         admit = [c.request_id for c in plan.chunks if c.admit]
         self.waiting.present([*self._sessions, *admit])
 
     def _report(self, output: Any) -> None:
         """Tell the core what the stock loop did."""
         tokens = output.num_scheduled_tokens
-        preempted, self._preempted = tuple(self._preempted), []
+        preempted = tuple(compat.preempted_ids(output))
         if not tokens and not preempted:
             return
         host = self.headway_swap
