@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
 from headway.errors import UserError
+from headway.policy.plan import Chunk, StepPlan
 
 PROMISED = {"slo_ttft_ms": 60_000, "slo_tbt_ms": 60_000}
 
@@ -192,15 +193,14 @@ def test_what_decides_twice_is_refused(lab: Any, changes: dict[str, Any], option
 
 def test_adaptive_without_a_threshold_changes_nothing(lab: Any) -> None:
     """It has no effect on stock, so it may not raise the cap that a plan sets for a step."""
-    plain = lab.Engine(num_blocks=4000, max_num_batched_tokens=512, headway={})
-    adaptive = dataclasses.replace(
-        plain, scheduler_options={"long_prefill_token_threshold_adaptive": True}
-    )
-    calls = lab.mixed(40, 3.0, 1, long=(400, 1800))
-    runs = [lab.start(engine) for engine in (plain, adaptive)]
-    for run in runs:
-        lab.all_served(run.run(calls))
-    assert runs[0].steps == runs[1].steps
+    options = {"long_prefill_token_threshold_adaptive": True}
+    run = lab.start(lab.Engine(num_blocks=4000, scheduler_options=options, headway={}))
+    for name in "ab":
+        run.add(lab.Call(name, 0.0, 5000, 5))
+    core = run.scheduler.headway
+    chunks = [Chunk(name, 10, True, "") for name in "ab"]
+    core.plan = lambda *_: StepPlan(2048, tuple(chunks), chunk_cap_tokens=10)
+    assert run.scheduler.schedule().num_scheduled_tokens == {"a": 10, "b": 10}
 
 
 # -- preemption ------------------------------------------------------------------------------------

@@ -15,7 +15,6 @@ from vllm.v1.request import RequestStatus
 
 from headway.engines.prefix import ABSENT, CACHED, HELD, LookUp
 from headway.engines.vllm.vllm_names import missing_names, refuse_missing, refuse_options
-from headway.errors import UserError
 
 logger = logging.getLogger("vllm.headway")
 
