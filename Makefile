@@ -3,6 +3,8 @@
 PYTHON ?= python3.11
 # Where a CPU build of torch is, if pip does not find one by itself: a URL or a folder.
 TORCH_INDEX ?=
+# The release of vLLM that make test-release runs with.
+RELEASE ?= 0.33.0
 # Arguments of the command a target runs: make serve ARGS="--port 8001", make demo ARGS="--seed 2".
 ARGS ?=
 
@@ -12,7 +14,7 @@ STAMP := $(VENV)/.headway-setup
 LOCK := requirements/lock.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve bench test test-live test-parallel lint docs clean
+.PHONY: help setup demo serve bench test test-live test-parallel test-release lint docs clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1 \t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -41,6 +43,9 @@ test-live: setup ## Run the live tests: a real server, real clients.
 test-parallel: setup ## Run the tests of several engines: data and tensor parallel.
 	$(BIN)/python -m pytest -m parallel $(ARGS)
 
+test-release: setup ## Run the conformance tests with another vLLM: RELEASE=0.33.0.
+	$(BIN)/python scripts/try_release.py $(RELEASE) $(ARGS)
+
 lint: setup ## Check style, types and import direction.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -52,5 +57,5 @@ docs: setup ## Build the documentation into site/, which works without a network
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean: ## Remove what the other targets made, .venv too.
-	rm -rf $(VENV) build dist src/*.egg-info demo-out site
+	rm -rf $(VENV) .releases build dist src/*.egg-info demo-out site
 	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from headway.cli.main import main
+from headway.engines.vllm.vllm_names import moved
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "scripts" / "docs"))
@@ -36,10 +37,9 @@ OTHERS = {
 @pytest.fixture(scope="module")
 def vllm_parser() -> Any:
     """The parser of ``vllm serve``, as ``headway serve`` uses it."""
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    return make_arg_parser(FlexibleArgumentParser(prog="vllm serve"))
+    return moved("make_arg_parser")(FlexibleArgumentParser(prog="vllm serve"))
 
 
 def commands() -> list[tuple[Any, list[str]]]:

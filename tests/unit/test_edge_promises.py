@@ -315,6 +315,30 @@ async def test_a_file_that_is_wrong_at_the_start_stops_the_server(
         )
 
 
+async def test_a_server_whose_client_is_not_found_is_told(
+    plain: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once: promises in headers then reach nobody, and no answer shows it."""
+    said: list[str] = []
+    monkeypatch.setattr(edge.logger, "error", lambda words, sentence: said.append(sentence))
+    scope = {
+        "method": "POST",
+        "path": CHAT,
+        "headers": [],
+        "app": SimpleNamespace(state=SimpleNamespace(engine=plain.client)),
+    }
+    served = SloEdge(no_app)
+    for _ in range(2):
+        assert (await exchange(served, scope, b"{}"))[0] == 503
+    assert said == [edge.NO_CLIENT]
+
+
+async def no_app(scope: Any, receive: Any, send: Any) -> None:
+    """Answer as a server whose engine is elsewhere."""
+    await send({"type": "http.response.start", "status": 503, "headers": []})
+    await send({"type": "http.response.body", "body": b""})
+
+
 def vllm_authentication() -> ModuleType:
     """vLLM's own check of API keys, loaded by itself: vLLM as a whole takes seconds."""
     found = importlib.util.find_spec("vllm")

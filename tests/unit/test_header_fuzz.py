@@ -64,6 +64,7 @@ class Chain:
         self.stamps: list[Any] = []
         self.app = Starlette()
         self.app.state.engine_client = SimpleNamespace(generate=self._generate)
+        self.app.state.args = SimpleNamespace(api_key=None)
         for path in sorted(PATHS):
             self.app.add_route(path, self._serve, methods=["POST"])
         self.app.add_route("/metrics", self._metrics)

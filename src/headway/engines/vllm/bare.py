@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,8 @@ class Engine:
     watermark: float | None = None
     max_num_queued_tokens: int | None = None
     """Cap on prompt tokens not yet answered; vLLM's API server refuses beyond it."""
+    scheduler_options: Mapping[str, Any] = field(default_factory=dict)
+    """Other fields of vLLM's ``SchedulerConfig``."""
     headway: Mapping[str, Any] | None = None
     """Headway's settings; ``None`` runs stock vLLM."""
     host_blocks: int = 0
@@ -104,7 +106,7 @@ def build(engine: Engine, folder: Path) -> Any:
         max_model_len=engine.max_model_len,
         dtype="float32",
     )
-    extra: dict[str, Any] = {}
+    extra: dict[str, Any] = dict(engine.scheduler_options)
     more: dict[str, Any] = {}
     if engine.watermark is not None:
         extra["watermark"] = engine.watermark

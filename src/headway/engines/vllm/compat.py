@@ -1,7 +1,7 @@
-"""Everything that depends on vLLM's version: the hooks we stand on, probed at start.
+"""Everything that depends on vLLM's version: what we read of it, and how.
 
-vLLM calls its scheduler interface non-public. When a hook is missing, one sentence says
-which, instead of a failure in the middle of a step.
+vLLM calls its scheduler interface non-public. When a name is missing (``vllm_names.py``), one
+sentence says which at start, instead of a failure in the middle of a step.
 """
 
 from __future__ import annotations
@@ -9,45 +9,17 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-import vllm
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.kv_cache_interface import FullAttentionSpec
 from vllm.v1.request import RequestStatus
 
 from headway.engines.prefix import ABSENT, CACHED, HELD, LookUp
-from headway.errors import UserError
+from headway.engines.vllm.vllm_names import missing_names, refuse_missing, refuse_options
 
 logger = logging.getLogger("vllm.headway")
 
 GROUP = [0]
 """The only KV cache group, as the block pool wants it named."""
-
-TRIED = "0.32.0"
-"""The release this driver was tested with."""
-
-METHODS = (
-    "schedule",
-    "update_from_output",
-    "add_request",
-    "finish_requests",
-    "_free_request",
-    "_preempt_request",
-    "_request_blocks_can_be_freed",
-)
-
-ATTRIBUTES = (
-    "running",
-    "waiting",
-    "requests",
-    "max_num_scheduled_tokens",
-    "max_num_running_reqs",
-    "scheduler_config",
-    "kv_cache_manager.block_pool.num_gpu_blocks",
-    "kv_cache_manager.block_pool.get_num_free_blocks",
-    "kv_cache_config.kv_cache_groups",
-    "block_size",
-)
-
 
 ENDS = {
     "FINISHED_STOPPED": "stopped",
@@ -58,20 +30,18 @@ ENDS = {
 
 
 def probe(scheduler: Any) -> None:
-    """Check that *scheduler* has every hook, and warn when it is not the class for its engine.
+    """Check that *scheduler* has all we read and nothing that two would decide.
+
+    Warns when it is not the class for its engine.
 
     Raises:
-        UserError: One is missing; the message names it and the version tried.
+        UserError: A name is missing, or an option of vLLM's decides what the plan decides.
     """
-    for path in (*METHODS, *ATTRIBUTES):
-        target = scheduler
-        for name in path.split("."):
-            if not hasattr(target, name):
-                raise UserError(
-                    f"vLLM {vllm.__version__} has no {path!r} in its scheduler, which Headway "
-                    f"steers by; it was tested with vLLM {TRIED}."
-                )
-            target = getattr(target, name)
+    refuse_missing(missing_names(scheduler))
+    config = scheduler.scheduler_config
+    refuse_options(config.policy, config.long_prefill_token_threshold)
+    # Without a threshold it has no effect; with the plan's own it would raise that.
+    scheduler.adaptive_long_prefill_threshold = False
     mistake = wrong_class(scheduler)
     if mistake is not None:
         logger.warning("%s", mistake)
@@ -125,14 +95,14 @@ def prefix_look_up(scheduler: Any) -> LookUp | None:
     pool = manager.block_pool
     groups = scheduler.kv_cache_config.kv_cache_groups
     is_plain = len(groups) == 1 and type(groups[0].kv_cache_spec) is FullAttentionSpec
-    if not getattr(manager, "enable_caching", False) or not is_plain:
+    if not manager.enable_caching or not is_plain:
         return None
-    if getattr(pool, "hash_block_size", None) != scheduler.block_size:
+    if pool.hash_block_size != scheduler.block_size:
         return None
 
     def look_up(request: Any, index: int) -> int:
         hashes = request.block_hashes
-        if index >= len(hashes) or getattr(request, "skip_reading_prefix_cache", False):
+        if index >= len(hashes) or request.skip_reading_prefix_cache:
             return ABSENT
         blocks = pool.get_cached_block(hashes[index], GROUP)
         if not blocks:
@@ -145,13 +115,8 @@ def prefix_look_up(scheduler: Any) -> LookUp | None:
 def block_name(request: Any, index: int) -> bytes | None:
     """Return the hash of a block of a request, with all before it; ``None`` if it is not full."""
     hashes = request.block_hashes
-    is_read = not getattr(request, "skip_reading_prefix_cache", False)
+    is_read = not request.skip_reading_prefix_cache
     return hashes[index] if is_read and index < len(hashes) else None
-
-
-def num_groups(scheduler: Any) -> int:
-    """Return how many block tables a request has (1 but for hybrid models)."""
-    return max(len(scheduler.kv_cache_config.kv_cache_groups), 1)
 
 
 def block_ids(kv_cache_manager: Any, request: Any) -> list[int]:
@@ -165,14 +130,40 @@ def num_settled_tokens(request: Any) -> int:
 
 
 def admitted_ids(output: Any) -> list[str]:
-    """Return requests that began or resumed in a ``SchedulerOutput``."""
-    ids = [new.req_id for new in output.scheduled_new_reqs]
-    resumed = getattr(output.scheduled_cached_reqs, "resumed_req_ids", None)
-    if resumed:
-        ids.extend(sorted(resumed))
-    return ids
+    """Return requests that began or resumed in a ``SchedulerOutput``.
+
+    A model runner of the second version is shown the resumed among the new.
+    """
+    begun = [new.req_id for new in output.scheduled_new_reqs]
+    return begun + sorted(output.scheduled_cached_reqs.resumed_req_ids)
+
+
+def preempted_ids(output: Any) -> list[str]:
+    """Return requests preempted since the step before, the planned ones too."""
+    return sorted(output.preempted_req_ids or ())
+
+
+def most_running(scheduler: Any) -> int:
+    """Return how many requests may run: those that wait for more input keep their places."""
+    return int(
+        min(scheduler.max_num_running_reqs, scheduler.max_num_active_reqs)
+        - scheduler.num_waiting_for_streaming_input
+    )
+
+
+def tell_capacity(scheduler: Any, is_full: bool) -> None:
+    """Correct what stock concludes from the requests that a step left waiting.
+
+    With ``--prefill-schedule-interval`` it computes prompts in every Nth step only, until one
+    leaves requests waiting: then it cannot afford to. Those that the plan did not show it wait
+    for a promise or for KV, not for prompts to be computed more often, unless the step had all
+    tokens that fit, or no place was left.
+    """
+    has_places = len(scheduler.running) < scheduler.max_num_active_reqs
+    if has_places and not is_full and not scheduler.waiting:  # None of those shown is left.
+        scheduler.prefill_capacity_bound = False
 
 
 def is_session(request: Any) -> bool:
     """Return whether a request's prompt may grow later (streaming input sessions)."""
-    return bool(getattr(request, "resumable", False))
+    return bool(request.resumable)

@@ -14,6 +14,7 @@ from then on every message passes at once, so a stream is not delayed.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -28,6 +29,8 @@ from headway.engines.vllm.wire import Invalid, Refused, parse, parse_account
 from headway.errors import UserError
 from headway.slo import EXPLAIN_IN_STAMP, NO_PROMISE, STAMP, SloBook
 from headway.slo_file import WatchedBook
+
+logger = logging.getLogger("vllm.headway")
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -53,6 +56,11 @@ PATHS = frozenset(
 """Endpoints that generate; promises count and are answered for on these. Requests of others
 hold no promise, so that none of them is ever refused."""
 
+NO_CLIENT = (
+    "vLLM's server does not keep its engine's client where Headway looks for it"
+    " (app.state.engine_client): promises in headers, and the SLO file's, have no effect."
+)
+
 MAX_BODY_BYTES = 64 * 1024 * 1024
 """A larger body is not looked into: it goes to vLLM, and the scheduler judges its promise."""
 
@@ -72,6 +80,7 @@ class SloEdge:
         self._now_s = now_s
         self._watched: WatchedBook | None = None
         self._is_ready = False
+        self._has_complained = False
         slo_file = os.environ.get(SLO_FILE_VARIABLE)
         if slo_file:
             self._watch(slo_file)
@@ -85,6 +94,9 @@ class SloEdge:
         if not _is_generation(scope):
             await self._app(scope, receive, send)
             return
+        if client is None and not self._has_complained:
+            self._has_complained = True
+            logger.error("%s", NO_CLIENT)
         exchange = _Exchange(self._book(), scope, receive, send)
         token = current.set(exchange)
         try:

@@ -208,10 +208,12 @@ def _is_allowed(scope: Scope) -> bool:
 
 
 def _keys(scope: Scope) -> list[str]:
-    """Return the server's API keys as vLLM finds them: the option, else the environment."""
-    args = getattr(getattr(scope.get("app"), "state", None), "args", None)
-    keys = getattr(args, "api_key", None) or [os.environ.get("VLLM_API_KEY")]
-    return [key for key in keys if key]
+    """Return the server's API keys as vLLM finds them: the option, else the environment.
+
+    A server that keeps its options elsewhere shows nothing, rather than all to everybody.
+    """
+    given = scope["app"].state.args.api_key
+    return [key for key in given or [os.environ.get("VLLM_API_KEY")] if key]
 
 
 def _whole(query: dict[str, list[str]], name: str, default: int, most: int) -> int | None:

@@ -202,7 +202,7 @@ def recorded(core: Scheduler, settings: Settings, guess: Roofline, vllm_config: 
         most_waiting_bytes = math.inf
     else:
         most_waiting_bytes = MOST_WAITING_BYTES
-        engine = int(getattr(vllm_config.parallel_config, "data_parallel_index", 0))
+        engine = int(vllm_config.parallel_config.data_parallel_index)
         started = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         command += ["--run", f"{started}-{os.getpid()}-e{engine}"]
         command += ["--header", json.dumps({"start": start_of(settings, guess, str(engine))})]

@@ -59,7 +59,6 @@ class HeadwayMixin:
         self.headway_plan = StepPlan(0)
         self.headway_book = self.headway_settings.book()
         self._stock_max_step_tokens = self.max_num_scheduled_tokens
-        self._stock_chunk_cap = self.scheduler_config.long_prefill_token_threshold
         self._external = External(self)
         self._hindrances = Hindrances(self, self._external)
         elsewhere = self._external.find if self._external.exists else None
@@ -70,7 +69,6 @@ class HeadwayMixin:
         self.headway_aside = Aside()
         self._steps_in_flight = 0
         self._sessions: set[str] = set()
-        self._preempted: list[str] = []
         self._ended: list[Finished] = []
         self.headway_swap = swap_connector(self)
         self._answers: list[tuple[int, EngineCoreOutput]] = []
@@ -147,11 +145,6 @@ class HeadwayMixin:
         for event in ended:
             self.headway.observe(event)
 
-    def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
-        """Note every preemption, planned or the stock loop's own."""
-        super()._preempt_request(request, *args, **kwargs)
-        self._preempted.append(request.request_id)
-
     def _end(self, request_id: str, status: RequestStatus, answer: str | None) -> None:
         """End a request on the core's word and keep an answer for its client."""
         request = self.requests.get(request_id)
@@ -184,13 +177,17 @@ class HeadwayMixin:
         is_stocks = self.headway_aside.take()
         hidden = [] if is_stocks else self._arrange_running(plan)
         self._open_gate(plan, is_stocks)
+        self.max_num_active_reqs -= len(hidden)  # They keep their places.
         try:
             output = super().schedule(*args, **kwargs)
+            is_full = self.max_num_scheduled_tokens >= self._stock_max_step_tokens
+            compat.tell_capacity(self, is_full)
         finally:
             self.waiting.close()
             self.kv_holding_waiting.close()
             self.max_num_scheduled_tokens = self._stock_max_step_tokens
-            self.scheduler_config.long_prefill_token_threshold = self._stock_chunk_cap
+            self.max_num_active_reqs += len(hidden)
+            self.scheduler_config.long_prefill_token_threshold = 0
             if hidden:
                 self.running.extend(hidden)
         self._report(plan, output)
@@ -201,7 +198,7 @@ class HeadwayMixin:
             num_total_blocks=compat.total_blocks(self),
             num_free_blocks=compat.free_blocks(self),
             block_size_tokens=block_size_tokens(self, self._kv_groups),
-            max_num_running=self.max_num_running_reqs,
+            max_num_running=compat.most_running(self),
             max_step_tokens=self._stock_max_step_tokens,
             num_steps_in_flight=self._steps_in_flight,
             kv_groups=self._kv_groups,
@@ -229,7 +226,9 @@ class HeadwayMixin:
             self.running.remove(request)
             if preempt.how == "swap" and self.headway_swap is not None:
                 self.headway_swap.try_keep(request)
-            self._preempt_request(request, time.monotonic())
+            self._preempt_request(
+                request, time.monotonic(), drop_stale_output=self.requires_kv_delivery
+            )
 
     def _arrange_running(self, plan: StepPlan) -> list[Request]:
         """Order the running requests for the stock loop; return those that sit this step out.
@@ -269,8 +268,9 @@ class HeadwayMixin:
         if self._sessions or whole or is_stocks:
             budget = self._stock_max_step_tokens
         self.max_num_scheduled_tokens = min(budget, self._stock_max_step_tokens)
-        if plan.chunk_cap_tokens and not is_stocks:
-            self.scheduler_config.long_prefill_token_threshold = plan.chunk_cap_tokens
+        self.scheduler_config.long_prefill_token_threshold = (
+            0 if is_stocks else plan.chunk_cap_tokens
+        )
         if is_stocks:
             ended = {e.request_id for e in (*plan.refuse, *plan.reject, *plan.preempt)}
             waiting = (r.request_id for r in self.headway.live.waiting())
@@ -314,7 +314,7 @@ class HeadwayMixin:
     def _report(self, plan: StepPlan, output: Any) -> None:
         """Tell the core what the stock loop did."""
         tokens = output.num_scheduled_tokens
-        preempted, self._preempted = tuple(self._preempted), []
+        preempted = tuple(compat.preempted_ids(output))
         self._hindrances.look_at(c.request_id for c in plan.chunks if c.request_id not in tokens)
         self._hindrances.look_at(preempted)
         self._judge(plan, tokens, preempted)

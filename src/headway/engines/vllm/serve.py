@@ -21,6 +21,7 @@ from headway.config import Settings
 from headway.engines.vllm import embedded, recorder, shadow
 from headway.engines.vllm.channel import private_channel
 from headway.engines.vllm.edge import SLO_FILE_VARIABLE
+from headway.engines.vllm.vllm_names import moved, refuse_options
 from headway.errors import UserError
 from headway.policy import registry
 
@@ -160,13 +161,11 @@ def _on_cpu() -> bool:
 
 def _parse_vllm_args(argv: list[str]) -> argparse.Namespace:
     """Return *argv* as vLLM's own command line would understand it."""
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser
-    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
     from vllm.logger import configure_logging_from_args
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    cli_env_setup()
-    parser = make_arg_parser(FlexibleArgumentParser(prog="headway serve"))
+    moved("cli_env_setup")()
+    parser = moved("make_arg_parser")(FlexibleArgumentParser(prog="headway serve"))
     args: argparse.Namespace = parser.parse_args(argv)
     args.model = args.model_tag  # vLLM does this, but later than we look at it
     configure_logging_from_args(args)
@@ -194,6 +193,7 @@ def _plug_in(args: argparse.Namespace, options: ServeOptions) -> None:
             f"--scheduler-cls {args.scheduler_cls} replaces Headway; "
             "use --policy stock with it, or drop it."
         )
+    refuse_options(args.scheduling_policy, args.long_prefill_token_threshold)
     args.additional_config = merged_config(args.additional_config, options.settings())
     if options.shadow is not None:
         shadow.see_to_recording(args.additional_config["headway"])
@@ -203,7 +203,7 @@ def _plug_in(args: argparse.Namespace, options: ServeOptions) -> None:
     os.environ.pop(SLO_FILE_VARIABLE, None)  # the edge shall read what the scheduler reads
     if settings.slo_file:
         os.environ[SLO_FILE_VARIABLE] = settings.slo_file
-    if getattr(args, "max_num_queued_reqs", 0) is None:  # Not every version has the option.
+    if args.max_num_queued_reqs is None:
         args.max_num_queued_reqs = MOST_IN_FLIGHT * args.data_parallel_size
     args.middleware = [*args.middleware, EDGE]
     if options.page or options.shadow is not None:

@@ -22,6 +22,8 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig
 from headway.engines.vllm import compat
 from headway.engines.vllm.swap_scheduler import Copy, HostSlots
 from headway.engines.vllm.swap_worker import HostCopies
+from headway.engines.vllm.vllm_names import CONNECTOR as CONNECTOR_NAMES
+from headway.engines.vllm.vllm_names import missing_of, refuse_missing
 from headway.errors import UserError
 
 CONNECTOR, MODULE = "SwapConnector", "headway.vllm"
@@ -83,6 +85,7 @@ class SwapConnector(KVConnectorBase_V1):
         self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig
     ) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
+        refuse_missing(missing_of(CONNECTOR_NAMES))
         refuse_parallelism(vllm_config.parallel_config)
         host_bytes = self._kv_transfer_config.get_from_extra_config("host_bytes", None)
         if not isinstance(host_bytes, int) or host_bytes <= 0:
@@ -203,7 +206,7 @@ class SwapConnector(KVConnectorBase_V1):
 
 def swap_connector(scheduler: Any) -> SwapConnector | None:
     """Return the scheduler's connector when it is ours."""
-    connector = getattr(scheduler, "connector", None)
+    connector = scheduler.connector
     return connector if isinstance(connector, SwapConnector) else None
 
 
@@ -230,7 +233,7 @@ def refuse_parallelism(parallel_config: Any) -> None:
         "decode_context_parallel_size",
         "prefill_context_parallel_size",
     ):
-        if getattr(parallel_config, name, 1) != 1:
+        if getattr(parallel_config, name) != 1:
             raise UserError(
                 f"--swap-gib works with tensor and data parallelism, not with {name} above 1."
             )

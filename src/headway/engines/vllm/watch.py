@@ -142,5 +142,5 @@ def watched(core: Any, vllm_config: Any) -> Any:
     folder = os.environ.get(CHANNEL_VARIABLE)
     if not folder:
         return core
-    engine = str(getattr(vllm_config.parallel_config, "data_parallel_index", 0))
+    engine = str(vllm_config.parallel_config.data_parallel_index)
     return Watched(core, Sender(folder, engine), engine)
