@@ -113,10 +113,8 @@ CLASSES = {
     "vllm.v1.core.kv_cache_utils.KVCacheBlock": ("ref_cnt",),
     "vllm.v1.core.kv_cache_manager.KVCacheBlocks": ("get_block_ids", "blocks"),
     "vllm.v1.core.single_type_kv_cache_manager.SingleTypeKVCacheManager": (
-        "block_size",
         "get_num_blocks_to_allocate",
         "get_num_skipped_tokens",
-        "req_to_blocks",
     ),
     "vllm.v1.structured_output.request.StructuredOutputRequest": ("grammar",),
     "vllm.v1.core.sched.interface.PauseState": ("UNPAUSED",),
