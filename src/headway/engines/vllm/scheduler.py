@@ -190,7 +190,10 @@ class HeadwayMixin:
             self.scheduler_config.long_prefill_token_threshold = 0
             if hidden:
                 self.running.extend(hidden)
-        self._report(plan, output)
+        preempted = tuple(compat.preempted_ids(output))
+        if not any((*args, *kwargs.values())):  # A throttled step starts nobody.
+            self._judge(plan, output.num_scheduled_tokens, preempted)
+        self._report(plan, output, preempted)
         return output
 
     def _view(self) -> EngineView:
@@ -311,13 +314,11 @@ class HeadwayMixin:
         )
         return padded * self.num_spec_tokens + sum(max(n - 1, 0) for n in wanted)
 
-    def _report(self, plan: StepPlan, output: Any) -> None:
+    def _report(self, plan: StepPlan, output: Any, preempted: tuple[str, ...]) -> None:
         """Tell the core what the stock loop did."""
         tokens = output.num_scheduled_tokens
-        preempted = tuple(compat.preempted_ids(output))
         self._hindrances.look_at(c.request_id for c in plan.chunks if c.request_id not in tokens)
         self._hindrances.look_at(preempted)
-        self._judge(plan, tokens, preempted)
         if not tokens and not preempted:
             return
         host = self.headway_swap
