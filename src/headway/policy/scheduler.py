@@ -172,7 +172,7 @@ class Scheduler(Tracker):
         )
 
     def _lose_overdue(self, now_s: float) -> None:
-        """Waiting claims whose due time has passed cannot be kept any more, nor any past their end."""
+        """Claims past their due time while they wait, or past their promised end, are lost."""
         late: list[Request] = []
         for request in self.live.claims:
             if request.due_at_s >= now_s:
