@@ -155,8 +155,8 @@ def test_a_tight_first_token_keeps_steps_short() -> None:
 
 def test_a_prompt_with_nobody_behind_it_goes_whole() -> None:
     """It would be slowed for certain, for the sake of a chat that may never come."""
-    ctx = context(asked_s=[0.15] * 20, num_waiting=1)
-    assert SlackChunk().largest(ctx, ctx.shape, 0, 5000) == 2048
+    ctx = context({5.0: 1}, num_decodes=1, asked_s=[0.15] * 20, num_waiting=1)
+    assert SlackChunk().largest(ctx, ctx.shape, 0, 5000) == 2047
 
 
 @pytest.mark.parametrize("gaps", [{}, {0.1: 5}])
