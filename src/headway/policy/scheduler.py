@@ -174,7 +174,7 @@ class Scheduler(Tracker):
         )
 
     def _lose_overdue(self, now_s: float) -> None:
-        """No claim that waits past its due time, or is past its end, can be kept any more."""
+        """Claims past their due time while they wait, or past their promised end, are lost."""
         late: list[Request] = []
         for request in self.live.claims:
             if request.due_at_s >= now_s:
