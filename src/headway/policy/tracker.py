@@ -18,6 +18,7 @@ from headway.policy.events import (
     Finished,
     PrefixFound,
     StepDone,
+    SteppedAside,
     StepScheduled,
 )
 from headway.policy.kv.ledger import KvLedger
@@ -83,6 +84,10 @@ class Tracker:
             self._on_found(event)
         elif isinstance(event, CannotStart):
             self._on_cannot_start(event)
+        elif isinstance(event, SteppedAside):
+            for request_id in event.planned:
+                if request := self.live.requests.get(request_id):
+                    request.note(event.at_s, "not started as planned: the engine decides a step")
         else:
             self._on_finished(event)
 

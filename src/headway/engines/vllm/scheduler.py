@@ -32,7 +32,7 @@ from headway.engines.vllm.swap import swap_connector
 from headway.engines.vllm.watch import watched
 from headway.errors import UserError
 from headway.latency.online import OnlineModel
-from headway.policy.events import Arrived, Finished, StepDone, StepScheduled
+from headway.policy.events import Arrived, Finished, StepDone, SteppedAside, StepScheduled
 from headway.policy.log import Recorder
 from headway.policy.plan import StepPlan
 from headway.policy.scheduler import Scheduler as Core
@@ -173,7 +173,9 @@ class HeadwayMixin(Steering):
         plan = self.headway_plan = self.headway.plan(self._view(), self.headway_clock.now_s())
         self._end_planned(plan)
         self._preempt_planned(plan)
-        is_stocks = self.headway_aside.take()
+        if is_stocks := self.headway_aside.take():
+            aside = SteppedAside(self.headway_clock.now_s(), self.headway_aside.planned)
+            self.headway.observe(aside)
         hidden = [] if is_stocks else self._arrange_running(plan)
         self._open_gate(plan, is_stocks)
         self.max_num_active_reqs -= len(hidden)  # They keep their places.
