@@ -235,3 +235,22 @@ def test_a_plan_that_comes_to_nothing_is_followed_by_a_step_of_stocks(
     assert "not started as planned" in story
     assert "stepped aside" in caplog.text
     assert len(run.outcomes["odd"].emitted_at_s) == 3
+
+
+@pytest.mark.parametrize("groups", [(), ("full",)], ids=["no cache", "cache"])
+@pytest.mark.parametrize("overload", ["demote", "refuse"])
+def test_prompts_that_become_vectors(lab: Any, groups: tuple[str, ...], overload: str) -> None:
+    """A pooling model, with or without a KV cache, is served as stock serves it."""
+    calls = [Call(f"text {i}", 0.01 * i, 300 + 50 * (i % 7), 1) for i in range(40)]
+    extras = {call.request_id: Extra(is_pooled=True) for call in calls}
+    ends = []
+    for headway in (None, {"policy": "headway", "overload": overload}):
+        num_blocks = 1_000 if groups else 1
+        run = FeatureRun(
+            lab.Engine(groups=groups, num_blocks=num_blocks, headway=headway), TRUTH, extras
+        )
+        outcomes = run.run(calls, 30_000)
+        assert {o.finish_reason for o in outcomes.values()} == {"stop"}
+        ends.append([o.ended_at_s for o in outcomes.values()])
+    assert ends[1] == pytest.approx(ends[0])
+    assert run.scheduler.headway_aside.num_steps == 0

@@ -23,7 +23,7 @@ from headway.engines.vllm.aside import Aside
 from headway.engines.vllm.clock import WallClock
 from headway.engines.vllm.external import External
 from headway.engines.vllm.hindered import Hindrances
-from headway.engines.vllm.kv_groups import block_size_tokens, kv_groups, whole_hits
+from headway.engines.vllm.kv_groups import kv_groups, view_of, whole_hits
 from headway.engines.vllm.queue import gated
 from headway.engines.vllm.recorder import recorded
 from headway.engines.vllm.shapes import roofline
@@ -199,14 +199,11 @@ class HeadwayMixin(Steering):
 
     def _view(self) -> EngineView:
         return EngineView(
-            num_total_blocks=compat.total_blocks(self),
-            num_free_blocks=compat.free_blocks(self),
-            block_size_tokens=block_size_tokens(self, self._kv_groups),
+            **view_of(self, self._kv_groups),
             max_num_running=compat.most_running(self),
             max_step_tokens=self._stock_max_step_tokens,
             num_steps_in_flight=self._steps_in_flight,
             num_drafts=self.num_spec_tokens,
-            kv_groups=self._kv_groups,
             **(self.headway_swap.view() if self.headway_swap is not None else {}),
         )
 
