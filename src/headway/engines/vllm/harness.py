@@ -169,9 +169,9 @@ class VirtualRun:
             if scheduled and len(self._pending) < depth:
                 return
         if self._pending:
+            steps = [scheduled, *(bool(p[0].num_scheduled_tokens) for p in self._pending)]
             self._settle()
-            is_idle = not scheduled and not any(p[0].num_scheduled_tokens for p in self._pending)
-            if is_idle and self.scheduler.has_requests():
+            if not any(steps) and self.scheduler.has_requests():
                 self.clock.time_s += self.pause_s()
 
     def pause_s(self) -> float:
