@@ -117,9 +117,10 @@ class Steering:
         """See whether what was planned came to nothing.
 
         A step in which the stock loop preempted somebody starts nobody, nor does a paused engine.
+        After a planned preemption blocks that a victim shared are held by nobody: who was to find
+        them held does with what is found now, a plan later.
         """
-        planned = {p.request_id for p in plan.preempt}
-        if (not plan.chunks and tokens) or any(i not in planned for i in preempted):
+        if (not plan.chunks and tokens) or preempted:
             return
         if self.pause_state != PauseState.UNPAUSED:
             return
