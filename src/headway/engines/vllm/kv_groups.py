@@ -86,13 +86,13 @@ def whole_hits(
     With several groups a hit has to be one in all of them: only vLLM's own walk over them tells.
     Blocks that others hold cost nothing, in the groups that keep every token.
     """
-    manager = scheduler.kv_cache_manager
-    if not manager.enable_caching or not groups:
+    cache = scheduler.kv_cache_manager
+    if not cache.enable_caching or not groups:
         return None
     growing = [(i, group.block_size_tokens) for i, group in enumerate(groups) if group.grows]
 
     def find(request: Any) -> tuple[int, int]:
-        found, num_tokens, _ = manager.get_computed_blocks(request)
+        found, num_tokens, _ = cache.get_computed_blocks(request)
         if not num_tokens or not growing:
             return num_tokens, 0
         index, size = growing[0]

@@ -89,6 +89,8 @@ CLASSES = {
         "num_in_flight_tokens",
         "num_output_tokens",
         "num_output_placeholders",
+        "num_stale_output_tokens",
+        "drop_stale_output",
         "num_tokens_with_spec",
         "lora_request",
         "structured_output_request",
@@ -114,6 +116,8 @@ CLASSES = {
     "vllm.v1.core.kv_cache_manager.KVCacheBlocks": ("get_block_ids", "blocks"),
     "vllm.v1.core.single_type_kv_cache_manager.SingleTypeKVCacheManager": (
         "block_size",
+        "block_size",
+        "req_to_blocks",
         "get_num_blocks_to_allocate",
         "get_num_skipped_tokens",
         "req_to_blocks",
