@@ -122,7 +122,7 @@ class SloBook:
             UserError: The file is missing, is not TOML, or holds a bad value.
         """
         try:
-            document = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+            document = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
         except OSError as error:
             raise UserError(f"Cannot read the SLO file {path}: {error.strerror}.") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

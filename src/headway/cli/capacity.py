@@ -23,8 +23,10 @@ from headway.cli.run_options import (
     writable,
 )
 from headway.cli.simulate import title_of
+from headway.cli.trace_options import tell
 from headway.errors import UserError
 from headway.study.capacity import Capacity, highest_rate, over_seeds
+from headway.study.requests import reading_of
 from headway.study.spec import STOCK, STOCK_WAYS, RunSpec
 from headway.study.sweep import Ledger, in_parallel, run_all
 from headway.workloads.schema import number
@@ -66,10 +68,13 @@ def capacity(targets: str, start: str, json_path: Path | None, **given: Any) -> 
     for (spec, target, _), rate_rps in zip(jobs, rates, strict=True):
         found.setdefault((spec.policy, target), []).append(rate_rps)
     results = [(policy, over_seeds(rps, target)) for (policy, target), rps in found.items()]
+    trace = reading_of(base.load)
+    tell(console, trace)
     console.print(_table(results, title_of(base)))
     if json_path is not None:
         rows = [{"policy": policy, **asdict(result)} for policy, result in results]
-        save(json_path, {"schema": 1, "capacities": rows})
+        read = {} if trace is None else {"trace": trace.facts()}
+        save(json_path, {"schema": 1, **read, "capacities": rows})
 
 
 def search(spec: RunSpec, target: float) -> float:

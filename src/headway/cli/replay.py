@@ -25,6 +25,7 @@ from headway.cli.run_options import (
     writable,
 )
 from headway.cli.simulate import table_of
+from headway.cli.trace_options import OPTION_NAMES
 from headway.errors import UserError
 from headway.policy import registry
 from headway.study import recorded
@@ -35,7 +36,7 @@ from headway.workloads.record_files import run_of
 
 AS_RECORDED = "the recorded machine"
 
-SAID_BY_THE_RECORDING = ("trace", "workload", "slo", "requests", "arrivals")
+SAID_BY_THE_RECORDING = ("trace", "workload", "slo", "requests", "arrivals", *OPTION_NAMES)
 """Options of other virtual runs that are a mistake here, and not in the help."""
 
 
@@ -67,8 +68,9 @@ def replay(
     With --verify nothing is compared: a fresh core must make all recorded plans again, to the byte.
     """
     for flag in SAID_BY_THE_RECORDING:
-        if given[flag] is not None:
-            raise UserError(f"--{flag} makes no sense here: the recording says all of it.")
+        if given[flag]:
+            name = flag.replace("_", "-")
+            raise UserError(f"--{name} makes no sense here: the recording says all of it.")
     if kv_scale is not None and given["kv_tokens"] is not None:
         raise UserError("Give either --kv-tokens or --kv-scale, not both.")
     writable(json_path, keep)

@@ -25,11 +25,13 @@ from headway.cli.run_options import (
     whole,
     writable,
 )
+from headway.cli.trace_options import tell
 from headway.errors import UserError
 from headway.policy import registry
 from headway.study import stock
 from headway.study.bounds import bound_of, check_bound
 from headway.study.on_oracle import ORACLE, check_oracle
+from headway.study.requests import reading_of
 from headway.study.spec import STOCK, STOCK_WAYS, RunSpec
 from headway.study.sweep import Ledger, Run, in_parallel, mean_attainment, run_all
 from headway.units import format_s
@@ -72,11 +74,14 @@ def simulate(
             {**run, "bound": bounds[run["rate_rps"], run["seed"], run["step_time_band"]]}
             for run in runs
         ]
+    trace = reading_of(base.load)
+    tell(console, trace)
     console.print(table_of(runs, title_of(base)))
     for line in settings_of(runs):
         console.print(line, highlight=False, markup=False)
     if json_path is not None:
-        save(json_path, {"schema": 1, "runs": runs})
+        read = {} if trace is None else {"trace": trace.facts()}
+        save(json_path, {"schema": 1, **read, "runs": runs})
     ledger.close()
 
 

@@ -17,7 +17,8 @@ from headway.study.spec import Load
 from headway.workloads import named
 from headway.workloads.arrivals import Arrivals, with_arrivals
 from headway.workloads.prefixes import chain_of
-from headway.workloads.readers import load as read_trace
+from headway.workloads.readers import read
+from headway.workloads.reading import Reading, ReadOptions
 from headway.workloads.schema import WorkloadRequest, slo_of
 
 LEAST_BOUND_TOKENS = 2048
@@ -28,13 +29,22 @@ NAMED_DEFAULT_REQUESTS = 600
 
 
 @lru_cache(maxsize=2)
-def _trace(path: str) -> tuple[WorkloadRequest, ...]:
-    return tuple(read_trace(path))
+def _trace(path: str, options: ReadOptions) -> Reading:
+    return read(path, options)
 
 
 def is_file(source: str) -> bool:
     """Whether *source* is a trace file rather than the name of a workload."""
     return source not in named.names()
+
+
+def reading_of(load: Load) -> Reading | None:
+    """Return the trace of *load* and how it was read, ``None`` for a named workload.
+
+    Raises:
+        UserError: The trace is not readable.
+    """
+    return _trace(load.source, load.reading) if is_file(load.source) else None
 
 
 def shares_prefixes(load: Load) -> bool:
@@ -43,9 +53,10 @@ def shares_prefixes(load: Load) -> bool:
     Raises:
         UserError: The trace is not readable.
     """
-    if not is_file(load.source):
+    trace = reading_of(load)
+    if trace is None:
         return named.WORKLOADS[load.source].shares_prefixes
-    return any(request.hash_ids or request.prefix_id for request in _trace(load.source))
+    return any(request.hash_ids or request.prefix_id for request in trace.requests)
 
 
 def book_of(load: Load) -> SloBook:
@@ -88,7 +99,8 @@ def _offered(load: Load) -> list[WorkloadRequest]:
             f"{load.source!r:.80} is neither a file nor a workload;"
             f" the workloads are {', '.join(named.names())}."
         )
-    rows = _stretch(_trace(load.source), load.num_requests, load.seed)
+    trace = _trace(load.source, load.reading)
+    rows = _stretch(trace.requests, load.num_requests, load.seed)
     return with_arrivals(rows, Arrivals.parse(load.arrivals or "trace"), load.rate_rps, rng)
 
 
