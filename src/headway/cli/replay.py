@@ -24,7 +24,7 @@ from headway.cli.run_options import (
     whole,
     writable,
 )
-from headway.cli.simulate import table_of
+from headway.cli.simulate import table_of, too_long_of
 from headway.cli.trace_options import OPTION_NAMES
 from headway.errors import UserError
 from headway.policy import registry
@@ -104,7 +104,7 @@ def replay(
         shown.append(again | {"policy": f"{again['policy']} again"})
     shown += [run for run in runs if run is not again]
     console.print(table_of(shown, _title(recording, found, base)))
-    for sentence in _remarks(found):
+    for sentence in (*_remarks(found), *too_long_of(runs)):
         console.print(sentence, highlight=False, markup=False, soft_wrap=True)
     if json_path is not None:
         document = {"schema": 1, "runs": runs, "recorded": found.happened, "same_machine": again}

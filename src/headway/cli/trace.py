@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from headway.metrics.chrome import write
 from headway.metrics.define import quantiles
 from headway.metrics.kept import read_json
 from headway.study import recorded
+from headway.study.requests import too_long
 from headway.workloads import named
 from headway.workloads.arrivals import FORMS, Arrivals, with_arrivals
 from headway.workloads.prefixes import found_tokens
@@ -37,20 +39,27 @@ def trace() -> None:
 @trace.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @trace_options
+@click.option("--kv-tokens", help="Also count what a KV cache of so many tokens cannot hold.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="The same as JSON.")
-def inspect(file: Path, json_path: Path | None, **given: Any) -> None:
+def inspect(file: Path, kv_tokens: str | None, json_path: Path | None, **given: Any) -> None:
     """Say what is in FILE: how many requests, how fast, how long, how much they share.
 
     Also how it was read: the format, the columns and the unit of its times.
     """
     _check_folder(json_path)
+    capacity_tokens = None if kv_tokens is None else _whole("--kv-tokens", kv_tokens)
     requests, reading = _read(file, given)
     facts = described(requests)
+    sentences = _sentences(facts)
+    if capacity_tokens is not None:
+        long = too_long(requests, capacity_tokens)
+        facts["too_long"] = asdict(long)
+        sentences += long.lines(capacity_tokens)
     if reading is not None:
         facts["trace"] = reading.facts()
     console = Console()
     console.print(_table(file.name, facts))
-    for sentence in (reading.sentence() if reading else "A recording.", *_sentences(facts)):
+    for sentence in (reading.sentence() if reading else "A recording.", *sentences):
         console.print(sentence, highlight=False, markup=False, soft_wrap=True)
     if json_path is not None:
         text = json.dumps({"schema": 1, "source": file.name, **facts}, indent=2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -115,6 +115,52 @@ def _stretch(
     chosen = rows[start : start + count]
     first_s = chosen[0].arrived_at_s
     return [replace(r, arrived_at_s=r.arrived_at_s - first_s) for r in chosen]
+
+
+@dataclass(frozen=True, slots=True)
+class TooLong:
+    """Requests that a server cannot serve whole, by name.
+
+    Attributes:
+        cut: Prompt and answer together are longer than its cache: the answer ends early.
+        never_fit: The prompt alone leaves no room for a token: answered with an error.
+    """
+
+    cut: tuple[str, ...]
+    never_fit: tuple[str, ...]
+
+    def lines(self, capacity_tokens: int) -> list[str]:
+        """Return a sentence for each kind that there is; many names are cut short."""
+        cut = f"{_counted(self.cut)} cut at the {capacity_tokens} tokens of the KV cache:"
+        never = f"{_counted(self.never_fit)} answered with an error, for the prompt alone fills"
+        never = f"{never} the {capacity_tokens} tokens of the KV cache:"
+        pairs = ((cut, self.cut), (never, self.never_fit))
+        return [f"{what} {_some(names)}." for what, names in pairs if names]
+
+
+MOST_NAMED = 8
+"""Requests that a line on the terminal names; JSON has all of them."""
+
+
+def too_long(requests: Iterable[WorkloadRequest], capacity_tokens: int) -> TooLong:
+    """Return the requests that *capacity_tokens* of KV cannot hold to their last token."""
+    whole = [
+        (r.id, r.num_prompt_tokens >= capacity_tokens)
+        for r in requests
+        if r.num_prompt_tokens + r.num_output_tokens > capacity_tokens
+    ]
+    return TooLong(
+        cut=tuple(name for name, never in whole if not never),
+        never_fit=tuple(name for name, never in whole if never),
+    )
+
+
+def _counted(names: Sequence[str]) -> str:
+    return f"{len(names)} request{'s are' if len(names) > 1 else ' is'}"
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:MOST_NAMED]) + (", …" if len(names) > MOST_NAMED else "")
 
 
 def calls_of(

@@ -106,7 +106,9 @@ def request_of(row: Mapping[str, Any], where: str, index: int = 0) -> WorkloadRe
             raise UserError(f"{where}: the column {name!r} is missing.")
     unknown = sorted(set(row) - set(_NAMES))
     if unknown:
-        raise UserError(f"{where}: unknown column {unknown[0]!r}; allowed are {', '.join(_NAMES)}.")
+        raise UserError(
+            f"{where}: unknown column {unknown[0]!r:.60}; allowed are {', '.join(_NAMES)}."
+        )
     values: dict[str, Any] = {k: v for k, v in row.items() if v is not None}
     values["id"] = str(values.get("id", f"r{index}"))
     values["arrived_at_s"] = number(where, "arrived_at_s", row["arrived_at_s"], minimum=0.0)

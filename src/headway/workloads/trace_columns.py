@@ -59,7 +59,7 @@ def _check_no_times(rows: Rows, columns: Mapping[str, str]) -> None:
     if found:
         raise UserError(
             f"{rows.top}: {found[0]!r:.60} may be when requests arrived: say --column"
-            f" arrived={found[0]}, or --column arrived={NONE} for lengths alone."
+            f" arrived={found[0]:.60}, or --column arrived={NONE} for lengths alone."
         )
 
 

@@ -112,7 +112,7 @@ def _csv_rows(
 ) -> Iterator[NumberedRow]:
     for row in cells:
         if not any(row):
-            rows.num_empty += bool(row)  # A blank line is no row; commas alone were meant as one.
+            rows.num_empty += len(row) > 1  # Commas alone were meant as a row, a blank line not.
             continue
         if any(row[len(header) :]):
             raise UserError(
