@@ -8,7 +8,7 @@ Nothing is guessed in silence: every column and unit that the file leaves open i
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -89,9 +89,9 @@ class _Reader:
         result.ignored = [] if self.is_own else without(self.rows.columns, self.columns.values())
         return result
 
-    def _placed(self) -> list[tuple[str, WorkloadRequest]]:
-        pairs = zip(self.numbers, self.made, strict=True)
-        return [(self.rows.where(number), request) for number, request in pairs]
+    def _placed(self) -> Iterator[tuple[str, WorkloadRequest]]:
+        for number, request in zip(self.numbers, self.made, strict=True):
+            yield self.rows.where(number), request
 
     # What a row is.
 
