@@ -217,6 +217,21 @@ def test_an_ambiguous_file_gets_one_sentence(
     assert "\n" not in str(caught.value)
 
 
+def test_a_name_from_a_file_does_not_move_the_cursor(tmp_path: Path) -> None:
+    """Line ends and escapes in a column's name are written out, in either kind of sentence."""
+    path = tmp_path / "t.jsonl"
+    row = {"a\nb": 1, "\x1b[2J": 2}
+    path.write_text(json.dumps(row) + "\n")
+    with pytest.raises(UserError) as caught:
+        read(path)
+    assert str(caught.value).isprintable()
+    path.write_text(json.dumps({**row, "arrived_at": 0, **dict.fromkeys(VIDUR, 3)}) + "\n")
+    assert read(path).sentence().isprintable()
+
+
+VIDUR = ("num_prefill_tokens", "num_decode_tokens")
+
+
 def test_an_implausible_rate_can_be_meant(tmp_path: Path) -> None:
     """--any-rate serves it."""
     path = csv(tmp_path, BURST, "0,1,1", "100000000,1,1")

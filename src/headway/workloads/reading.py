@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from headway.workloads.schema import WorkloadRequest
-from headway.workloads.trace_formats import OWN
+from headway.workloads.trace_formats import OWN, shown
 
 MOST_IGNORED = 8
 """Columns that were not read and are named in one line; JSON has all of them."""
@@ -70,8 +70,9 @@ class Reading:
         """Return how the file was read, in one line."""
         parts = [f"Read as {self.format}", *self.inferred]
         if self.ignored:
+            names = [f"{shown(name):.60}" for name in self.ignored[:MOST_IGNORED]]
             more = ", …" if len(self.ignored) > MOST_IGNORED else ""
-            parts.append(f"not read: {', '.join(self.ignored[:MOST_IGNORED])}{more}")
+            parts.append(f"not read: {', '.join(names)}{more}")
         return "; ".join((*parts, *skips(self.num_skipped))) + "."
 
     def facts(self) -> dict[str, Any]:

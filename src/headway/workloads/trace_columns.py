@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from headway.errors import UserError
-from headway.workloads.trace_formats import KNOWN, ROLES, Format
+from headway.workloads.trace_formats import KNOWN, ROLES, Format, shown
 from headway.workloads.trace_rows import Rows
 
 NONE = "none"
@@ -59,12 +59,12 @@ def _check_no_times(rows: Rows, columns: Mapping[str, str]) -> None:
     if found:
         raise UserError(
             f"{rows.top}: {found[0]!r:.60} may be when requests arrived: say --column"
-            f" arrived={found[0]:.60}, or --column arrived={NONE} for lengths alone."
+            f" arrived={shown(found[0]):.60}, or --column arrived={NONE} for lengths alone."
         )
 
 
 def _names(rows: Rows) -> str:
-    names = [name for name in rows.columns if name and "." not in name]
+    names = [shown(name) for name in rows.columns if name and "." not in name]
     return f"{', '.join(names[:_MOST_NAMES]):.300}{', …' * (len(names) > _MOST_NAMES)}" or "(none)"
 
 

@@ -118,6 +118,11 @@ def names_in(row: Row, before: str = "", depth: int = 2) -> Iterator[str]:
             yield from names_in(value, f"{before}{name}.", depth - 1)
 
 
+def shown(name: str) -> str:
+    """Return a column's name as a terminal can take it: in one line, without escapes."""
+    return name if name.isprintable() else repr(name)[1:-1]
+
+
 def pick(row: Row, column: str) -> Any:
     """Return the value of *column*, ``None`` where there is none.
 
