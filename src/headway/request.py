@@ -48,7 +48,8 @@ class Request:
     many must exist before the request can emit again (the prompt, and after a preemption by
     recompute also the tokens emitted so far). ``due_at_s`` is when a waiting request's next
     token is due by its promise; ``order`` is its rank of arrival; ``work_s``
-    estimates, on arrival, the seconds of the engine it will take;
+    estimates, on arrival, the seconds of the engine it will take; ``tokens_a_step`` is what it
+    gains in a step of decoding, above 1 where drafts are accepted;
     ``is_leftover`` tells that it was started with capacity no claim wanted, ``is_expected``
     that it was refused before and came back when it was told to; ``hindrance`` is why the engine
     could not start it now, empty when it could. While a request waits, it holds the KV of
@@ -87,6 +88,7 @@ class Request:
         "standing",
         "state",
         "story",
+        "tokens_a_step",
         "work_s",
     )
 
@@ -105,6 +107,7 @@ class Request:
         self.due_at_s = float("inf")
         self.order = 0
         self.work_s = 0.0
+        self.tokens_a_step = 1.0
         self.num_prompt_tokens = num_prompt_tokens
         self.max_output_tokens = max_output_tokens
         self.predicted_output_tokens = max_output_tokens
@@ -164,6 +167,12 @@ class Request:
         """Tokens still to compute before the next emission; 0 while decoding."""
         # Not by num_ready_tokens: a plan asks it of every claim that waits.
         return max(self.prefill_target_tokens - self.num_computed_tokens - self.num_found_tokens, 0)
+
+    @property
+    def steps_left(self) -> float:
+        """Steps of decoding until its last token, as it is predicted; at least one token's."""
+        remaining = self.predicted_output_tokens - self.num_output_tokens
+        return max(remaining, 1) / self.tokens_a_step
 
     @property
     def num_ready_tokens(self) -> int:

@@ -8,7 +8,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from vllm.lora.request import LoRARequest
+from vllm.pooling_params import PoolingParams
 from vllm.sampling_params import StructuredOutputsParams
 from vllm.v1.outputs import DraftTokenIds, KVConnectorOutput
 
@@ -28,6 +30,7 @@ class Extra:
         remote_tokens: Tokens of its prompt whose KV lies elsewhere.
         load_s: Seconds until they are here; 0 loads them within the step.
         num_unknown: How often the connector has to look first.
+        is_pooled: It asks for a vector, not for tokens.
     """
 
     adapter: int = 0
@@ -35,6 +38,7 @@ class Extra:
     remote_tokens: int = 0
     load_s: float = 0.0
     num_unknown: int = 0
+    is_pooled: bool = False
 
 
 class AnyGrammar:
@@ -78,6 +82,9 @@ class FeatureRun(VirtualRun):
     def request_of(self, call: Call) -> Any:
         extra = self._extras.get(call.request_id, Extra())
         request = super().request_of(call)
+        if extra.is_pooled:
+            request.sampling_params, request.pooling_params = None, PoolingParams()
+            request.max_tokens = 1
         if extra.adapter:
             name = f"adapter {extra.adapter}"
             request.lora_request = LoRARequest(name, extra.adapter, "nowhere")
@@ -124,6 +131,12 @@ class FeatureRun(VirtualRun):
     def pause_s(self) -> float:
         return 1e-3
 
+    def pooler_output(self, ids: list[str], emitting: frozenset[str]) -> list[Any] | None:
+        pooled = [i for i in ids if self._extras.get(i, Extra()).is_pooled]
+        if not pooled:
+            return None
+        return [torch.zeros(4) if i in pooled and i in emitting else None for i in ids]
+
     def connector_output(self, output: Any) -> KVConnectorOutput | None:
         if self.scheduler.connector is None or self.engine.host_blocks:
             return super().connector_output(output)
@@ -154,6 +167,8 @@ class FeatureRun(VirtualRun):
         return grown, emitting
 
     def sample(self, output: Any, request_id: str) -> list[int]:
+        if self._extras.get(request_id, Extra()).is_pooled:
+            return []
         first = super().sample(output, request_id)
         drafts = output.scheduled_spec_decode_tokens.get(request_id, [])
         request = self.scheduler.requests.get(request_id)

@@ -173,9 +173,6 @@ PACES = (0.0, 0.3, 1.0, 2.5, 3.5, 6.0)
 
 LIGHT_PACES = (2.5, 3.5, 6.0)
 
-LEAST_WAIT_MS = 500.0
-"""Shortest longest wait: a server that has done no step yet takes them to last 50 ms."""
-
 
 def asks(rng: Random, num: int, promised: bool, pace: float, chatty: bool) -> list[Ask]:
     """Return requests; turns of a chat grow by the answer before and a new question."""
@@ -251,7 +248,6 @@ def scenarios(draw: st.DrawFn, light: bool = False) -> Scenario:
     work_ms = sum(prompt_ms(ask.prompt) for ask in made)
     max_wait = rng.choice((None, None, 0.3, 0.6, 2.0))
     scale = rng.choice((1.0, 1.0, 0.05, 20.0))
-    least_ms = LEAST_WAIT_MS / scale
     return Scenario(
         tuple(made),
         math.ceil(largest + room * (together - largest)) + 1,
@@ -262,6 +258,6 @@ def scenarios(draw: st.DrawFn, light: bool = False) -> Scenario:
         budget=rng.choice((2048, 8192, 512)),
         asynchronous=rng.random() < 0.5,
         scale=scale,
-        max_wait_ms=None if max_wait is None else max(round(max_wait * work_ms, 1), least_ms),
+        max_wait_ms=None if max_wait is None else round(max_wait * work_ms, 1),
         on_sim=rng.random() < 0.2,
     )

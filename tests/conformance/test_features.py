@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytest
@@ -203,3 +204,53 @@ def test_drafts_take_no_budget_where_there_are_none(lab: Any, num_drafts: int) -
     stock, ours, scheduler = both(lab, calls, num_drafts=num_drafts)
     assert_as_soon(stock, ours, [c.request_id for c in calls], 2.0)
     assert scheduler.headway_aside.num_steps == 0
+
+
+def test_a_plan_that_comes_to_nothing_is_followed_by_a_step_of_stocks(
+    lab: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What the engine refuses for a reason unknown to us is served, and story and log say so."""
+    engine = lab.Engine(headway={"policy": "headway"})
+    run = FeatureRun(engine, TRUTH, {})
+    manager = run.scheduler.kv_cache_manager
+    allocate, refused = manager.allocate_slots, []
+
+    def once_refused(request: Any, *args: Any, **kwargs: Any) -> Any:
+        if request.request_id == "odd" and not refused:
+            refused.append(request.request_id)
+            return None
+        return allocate(request, *args, **kwargs)
+
+    manager.allocate_slots = once_refused
+    run.add(STREAM)
+    run.add(Call("odd", 0.0, 3_000, 3, PROMISED))
+    logging.getLogger("vllm.headway").propagate = True
+    with caplog.at_level(logging.WARNING, "vllm.headway"):
+        while run.outcomes["odd"].finish_reason is None:
+            run.step()
+            if odd := run.scheduler.headway.live.requests.get("odd"):
+                story = odd.tell()
+    assert refused
+    assert run.scheduler.headway_aside.num_steps == 1
+    assert "not started as planned" in story
+    assert "stepped aside" in caplog.text
+    assert len(run.outcomes["odd"].emitted_at_s) == 3
+
+
+@pytest.mark.parametrize("groups", [(), ("full",)], ids=["no cache", "cache"])
+@pytest.mark.parametrize("overload", ["demote", "refuse"])
+def test_prompts_that_become_vectors(lab: Any, groups: tuple[str, ...], overload: str) -> None:
+    """A pooling model, with or without a KV cache, is served as stock serves it."""
+    calls = [Call(f"text {i}", 0.01 * i, 300 + 50 * (i % 7), 1) for i in range(40)]
+    extras = {call.request_id: Extra(is_pooled=True) for call in calls}
+    ends = []
+    for headway in (None, {"policy": "headway", "overload": overload}):
+        num_blocks = 1_000 if groups else 1
+        run = FeatureRun(
+            lab.Engine(groups=groups, num_blocks=num_blocks, headway=headway), TRUTH, extras
+        )
+        outcomes = run.run(calls, 30_000)
+        assert {o.finish_reason for o in outcomes.values()} == {"stop"}
+        ends.append([o.ended_at_s for o in outcomes.values()])
+    assert ends[1] == pytest.approx(ends[0])
+    assert run.scheduler.headway_aside.num_steps == 0

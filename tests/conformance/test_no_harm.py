@@ -13,35 +13,19 @@ One that fails is printed as the code that makes it: it goes into ``KEPT``, redu
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
 import harm_rules as rules
+from harm_drawn import DRAWN
 from harm_kept import KEPT, OPEN, Kept
 from harm_runs import Pair, serve
 from harm_scenarios import Scenario, scenarios
-
-LONG = int(os.environ.get("HEADWAY_LONG") or 0)
-
-NUM_DRAWN = {0: 200, 1: 5_000}.get(LONG, LONG)
-"""Loads of any kind and light ones, as many of the one as of the other."""
-
-DRAWN = settings(
-    max_examples=NUM_DRAWN // 2,
-    derandomize=not LONG,
-    database=None,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-    phases=(Phase.generate,),
-    print_blob=False,
-)
-"""No shrinking: most of a scenario comes from one seed, which has no simpler neighbours."""
 
 THROUGHPUT_WITHIN = 0.02
 """The bound of experiments/one_flag, for all drawn loads together."""

@@ -2,36 +2,24 @@
 
 The loads of ``test_no_harm.py`` on servers with several kinds of attention, adapters, grammars,
 KV that lies elsewhere, draft tokens, prompts that may not be cut (``harm_features.py``). Each
-feature alone is in ``test_features.py``. ``HEADWAY_LONG=1`` draws 5,000 new ones.
+feature alone is in ``test_features.py``. ``HEADWAY_LONG`` says how many are drawn, as there.
 """
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
 import harm_rules as rules
+from harm_drawn import DRAWN
 from harm_features import featured
 from harm_runs import serve
 from harm_scenarios import Scenario
-
-LONG = os.environ.get("HEADWAY_LONG") == "1"
-
-DRAWN = settings(
-    max_examples=int(os.environ.get("HEADWAY_EXAMPLES") or (2_500 if LONG else 100)),
-    derandomize=not LONG,
-    database=None,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-    phases=(Phase.generate,),
-    print_blob=False,
-)
 
 
 def test_any_load(lab: Any) -> None:

@@ -23,6 +23,7 @@ from headway.engines.vllm import vllm_names as names
 from headway.engines.vllm.queue import GatedQueue
 from headway.engines.vllm.scheduler import HeadwayMixin, SyncHeadway
 from headway.engines.vllm.serve import _parse_vllm_args
+from headway.engines.vllm.steering import Steering
 from headway.engines.vllm.swap import SwapConnector
 from headway.errors import UserError
 
@@ -34,6 +35,11 @@ ALL = {**names.CLASSES, **names.CONNECTOR}
 OBJECTS = {
     "request": "vllm.v1.request.Request",
     "victim": "vllm.v1.request.Request",
+    "manager": "vllm.v1.core.single_type_kv_cache_manager.SingleTypeKVCacheManager",
+    "block": "vllm.v1.core.kv_cache_utils.KVCacheBlock",
+    "asked": "vllm.v1.structured_output.request.StructuredOutputRequest",
+    "lora": "vllm.config.LoRAConfig",
+    "lora_request": "vllm.lora.request.LoRARequest",
     "RequestStatus": "vllm.v1.request.RequestStatus",
     "params": "vllm.sampling_params.SamplingParams",
     "sampling_params": "vllm.sampling_params.SamplingParams",
@@ -52,7 +58,7 @@ ROOTS = {
     "scheduler_config": "scheduler_config.",
     "kv_cache_manager": "kv_cache_manager.",
     "_kv_cache_manager": "kv_cache_manager.",
-    "manager": "kv_cache_manager.",
+    "cache": "kv_cache_manager.",
     "block_pool": "kv_cache_manager.block_pool.",
     "pool": "kv_cache_manager.block_pool.",
     "vllm_config": "vllm_config.",
@@ -63,7 +69,10 @@ ROOTS = {
 }
 """What of :data:`names.ATTRIBUTES` they are the beginning of."""
 
-FILES = ("scheduler.py", "compat.py", "swap.py", "queue.py", "clock.py", "shapes.py")
+FILES = (
+    "scheduler.py", "steering.py", "hindered.py", "external.py", "kv_groups.py",
+    "compat.py", "swap.py", "queue.py", "clock.py", "shapes.py",
+)  # fmt: skip
 """Where vLLM's scheduler and what hangs on it is read. The recorder and the watched core read
 one name, ``vllm_config.parallel_config.data_parallel_index``."""
 
@@ -119,10 +128,11 @@ def test_what_is_read_is_probed(file: str) -> None:
             unprobed.append(f"{file}:{line}: {owner}.{name}")
         if owner in ROOTS and not name.startswith("headway") and name not in probed(ROOTS[owner]):
             unprobed.append(f"{file}:{line}: {owner}.{name}")
-        if file == "scheduler.py" and owner == "self":
+        if file in ("scheduler.py", "steering.py") and owner == "self":
             # Set on self in a step are names of vLLM's too; those that are ours begin otherwise.
             ours = name.startswith(("headway", "_")) and name not in probed("")
-            if not (ours and name in own_names(HeadwayMixin)) and name not in probed(""):
+            own = own_names(HeadwayMixin) | own_names(Steering)
+            if not (ours and name in own) and name not in probed(""):
                 unprobed.append(f"{file}:{line}: self.{name}")
     assert not unprobed
 

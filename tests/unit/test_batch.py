@@ -7,10 +7,11 @@ from collections.abc import Iterable
 
 import pytest
 
+from headway.latency.fixed import FixedModel
 from headway.latency.online import OnlineModel
 from headway.policy.admit import CurveGate, FreeBlocks, MooreHodgson, prefill_time
 from headway.policy.batch import Filled, InOrder
-from headway.policy.chunk import FixedChunk
+from headway.policy.chunk import FixedChunk, SlackChunk
 from headway.policy.context import PlanContext
 from headway.policy.kv.ledger import KvLedger
 from headway.policy.live import LiveRequests
@@ -93,6 +94,22 @@ def test_candidates_are_taken_in_order_until_the_budget_is_spent() -> None:
     assert filled.shape.num_prefill_tokens == 64
     assert filled.shape.num_prefills == 3
     assert filled.chunk_cap_tokens == 0
+
+
+def test_a_step_ends_while_the_first_token_it_brings_is_on_time() -> None:
+    """The rest of a prompt due in 50 ms goes alone; where it is late anyway the step is filled."""
+    for due_in_s, others in ((0.05, False), (0.5, True), (0.001, True)):
+        scene = Scene(num_blocks=1000, max_step=4096)
+        scene.ctx.latency = FixedModel((0.005, 0.0, 2e-5, 0.0, 0.0, 0.0, 0.0))
+        last = scene.prefilling("last", 2000, 1500)
+        last.due_at_s = scene.ctx.ref_s + due_in_s
+        order = [last, scene.waiting("next", 3000)]
+        filled = InOrder().fill(scene.ctx, order, SlackChunk(), FreeBlocks(), Youngest())
+        assert chunks_of(filled)[0] == ("last", 500, False)
+        assert (filled.shape.num_prefill_tokens == 3500) == others
+        if not others:
+            took_s = scene.ctx.latency.predict_s(filled.shape)
+            assert took_s == pytest.approx(due_in_s, abs=4e-5)  # Two tokens.
 
 
 def test_the_engine_runs_only_so_many() -> None:

@@ -87,7 +87,7 @@ def test_the_simulator_finds_what_equal_tokens_would(made: list[Call], block_siz
 
 @pytest.mark.parametrize("hash_tokens", [16, 512])
 def test_a_long_chain_costs_in_proportion(hash_tokens: int) -> None:
-    """Ten times the prompt takes about ten times as long to look up, not a hundred."""
+    """Twenty times the prompt takes about twenty times as long to look up, not four hundred."""
 
     def seconds(num_tokens: int) -> float:
         ids = tuple(range(num_tokens // hash_tokens))
@@ -95,14 +95,14 @@ def test_a_long_chain_costs_in_proportion(hash_tokens: int) -> None:
         best = float("inf")
         for _ in range(5):
             pool, mine = PrefixPool(num_tokens, 16), job(one)
-            began = time.perf_counter()
+            began = time.process_time()
             pool.allocate(mine, num_tokens)
             pool.note_full(mine, num_tokens)
             assert len(pool.find(job(one))) == (num_tokens - 1) // 16
-            best = min(best, time.perf_counter() - began)
+            best = min(best, time.process_time() - began)
         return best
 
-    assert seconds(300_000) < 40 * seconds(30_000)
+    assert seconds(300_000) < 150 * seconds(15_000)
 
 
 def request(name: str, prompt: int, *ids: int | str, tokens: int = 10) -> WorkloadRequest:

@@ -17,7 +17,7 @@ from headway.policy.live import LiveRequests
 from headway.policy.price import DECIDE_EVERY, LEAST_CHUNK_TOKENS, StepPrice
 from headway.policy.view import EngineView
 from headway.request import Request, State
-from headway.slo import Slo
+from headway.slo import NO_PROMISE, Slo
 
 
 class Exact(LatencyModel):
@@ -48,8 +48,11 @@ def context(
     lagging_due_s: float = math.inf,
     model: LatencyModel | None = None,
     num_free_blocks: int = 1000,
+    num_waiting: int = 0,
 ) -> PlanContext:
     live = LiveRequests()
+    for i in range(num_waiting):
+        live.arrive(Request(f"w{i}", NO_PROMISE, 0.0, 5000, 50))
     for i, gap_s in enumerate(g for g, n in (gaps or {}).items() for _ in range(n)):
         request = Request(f"d{i}", Slo(tbt_s=gap_s), 0.0, 10, 50)
         live.arrive(request)
@@ -144,16 +147,22 @@ def test_a_decode_out_of_step_is_waited_for() -> None:
 
 def test_a_tight_first_token_keeps_steps_short() -> None:
     """A new chat that comes as a step begins waits for its end, and then for its own step's."""
-    ctx = context(asked_s=[0.15] * 20)
+    ctx = context(asked_s=[0.15] * 20, num_waiting=2)
     tokens = SlackChunk().largest(ctx, ctx.shape, 0, 5000)
     assert ctx.latency.predict_s(ctx.shape.with_chunk(tokens, 0)) <= 0.075
     assert tokens > 500
 
 
+def test_a_prompt_with_nobody_behind_it_goes_whole() -> None:
+    """It would be slowed for certain, for the sake of a chat that may never come."""
+    ctx = context({5.0: 1}, num_decodes=1, asked_s=[0.15] * 20, num_waiting=1)
+    assert SlackChunk().largest(ctx, ctx.shape, 0, 5000) == 2047
+
+
 @pytest.mark.parametrize("gaps", [{}, {0.1: 5}])
 def test_an_impossible_first_token_does_not_stop_prefill(gaps: dict[float, int]) -> None:
     """A TTFT shorter than any step costs is no reason to compute nothing."""
-    ctx = context(gaps, num_decodes=5 * len(gaps), asked_s=[0.001] * 20)
+    ctx = context(gaps, num_decodes=5 * len(gaps), asked_s=[0.001] * 20, num_waiting=2)
     assert SlackChunk().largest(ctx, ctx.shape, 0, 5000) >= 16
 
 

@@ -156,6 +156,12 @@ METRICS: tuple[Described, ...] = (
         ("kind",), _table("counts", "preemptions"),
     ),
     Described(
+        "headway_steps_aside_total", "counter",
+        "Steps that the engine decided alone because nothing of a plan's prompt work was done. Each"
+        " is a fault of Headway's picture of the engine; please report it.",
+        (), _one("counts", "asides"),
+    ),
+    Described(
         "headway_kv_tokens", "gauge",
         "The KV cache in tokens. held + reserved + free is the whole cache; reserved is free room"
         " that running requests are predicted to need, lent is what they will need beyond it. An"

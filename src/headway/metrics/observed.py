@@ -41,6 +41,7 @@ class Observed:
         self.ledger = SlackLedger(self.tallies)
         self.policy, self.overload = policy, overload
         self.preemptions = {"recompute": 0, "swap": 0}
+        self.num_asides = 0
         self.plan_s = Histogram(PLAN_BOUNDS_S)
         self.steps = {kind: Histogram(STEP_BOUNDS_S) for kind in ("decode", "mixed")}
         self.ratios = {kind: Histogram(RATIO_BOUNDS) for kind in ("decode", "mixed")}
@@ -165,6 +166,7 @@ class Observed:
             "counts": {
                 "classes": {n: t.snapshot() for n, t in self.tallies.by_class.items()},
                 "preemptions": dict(self.preemptions),
+                "asides": self.num_asides,
                 "plan": self.plan_s.snapshot(),
                 "steps": {kind: h.snapshot() for kind, h in self.steps.items()},
                 "ratios": {kind: h.snapshot() for kind, h in self.ratios.items()},
@@ -175,7 +177,7 @@ class Observed:
             },
             "now": {
                 "running": live.num_running,
-                "waiting": live.num_waiting,
+                "waiting": live.num_waiting + len(live.hindered),
                 "longest_step_s": longest_s,
                 "kv": kv_split(live, self._view),
                 "num_late": num_late,

@@ -94,6 +94,8 @@ class InOrder(Batcher):
             ctx.busy.add(request.request_id)
             num_running += waits
             filled.shape = filled.shape.with_chunk(tokens, prefix)
+            if tokens == wanted and request.has_claim:
+                ctx.brings(request, filled.shape)
             filled.chunks.append(Chunk(request.request_id, tokens, waits, _why(ctx, request)))
             if tokens < wanted:
                 break

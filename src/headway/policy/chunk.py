@@ -159,7 +159,7 @@ class SlackChunk(Chunker):
         """Return the largest chunk within the step's worthwhile length."""
         room = ctx.view.max_step_tokens - shape.num_decodes - shape.num_prefill_tokens
         most = min(most, room)
-        target_s = self.target_s(ctx)
+        target_s = min(self.target_s(ctx), ctx.until_s)
         if target_s == math.inf:
             return max(most, 0)
         fits = largest_chunk(target_s, shape, prefix, most, ctx.latency.predict_s)

@@ -50,6 +50,7 @@ class PlanContext:
         num_short_blocks: Blocks missing while victims are looked for.
         swap: Decides whether a victim's KV is copied out or thrown away.
         num_copied_blocks: Blocks this plan swaps out.
+        until_s: Seconds the step may last for the first tokens it brings so far; ``inf``.
         risks: Why a gate let somebody in who may cost others their KV, by request.
         layout: How tokens turn into KV blocks.
     """
@@ -78,6 +79,7 @@ class PlanContext:
     num_short_blocks: int = 0
     swap: SwapChoice = field(default_factory=AlwaysRecompute)
     num_copied_blocks: int = 0
+    until_s: float = math.inf
     risks: dict[str, str] = field(default_factory=dict)
     layout: KvLayout = field(init=False)
 
@@ -144,6 +146,15 @@ class PlanContext:
         if how == "swap":
             self.num_copied_blocks += self.layout.whole_blocks(victim.kv_tokens)
         return Preempt(victim.request_id, how, reason)
+
+    def brings(self, claim: Request, shape: StepShape) -> None:
+        """Count in that a step of this shape brings *claim* its first token, if it can be in time.
+
+        What else the step takes on delays that token too.
+        """
+        until_s = (claim.due_at_s - self.ref_s) / self.latency.margin(True, 0.05)
+        if self.latency.predict_s(shape) <= until_s:
+            self.until_s = min(self.until_s, until_s)
 
     def is_overdue(self, request: Request) -> bool:
         """Return whether a request waited so long that it goes before every promise."""

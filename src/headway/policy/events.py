@@ -76,6 +76,18 @@ class CannotStart:
 
 
 @dataclass(frozen=True, slots=True)
+class SteppedAside:
+    """A plan's prompt work came to nothing: the engine decides the next step alone.
+
+    ``planned`` are the requests that were to have prompt tokens, none where nobody was to start
+    although somebody could.
+    """
+
+    at_s: float
+    planned: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class StepScheduled:
     """The engine settled what the next step computes (its own word, not the plan's).
 
@@ -113,4 +125,4 @@ class Finished:
     reason: str
 
 
-Event = Arrived | PrefixFound | CannotStart | StepScheduled | StepDone | Finished
+Event = Arrived | PrefixFound | CannotStart | SteppedAside | StepScheduled | StepDone | Finished

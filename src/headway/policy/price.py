@@ -60,7 +60,7 @@ class Claim(NamedTuple):
     gap_s: float
     weight: float
     num_prompt_tokens: int
-    num_output_tokens: int
+    num_output_steps: float
 
 
 def lost_share(load: Vector, room: Vector) -> Vector:
@@ -107,7 +107,7 @@ class StepPrice:
                 math.inf if tbt_s is None else tbt_s,
                 slo.weight,
                 max(request.remaining_prefill_tokens, 1),
-                request.predicted_output_tokens,
+                request.steps_left,
             )
         )
 

@@ -174,7 +174,7 @@ class Scheduler(Tracker):
         )
 
     def _lose_overdue(self, now_s: float) -> None:
-        """No claim that waits past its due time, or is past its end, can be kept any more."""
+        """Claims past their due time while they wait, or past their promised end, are lost."""
         late: list[Request] = []
         for request in self.live.claims:
             if request.due_at_s >= now_s:
@@ -229,7 +229,8 @@ class Scheduler(Tracker):
                     prompts -= ctx.blocks(victim.prefill_target_tokens) - ctx.blocks(
                         victim.num_computed_tokens
                     )
-        ctx.num_spare_blocks = max(free - needed - prompts, 0)
+        drafts = view.num_drafts * len(live.decoding) // layout.block_size_tokens
+        ctx.num_spare_blocks = max(free - needed - drafts - prompts, 0)
         return tuple(victims)
 
     def _hold(self, ctx: PlanContext) -> tuple[str, ...]:
@@ -262,8 +263,7 @@ class Scheduler(Tracker):
                     loose.append((-math.inf, -request.order, request))
             elif request.slo.tbt_s is None and request.slo.jct_s is not None:
                 left_s = request.arrived_at_s + request.slo.jct_s - ctx.now_s
-                remaining = request.predicted_output_tokens - request.num_output_tokens
-                spare_s = left_s - 2.0 * max(remaining, 1) * self.step_s
+                spare_s = left_s - 2.0 * request.steps_left * self.step_s
                 if spare_s > 0:
                     loose.append((-spare_s, -request.order, request))
         return [request for *_, request in sorted(loose, key=lambda item: item[:2])]

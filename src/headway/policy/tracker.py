@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from heapq import heappush
 
 from headway.latency.model import LatencyModel, StepShape
+from headway.policy.accepted import Accepted
 from headway.policy.appointments import Appointments
 from headway.policy.context import OVERDUE_SHARE
 from headway.policy.events import (
@@ -17,6 +18,7 @@ from headway.policy.events import (
     Finished,
     PrefixFound,
     StepDone,
+    SteppedAside,
     StepScheduled,
 )
 from headway.policy.kv.ledger import KvLedger
@@ -62,6 +64,7 @@ class Tracker:
         self._tightest_seen_s = -math.inf
         self._claim_tokens = 300.0
         self.price = StepPrice()
+        self.accepted = Accepted()
         self._unchecked: list[Request] = []
         self._ends: list[tuple[float, str]] = []  # A heap of when promised ends are due.
         self.ended: deque[tuple[float, float, bool]] = deque(maxlen=32)
@@ -81,6 +84,10 @@ class Tracker:
             self._on_found(event)
         elif isinstance(event, CannotStart):
             self._on_cannot_start(event)
+        elif isinstance(event, SteppedAside):
+            for request_id in event.planned:
+                if request := self.live.requests.get(request_id):
+                    request.note(event.at_s, "not started as planned: the engine decides a step")
         else:
             self._on_finished(event)
 
@@ -93,6 +100,7 @@ class Tracker:
             request.note(event.at_s, "promise lost: not even an empty server could keep it")
         request.queued_at_s = event.at_s
         request.predicted_output_tokens = self.parts.predictor.predict(request)
+        request.tokens_a_step = self.accepted.of(request.slo.class_name)
         request.due_at_s = self._due_at_s(request)
         request.work_s = self._work_s(request)
         request.is_expected = self.appointments.keeps(event)
@@ -169,7 +177,8 @@ class Tracker:
             max(request.num_prompt_tokens - request.num_ready_tokens, 0), request.num_ready_tokens
         )
         prompt_s = self.latency.predict_s(chunk) - decode_s
-        return prompt_s + request.predicted_output_tokens * decode_s / beside
+        num_steps = request.predicted_output_tokens / request.tokens_a_step
+        return prompt_s + num_steps * decode_s / beside
 
     def _due_at_s(self, request: Request) -> float:
         """Return when the next token of a waiting request is due by its promise."""
@@ -181,8 +190,7 @@ class Tracker:
         elif slo.tbt_s is not None and request.last_token_at_s is not None:
             due_s = request.last_token_at_s + slo.tbt_s
         if slo.jct_s is not None:
-            remaining = request.predicted_output_tokens - request.num_output_tokens
-            decode_s = max(remaining, 1) * self.step_s
+            decode_s = request.steps_left * self.step_s
             due_s = min(due_s, request.arrived_at_s + slo.jct_s - decode_s)
         return due_s
 
@@ -281,6 +289,8 @@ class Tracker:
             if self._take_tokens(request, num_tokens, at_s):
                 lost.append(request)
         self.live.sum_decode_context_tokens += context_tokens
+        if context_tokens > num_emitting or self.accepted.is_used:
+            self.accepted.learn(event.num_new_tokens, decoding)
         for request in lost:
             why = ": such gaps cost the others more promises" if self.price.is_dear(request) else ""
             self._lose(request, at_s, f"a token came after its due time{why}")

@@ -23,6 +23,7 @@ class EngineView:
         copy_bytes_per_s: Measured bandwidth of the link to the host, one way at a time.
         kv_bytes_per_token: Bytes of KV of one token over all layers, as the link sees them.
         num_queued_copy_blocks: Blocks whose copies, either way, have not been made yet.
+        num_drafts: Draft tokens that a stream may have verified in a step.
         kv_groups: What each group of layers keeps of a request; empty for one that keeps all.
     """
 
@@ -36,6 +37,7 @@ class EngineView:
     copy_bytes_per_s: float = 0.0
     kv_bytes_per_token: int = 0
     num_queued_copy_blocks: int = 0
+    num_drafts: int = 0
     kv_groups: tuple[KvGroup, ...] = ()
 
     @property

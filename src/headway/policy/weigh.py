@@ -147,7 +147,8 @@ class Weighed(Gate):
         growth = self._lifetimes.mean_remaining(
             request.slo.class_name, request.num_output_tokens, request.max_output_tokens
         )
-        room_s = forecast.steps_until(request.num_tokens + growth / 2, capacity) * ctx.step_s
+        steps = forecast.steps_until(request.num_tokens + growth / 2, capacity)
+        room_s = steps * ctx.step_s / request.tokens_a_step
         slack_s = request.due_at_s - ctx.ref_s - self._prefill.work_s(request)
         if slack_s <= 0 or room_s == math.inf:
             return request.slo.weight

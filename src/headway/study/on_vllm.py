@@ -54,6 +54,7 @@ def serve(
         num_recomputed=run.num_preemptions - run.link.num_swapped,
         num_swapped=run.link.num_swapped,
         plan_us=quantiles_us(plan_s),
+        num_asides=None if spec.is_stock else run.scheduler.headway_aside.num_steps,
     )
 
 

@@ -120,6 +120,7 @@ def execute(spec: RunSpec, keep_steps: bool = False) -> RunResult:
         "workload": Path(spec.load.source).name,
         "gpu": Path(spec.machine.gpu).name,
         "kv_tokens": served.capacity_tokens,
+        "steps_aside": served.num_asides,
         **use_of(served.rows, served.capacity_tokens),
     }
     return RunResult(spec, run, records, served)

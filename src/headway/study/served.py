@@ -12,7 +12,10 @@ from headway.engines.virtual import Outcome, StepRow
 
 @dataclass(slots=True)
 class Served:
-    """Outcomes by request, the steps where they were kept, and what the run cost."""
+    """Outcomes by request, the steps where they were kept, and what the run cost.
+
+    ``num_asides`` counts steps that the engine decided alone; ``None`` where none can be.
+    """
 
     outcomes: Mapping[str, Outcome]
     rows: Sequence[StepRow]
@@ -20,6 +23,7 @@ class Served:
     num_recomputed: int
     num_swapped: int
     plan_us: Mapping[str, float | None]
+    num_asides: int | None = None
 
 
 def quantiles_us(plan_s: Sequence[float]) -> dict[str, float | None]:

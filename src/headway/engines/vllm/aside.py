@@ -23,11 +23,13 @@ class Aside:
 
     Attributes:
         is_next: The step that is scheduled next is stock's.
+        planned: For whom nothing was done, when it is.
         num_steps: Steps that were.
     """
 
     def __init__(self) -> None:
         self.is_next = False
+        self.planned: tuple[str, ...] = ()
         self.num_steps = 0
         self._told_s = -TELL_EVERY_S
 
@@ -41,6 +43,7 @@ class Aside:
         """
         nothing = bool(meant) and not any(name in tokens for name in meant)
         self.is_next = nothing or stalled
+        self.planned = tuple(meant) if nothing else ()
 
     def take(self) -> bool:
         """Return whether this step is stock's, and count it."""

@@ -91,11 +91,11 @@ def prefix_look_up(scheduler: Any) -> LookUp | None:
 
     With one group of full attention hits are a prefix of the request's own hashes, one a block.
     """
-    manager = scheduler.kv_cache_manager
-    pool = manager.block_pool
+    cache = scheduler.kv_cache_manager
+    pool = cache.block_pool
     groups = scheduler.kv_cache_config.kv_cache_groups
     is_plain = len(groups) == 1 and type(groups[0].kv_cache_spec) is FullAttentionSpec
-    if not manager.enable_caching or not is_plain:
+    if not cache.enable_caching or not is_plain:
         return None
     if pool.hash_block_size != scheduler.block_size:
         return None

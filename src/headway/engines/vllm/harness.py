@@ -169,9 +169,9 @@ class VirtualRun:
             if scheduled and len(self._pending) < depth:
                 return
         if self._pending:
+            steps = [scheduled, *(bool(p[0].num_scheduled_tokens) for p in self._pending)]
             self._settle()
-            is_idle = not scheduled and not any(p[0].num_scheduled_tokens for p in self._pending)
-            if is_idle and self.scheduler.has_requests():
+            if not any(steps) and self.scheduler.has_requests():
                 self.clock.time_s += self.pause_s()
 
     def pause_s(self) -> float:
@@ -259,11 +259,16 @@ class VirtualRun:
             req_id_to_index={request_id: i for i, request_id in enumerate(ids)},
             sampled_token_ids=[self.sample(output, i) if i in emitting else [] for i in ids],
             kv_connector_output=self.connector_output(output),
+            pooler_output=self.pooler_output(ids, emitting),
         )
         outputs = self.scheduler.update_from_output(output, result)
         for per_client in outputs.values():
             for one in per_client.outputs:
                 self._deliver(one)
+
+    def pooler_output(self, ids: list[str], emitting: frozenset[str]) -> list[Any] | None:
+        """Return what a pooling model makes of the prompts that are complete; others nothing."""
+        return None
 
     def connector_output(self, output: Any) -> KVConnectorOutput | None:
         """Return what the workers' side of a KV connector reports of a step that ended."""

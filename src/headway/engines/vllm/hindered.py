@@ -18,6 +18,7 @@ from headway.policy.events import CannotStart
 LOADING = "its KV is being loaded"
 COMPILING = "its grammar is being compiled"
 NO_SLOT = "every adapter's slot is taken"
+STALE = "a token from before its preemption is on its way"
 UNKNOWN = "the KV connector is still looking for its KV"
 
 
@@ -125,6 +126,8 @@ class Hindrances:
             asked = request.structured_output_request
             if asked is not None and asked.grammar is None:
                 return COMPILING
+        if request.num_stale_output_tokens and not request.drop_stale_output:
+            return STALE
         if self._external.is_unknown(request):
             return UNKNOWN
         adapter = _adapter(request)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from itertools import takewhile
 from typing import Any
 
+from headway.engines.vllm import compat
 from headway.policy.kv.layout import KvGroup
 
 logger = logging.getLogger("vllm.headway")
@@ -18,24 +19,27 @@ logger = logging.getLogger("vllm.headway")
 NOBODY = "headway: a request that does not exist"
 
 
-def kv_groups(scheduler: Any) -> tuple[KvGroup, ...]:
+PLENTY_BLOCKS = 1 << 30
+"""What an engine is shown to have where nobody is to be held back for KV."""
+
+
+def kv_groups(scheduler: Any) -> tuple[KvGroup, ...] | None:
     """Return the groups of *scheduler*; none for one group that keeps every token.
 
-    A model without a KV cache, or with a group whose needs do not follow from the tokens alone
-    (cross-attention), is shown as one group of which a request takes at most a block: the core
-    then holds nobody back for KV, and the stock loop alone decides.
+    ``None`` for a model without a KV cache, or with a group whose needs do not follow from the
+    tokens alone (cross-attention): there the stock loop alone rations it.
     """
     longest = int(scheduler.max_model_len)
     if scheduler.is_encoder_decoder:
-        return (KvGroup(longest, 1, 1),)
+        return None
     try:
         managers = scheduler.kv_cache_manager.coordinator.single_type_managers
         groups = tuple(_group(manager, longest) for manager in managers)
     except (AttributeError, TypeError, AssertionError, ValueError) as error:
         logger.warning("This KV cache is beyond Headway (%r): vLLM alone rations it.", error)
-        groups = ()
+        return None
     if not groups:
-        return (KvGroup(longest, 1, 1),)
+        return None
     if groups == (KvGroup(int(scheduler.block_size)),):
         return ()
     return groups
@@ -59,27 +63,36 @@ def _group(manager: Any, longest: int) -> KvGroup:
     return KvGroup(size, max(min(most, all_blocks), kept), kept)
 
 
-def block_size_tokens(scheduler: Any, groups: tuple[KvGroup, ...]) -> int:
-    """Return the tokens of a block where requests grow; vLLM's own is common to all groups."""
-    sizes = [group.block_size_tokens for group in groups if group.grows]
-    return min(sizes, default=int(scheduler.block_size))
+def view_of(scheduler: Any, groups: tuple[KvGroup, ...] | None) -> dict[str, Any]:
+    """Return what :class:`~headway.policy.view.EngineView` tells of the KV cache.
+
+    A block is shown as large as where requests grow; vLLM's own size is common to all groups.
+    """
+    sizes = [group.block_size_tokens for group in groups or () if group.grows]
+    is_limited = groups is not None
+    return {
+        "num_total_blocks": compat.total_blocks(scheduler) if is_limited else PLENTY_BLOCKS,
+        "num_free_blocks": compat.free_blocks(scheduler) if is_limited else PLENTY_BLOCKS,
+        "block_size_tokens": min(sizes, default=int(scheduler.block_size)),
+        "kv_groups": groups or (),
+    }
 
 
 def whole_hits(
-    scheduler: Any, groups: tuple[KvGroup, ...]
+    scheduler: Any, groups: tuple[KvGroup, ...] | None
 ) -> Callable[[Any], tuple[int, int]] | None:
     """Return what tells the tokens of a request found and held, ``None`` where nothing is cached.
 
     With several groups a hit has to be one in all of them: only vLLM's own walk over them tells.
     Blocks that others hold cost nothing, in the groups that keep every token.
     """
-    manager = scheduler.kv_cache_manager
-    if not manager.enable_caching or not groups:
+    cache = scheduler.kv_cache_manager
+    if not cache.enable_caching or not groups:
         return None
     growing = [(i, group.block_size_tokens) for i, group in enumerate(groups) if group.grows]
 
     def find(request: Any) -> tuple[int, int]:
-        found, num_tokens, _ = manager.get_computed_blocks(request)
+        found, num_tokens, _ = cache.get_computed_blocks(request)
         if not num_tokens or not growing:
             return num_tokens, 0
         index, size = growing[0]

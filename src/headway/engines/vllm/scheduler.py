@@ -9,11 +9,9 @@ does not understand; nothing of it is copied.
 from __future__ import annotations
 
 import logging
-import time
 from typing import Any
 
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
-from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.request import Request, RequestStatus
@@ -25,15 +23,16 @@ from headway.engines.vllm.aside import Aside
 from headway.engines.vllm.clock import WallClock
 from headway.engines.vllm.external import External
 from headway.engines.vllm.hindered import Hindrances
-from headway.engines.vllm.kv_groups import block_size_tokens, kv_groups, whole_hits
+from headway.engines.vllm.kv_groups import kv_groups, view_of, whole_hits
 from headway.engines.vllm.queue import gated
 from headway.engines.vllm.recorder import recorded
 from headway.engines.vllm.shapes import roofline
+from headway.engines.vllm.steering import Steering
 from headway.engines.vllm.swap import swap_connector
 from headway.engines.vllm.watch import watched
 from headway.errors import UserError
 from headway.latency.online import OnlineModel
-from headway.policy.events import Arrived, Finished, StepDone, StepScheduled
+from headway.policy.events import Arrived, Finished, StepDone, SteppedAside, StepScheduled
 from headway.policy.log import Recorder
 from headway.policy.plan import StepPlan
 from headway.policy.scheduler import Scheduler as Core
@@ -43,7 +42,7 @@ from headway.slo import NO_PROMISE
 logger = logging.getLogger("vllm.headway")
 
 
-class HeadwayMixin:
+class HeadwayMixin(Steering):
     """Mixed into vLLM's scheduler classes; see the module's docstring."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -174,7 +173,9 @@ class HeadwayMixin:
         plan = self.headway_plan = self.headway.plan(self._view(), self.headway_clock.now_s())
         self._end_planned(plan)
         self._preempt_planned(plan)
-        is_stocks = self.headway_aside.take()
+        if is_stocks := self.headway_aside.take():
+            aside = SteppedAside(self.headway_clock.now_s(), self.headway_aside.planned)
+            self.headway.observe(aside)
         hidden = [] if is_stocks else self._arrange_running(plan)
         self._open_gate(plan, is_stocks)
         self.max_num_active_reqs -= len(hidden)  # They keep their places.
@@ -198,13 +199,11 @@ class HeadwayMixin:
 
     def _view(self) -> EngineView:
         return EngineView(
-            num_total_blocks=compat.total_blocks(self),
-            num_free_blocks=compat.free_blocks(self),
-            block_size_tokens=block_size_tokens(self, self._kv_groups),
+            **view_of(self, self._kv_groups),
             max_num_running=compat.most_running(self),
             max_step_tokens=self._stock_max_step_tokens,
             num_steps_in_flight=self._steps_in_flight,
-            kv_groups=self._kv_groups,
+            num_drafts=self.num_spec_tokens,
             **(self.headway_swap.view() if self.headway_swap is not None else {}),
         )
 
@@ -218,101 +217,6 @@ class HeadwayMixin:
             self._end(refuse.request_id, RequestStatus.FINISHED_ABORTED, answer)
         for cap in plan.cap:
             self._end(cap.request_id, RequestStatus.FINISHED_LENGTH_CAPPED, None)
-
-    def _preempt_planned(self, plan: StepPlan) -> None:
-        for preempt in plan.preempt:
-            request = self.requests.get(preempt.request_id)
-            if request is None or request.status != RequestStatus.RUNNING:
-                continue
-            if not self._request_blocks_can_be_freed(request):
-                continue
-            self.running.remove(request)
-            if preempt.how == "swap" and self.headway_swap is not None:
-                self.headway_swap.try_keep(request)
-            self._preempt_request(
-                request, time.monotonic(), drop_stale_output=self.requires_kv_delivery
-            )
-
-    def _arrange_running(self, plan: StepPlan) -> list[Request]:
-        """Order the running requests for the stock loop; return those that sit this step out.
-
-        Decodes come first, then prompts in the plan's order: the loop spends the budget, and
-        finds its victim, from this order.
-        """
-        prefilling = self.headway.live.prefilling
-        if not prefilling and not plan.hold:
-            return []
-        chunk_order = [c.request_id for c in plan.chunks if not c.admit]
-        chosen = set(chunk_order)
-        out = set(plan.hold)
-        out.update(i for i in prefilling if i not in chosen)
-        prompts: dict[str, Request] = {}
-        decodes: list[Request] = []
-        hidden: list[Request] = []
-        for request in self.running:
-            if request.request_id in out:
-                hidden.append(request)
-            elif request.request_id in chosen:
-                prompts[request.request_id] = request
-            else:
-                decodes.append(request)
-        self.running = decodes + [prompts[i] for i in chunk_order if i in prompts]
-        return hidden
-
-    def _open_gate(self, plan: StepPlan, is_stocks: bool) -> None:
-        """Set the budget, the one cap for all chunks, and whom the waiting loop may see.
-
-        A step that is stock's has the whole budget and sees everybody, in our order. So has a
-        prompt that the engine computes at once or not at all.
-        """
-        admit = [c.request_id for c in plan.chunks if c.admit]
-        whole = bool(admit) and not self.scheduler_config.enable_chunked_prefill
-        budget = plan.token_budget + self._num_drafted(plan) + self._to_state_boundary(plan)
-        if self._sessions or whole or is_stocks:
-            budget = self._stock_max_step_tokens
-        self.max_num_scheduled_tokens = min(budget, self._stock_max_step_tokens)
-        self.scheduler_config.long_prefill_token_threshold = (
-            0 if is_stocks else plan.chunk_cap_tokens
-        )
-        if is_stocks:
-            ended = {e.request_id for e in (*plan.refuse, *plan.reject, *plan.preempt)}
-            waiting = (r.request_id for r in self.headway.live.waiting())
-            admit = [*admit, *(i for i in waiting if i not in ended and i not in admit)]
-        shown = [*self._sessions, *self._hindrances.startable(admit)]
-        self.waiting.present(shown)
-        self.kv_holding_waiting.present(shown)
-
-    def _to_state_boundary(self, plan: StepPlan) -> int:
-        """Return the tokens that a cut chunk lacks to the next recurrent state worth keeping.
-
-        With such states cached, the stock loop ends chunks where a block does; one that ends
-        before the first such place would be cut to nothing.
-        """
-        if not self.need_mamba_block_aligned_split or not plan.chunks:
-            return 0
-        chunk = plan.chunks[-1]
-        request = self.requests.get(chunk.request_id)
-        known = self.headway.live.requests.get(chunk.request_id)
-        if request is None or known is None:
-            return 0
-        size, start = self.cache_config.block_size, known.num_ready_tokens
-        enough = min(size - start % size, request.num_tokens - start)
-        return max(enough - chunk.num_tokens, 0)
-
-    def _num_drafted(self, plan: StepPlan) -> int:
-        """Return the tokens of this step beyond the plan's: drafts that are to be verified.
-
-        A prompt with one token left starts as a decode, padded to as many as could be drafted.
-        """
-        if not self.num_spec_tokens:
-            return 0
-        padded = sum(chunk.admit and chunk.num_tokens == 1 for chunk in plan.chunks)
-        wanted = (
-            r.num_tokens_with_spec + r.num_output_placeholders - r.num_computed_tokens
-            for r in self.running
-            if r.request_id in self.headway.live.decoding
-        )
-        return padded * self.num_spec_tokens + sum(max(n - 1, 0) for n in wanted)
 
     def _report(self, plan: StepPlan, output: Any, preempted: tuple[str, ...]) -> None:
         """Tell the core what the stock loop did."""
@@ -332,27 +236,6 @@ class HeadwayMixin:
         )
         if tokens:
             self._steps_in_flight += 1
-
-    def _judge(self, plan: StepPlan, tokens: Any, preempted: tuple[str, ...]) -> None:
-        """See whether what was planned came to nothing.
-
-        A step in which the stock loop preempted somebody starts nobody, nor does a paused engine.
-        """
-        planned = {p.request_id for p in plan.preempt}
-        if (not plan.chunks and tokens) or any(i not in planned for i in preempted):
-            return
-        if self.pause_state != PauseState.UNPAUSED:
-            return
-        is_hindered, live = self._hindrances.is_hindered, self.headway.live
-        meant = [
-            c.request_id
-            for c in plan.chunks
-            if c.request_id in self.requests and not is_hindered(c.request_id)
-        ]
-        decides_nothing = not (plan.chunks or plan.reject or plan.refuse or plan.cap)
-        is_idle = not (tokens or self._steps_in_flight or live.num_running or live.hindered)
-        stalled = decides_nothing and is_idle and live.num_waiting > 0
-        self.headway_aside.judge(meant, tokens, stalled=stalled)
 
     def update_from_output(
         self, scheduler_output: Any, *args: Any, **kwargs: Any

@@ -89,6 +89,8 @@ CLASSES = {
         "num_in_flight_tokens",
         "num_output_tokens",
         "num_output_placeholders",
+        "num_stale_output_tokens",
+        "drop_stale_output",
         "num_tokens_with_spec",
         "lora_request",
         "structured_output_request",
@@ -113,8 +115,12 @@ CLASSES = {
     "vllm.v1.core.kv_cache_utils.KVCacheBlock": ("ref_cnt",),
     "vllm.v1.core.kv_cache_manager.KVCacheBlocks": ("get_block_ids", "blocks"),
     "vllm.v1.core.single_type_kv_cache_manager.SingleTypeKVCacheManager": (
+        "block_size",
+        "block_size",
+        "req_to_blocks",
         "get_num_blocks_to_allocate",
         "get_num_skipped_tokens",
+        "req_to_blocks",
     ),
     "vllm.v1.structured_output.request.StructuredOutputRequest": ("grammar",),
     "vllm.v1.core.sched.interface.PauseState": ("UNPAUSED",),
@@ -256,13 +262,15 @@ def found(path: str) -> Any:
 
 
 def names_of(kind: Any) -> set[str]:
-    """Return the names that objects of a class have, those declared without a value too."""
+    """Return the names that objects of a class have: defined, declared, or set when they are made.
+
+    Of a constructor all names count that it touches: those it sets are among them.
+    """
     names = set(dir(kind))
     for base in kind.__mro__:
         names.update(vars(base), vars(base).get("__annotations__", ()))
-    if kind.__name__ == "Request":  # Its attributes come into being with it.
-        params = import_module("vllm.sampling_params").SamplingParams(max_tokens=1)
-        names.update(vars(kind("none", [0], params, None)))
+        code = getattr(vars(base).get("__init__"), "__code__", None)
+        names.update(code.co_names if code is not None else ())
     return names
 
 

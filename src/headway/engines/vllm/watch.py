@@ -11,7 +11,7 @@ from headway.engines.vllm.brief import MOST_TOLD, Told
 from headway.engines.vllm.channel import CHANNEL_VARIABLE, Sender
 from headway.engines.vllm.recorder import LiveRecorder
 from headway.metrics.observed import Observed
-from headway.policy.events import Arrived, Event, Finished, StepDone, StepScheduled
+from headway.policy.events import Arrived, Event, Finished, StepDone, SteppedAside, StepScheduled
 from headway.policy.live import LiveRequests
 from headway.policy.plan import StepPlan
 from headway.policy.view import EngineView
@@ -80,6 +80,8 @@ class Watched:
                 observed.done(heard)
             elif isinstance(heard, StepScheduled):
                 observed.scheduled(heard)
+            elif isinstance(heard, SteppedAside):
+                observed.num_asides += 1
             elif isinstance(heard, Arrived):
                 request = self.live.requests[heard.request_id]
                 observed.arrived(heard, request.predicted_output_tokens)

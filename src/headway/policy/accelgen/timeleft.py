@@ -114,7 +114,7 @@ class ByTimeLeft(Order):
         """See :class:`Order`; who has waited too long at all goes first."""
         tasks = []
         decode_s = ctx.latency.predict_s(ctx.shape)
-        for request in ctx.live.requests.values():
+        for request in ctx.live.startable():
             decodes = request.request_id in ctx.live.decoding
             slo = request.slo if request.has_claim or not self._late_last else NOTHING
             left_s, promise_s = time_left_s(slo, request, ctx.ref_s, step_s, chunk_tokens, decodes)
@@ -134,7 +134,7 @@ class ByArrivalTime(Order):
         """See :class:`Order`; ``left_s`` is the arrival, so gamma is a window of arrivals."""
         decode_s = ctx.latency.predict_s(ctx.shape)
         tasks = []
-        for request in ctx.live.requests.values():
+        for request in ctx.live.startable():
             decodes = request.request_id in ctx.live.decoding
             slo = request.slo if request.has_claim else NOTHING
             promise_s = slo.ttft_s if request.last_token_at_s is None else slo.tbt_s

@@ -52,8 +52,7 @@ class Critical:
         if slo.tbt_s is not None and request.last_token_at_s is not None:
             due_s = request.last_token_at_s + slo.tbt_s
         if slo.jct_s is not None:
-            remaining = max(request.predicted_output_tokens - request.num_output_tokens, 1)
-            due_s = min(due_s, request.arrived_at_s + slo.jct_s - remaining * ctx.step_s)
+            due_s = min(due_s, request.arrived_at_s + slo.jct_s - request.steps_left * ctx.step_s)
         return due_s
 
     def _costs_s(self, ctx: PlanContext) -> tuple[float, float]:

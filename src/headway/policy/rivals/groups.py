@@ -36,7 +36,8 @@ class LengthBatches(Prioritizer):
         if not self._batch:
             self._next_batch(live)
         running = {**live.prefilling, **live.decoding}
-        yield from (r for i, (r, _) in self._batch.items() if i not in running)
+        out = {**running, **live.hindered}
+        yield from (r for i, (r, _) in self._batch.items() if i not in out)
 
     def _next_batch(self, live: LiveRequests) -> None:
         """Take the next bucket of the pool, its failures, or a new pool."""

@@ -132,7 +132,8 @@ class RankedStep(Holder, Prioritizer, Batcher, Preemptor):
             num_spare_blocks=ctx.num_spare_blocks,
             limit_s=self._ranking.limit_s(ctx),
         )
-        order = [r for r in self._ranking.order(ctx) if r.request_id not in ctx.gone]
+        gone = ctx.gone.union(ctx.live.hindered)
+        order = [r for r in self._ranking.order(ctx) if r.request_id not in gone]
         for rank, request in enumerate(order):
             if request.request_id in choice.victims:
                 continue
