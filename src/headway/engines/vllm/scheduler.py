@@ -177,7 +177,7 @@ class HeadwayMixin(Steering):
             aside = SteppedAside(self.headway_clock.now_s(), self.headway_aside.planned)
             self.headway.observe(aside)
         hidden = [] if is_stocks else self._arrange_running(plan)
-        self._open_gate(plan, is_stocks)
+        self._open_gate(plan, is_stocks, hidden)
         self.max_num_active_reqs -= len(hidden)  # They keep their places.
         try:
             output = super().schedule(*args, **kwargs)
