@@ -223,7 +223,10 @@ def _plug_in_swap(args: argparse.Namespace, swap_gib: float) -> None:
         UserError: The user named a connector; vLLM runs one.
     """
     if args.kv_transfer_config is not None:
-        raise UserError("--swap-gib is a KV connector, and so is --kv-transfer-config; drop one.")
+        raise UserError(
+            "--swap-gib is a KV connector, and so is --kv-transfer-config; drop one, or name both "
+            "in one MultiConnector."
+        )
     from vllm.config import KVTransferConfig
 
     from headway.engines.vllm.swap import transfer_config

@@ -167,6 +167,9 @@ CONNECTOR = {
         "wait_for_save",
         "_get_connector_metadata",
     ),
+    "vllm.distributed.kv_transfer.kv_connector.v1.multi_connector.MultiConnector": (
+        "sub_connectors",
+    ),
     "vllm.v1.outputs.KVConnectorOutput": ("kv_connector_worker_meta",),
     "vllm.config.KVTransferConfig": ("get_from_extra_config",),
 }
