@@ -15,6 +15,7 @@ from headway.policy.context import PlanContext
 from headway.policy.overload import overflow, refusals
 from headway.policy.parts import Parts
 from headway.policy.plan import Cap, Preempt, Reject, StepPlan
+from headway.policy.preempt import NOBODY, Preemptor
 from headway.policy.tracker import Tracker
 from headway.policy.view import EngineView
 from headway.request import Request, State
@@ -50,11 +51,12 @@ class Scheduler(Tracker):
         ctx = self._context(view, now_s)
         ctx.gone.update(r.request_id for r in reject)
         ctx.gone.update(r.request_id for r in cap)
+        preemptor = self.parts.preemptor if view.may_preempt else NOBODY
         funder = self.parts.funder
         if funder is None:
-            preempt = self._fund_running(ctx)
+            preempt = self._fund_running(ctx, preemptor)
         else:
-            preempt = funder.fund(ctx, self.parts.predictor, self.parts.preemptor)
+            preempt = funder.fund(ctx, self.parts.predictor, preemptor)
         holder = self.parts.holder
         nobody_held = holder is None or not live.decoding
         if nobody_held and not live.prefilling and not live.num_waiting:
@@ -75,7 +77,7 @@ class Scheduler(Tracker):
             self.parts.prioritizer.candidates(ctx),
             self.parts.chunker,
             self.parts.gate,
-            self.parts.preemptor,
+            preemptor,
         )
         self.ledger.rub_out()
         preempt = (*preempt, *filled.preempt)
@@ -196,7 +198,7 @@ class Scheduler(Tracker):
             request.predicted_output_tokens = self.parts.predictor.predict(request)
             self.ledger.enter(request, self._step)
 
-    def _fund_running(self, ctx: PlanContext) -> tuple[Preempt, ...]:
+    def _fund_running(self, ctx: PlanContext, preemptor: Preemptor) -> tuple[Preempt, ...]:
         """Set aside the blocks running requests need now; preempt when there are too few."""
         live, view, layout = self.live, ctx.view, ctx.layout
         free = view.num_free_blocks
@@ -217,7 +219,7 @@ class Scheduler(Tracker):
         victims: list[Preempt] = []
         if needed > free:
             ctx.num_short_blocks = needed - free
-            for victim in self.parts.preemptor.for_running(ctx):
+            for victim in preemptor.for_running(ctx):
                 if needed <= free or live.num_running - len(victims) <= 1:
                     break
                 if victim.request_id in ctx.gone:

@@ -75,6 +75,7 @@ def view_of(scheduler: Any, groups: tuple[KvGroup, ...] | None) -> dict[str, Any
         "num_free_blocks": compat.free_blocks(scheduler) if is_limited else PLENTY_BLOCKS,
         "block_size_tokens": min(sizes, default=int(scheduler.block_size)),
         "kv_groups": groups or (),
+        "may_preempt": not scheduler.defer_block_free,
     }
 
 

@@ -27,6 +27,7 @@ ATTRIBUTES = (
     "connector",
     "lora_config",
     "pause_state",
+    "defer_block_free",
     "max_model_len",
     "is_encoder_decoder",
     "need_mamba_block_aligned_split",
