@@ -90,16 +90,6 @@ FEATURES = {
     "plain": Feature(engine={"num_gpu_blocks_override": 40}),
     "sliding": Feature(tiny.gemma3, {"num_gpu_blocks_override": 70}),
     "hybrid": Feature(tiny.falcon_h1, {"num_gpu_blocks_override": 30}),
-    "hybrid, states cached": Feature(
-        tiny.falcon_h1,
-        {
-            "num_gpu_blocks_override": 60,
-            "enable_prefix_caching": True,
-            "mamba_cache_mode": "align",
-        },
-        num_rounds=2,
-        longest=200,
-    ),
     "states alone": Feature(tiny.mamba2, {"num_gpu_blocks_override": 12}),
     "drafts": Feature(
         engine={"num_gpu_blocks_override": 40, "speculative_config": NGRAMS}, repeats=True
