@@ -80,6 +80,7 @@ class PlanContext:
     num_copied_blocks: int = 0
     risks: dict[str, str] = field(default_factory=dict)
     layout: KvLayout = field(init=False)
+    _theirs: int | None = None
 
     def __post_init__(self) -> None:
         self.layout = self.view.layout
@@ -101,17 +102,59 @@ class PlanContext:
         hold some of them together. A decode's newest token has no KV yet.
         """
         live, view = self.live, self.view
-        theirs = live.sum_decode_context_tokens - len(live.decoding)
-        theirs += sum(r.num_computed_tokens for r in live.prefilling.values())
         held = self.layout.tokens(view.num_total_blocks - view.num_free_blocks)
-        loaded = sum(r.num_computed_tokens for r in live.hindered.values())
-        return self.capacity_tokens + max(theirs - held, 0) - loaded
+        loaded = sum(self.layout.held_tokens(r.num_computed_tokens) for r in live.hindered.values())
+        return self.capacity_tokens + max(self._theirs_tokens - held, 0) - loaded
+
+    @property
+    def _theirs_tokens(self) -> int:
+        """What the running hold, each for itself, what they share counted for each of them."""
+        live = self.live
+        if not self.layout.groups:
+            theirs = live.sum_decode_context_tokens - len(live.decoding)
+            return theirs + sum(r.num_computed_tokens for r in live.prefilling.values())
+        if self._theirs is None:
+            held = self.layout.held_tokens
+            theirs = sum(held(r.num_tokens - 1) for r in live.decoding.values())
+            theirs += sum(held(r.num_computed_tokens) for r in live.prefilling.values())
+            self._theirs = theirs
+        return self._theirs
+
+    def prompt_blocks(self) -> int:
+        """Return the blocks that the prompts in progress will keep and do not hold yet."""
+        return sum(self.missing_blocks(r) for r in self.live.prefilling.values())
+
+    def missing_blocks(self, request: Request) -> int:
+        """Return what :meth:`prompt_blocks` counts for one of them."""
+        kept = self.layout.kept_blocks
+        return max(kept(request.prefill_target_tokens) - kept(request.num_computed_tokens), 0)
 
     def new_blocks(self, request: Request) -> int:
         """Return the free blocks a waiting request takes: those nobody running holds."""
         layout = self.layout
         held = layout.whole_blocks(max(request.num_held_tokens, self.coming_tokens(request)))
         return layout.blocks(request.num_tokens) - held - layout.blocks(request.num_computed_tokens)
+
+    def lasting_blocks(self, request: Request) -> int:
+        """Return the free blocks of :meth:`new_blocks` that a request still has as it decodes."""
+        layout = self.layout
+        if not layout.groups:
+            return self.new_blocks(request)
+        held = layout.whole_blocks(max(request.num_held_tokens, self.coming_tokens(request)))
+        kept = layout.kept_blocks(request.num_tokens)
+        return kept - held - layout.kept_blocks(request.num_computed_tokens)
+
+    def blocks_to_start(self, request: Request, num_step_tokens: int) -> int:
+        """Return the spare blocks a waiting request must find.
+
+        Bounded groups hold a step's prompt tokens until the next step is planned: beside what all
+        keep, room for the steps under way is enough, of all their prompts together.
+
+        Args:
+            num_step_tokens: Prompt tokens of this step, the request's chunk included.
+        """
+        num_tokens = num_step_tokens * (1 + self.view.num_steps_in_flight)
+        return self.lasting_blocks(request) + self.layout.passing_blocks(num_tokens)
 
     def coming_tokens(self, request: Request) -> int:
         """Return the tokens of a waiting request that this plan has another one compute first.
