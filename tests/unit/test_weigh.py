@@ -111,6 +111,7 @@ def test_best_effort_comes_back_to_room_for_claims_too(
     core = loaded(1, 100, 10)
     ctx = context(core, 2000, NO_PROMISE)
     ctx.view = replace(ctx.view, block_size_tokens=1)
+    ctx.layout = ctx.view.layout
     ctx.num_spare_blocks, ctx.claim_tokens = num_spare, 300.0
     new = core.live.requests["new"]
     assert new.num_tokens == 100

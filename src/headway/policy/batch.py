@@ -12,6 +12,7 @@ from headway.policy.chunk import Chunker
 from headway.policy.context import PlanContext
 from headway.policy.plan import Chunk, Preempt
 from headway.policy.preempt import Preemptor
+from headway.policy.price import LEAST_CHUNK_TOKENS
 from headway.request import Request, State
 
 UNCONFIRMED_STEPS = 200
@@ -83,6 +84,8 @@ class InOrder(Batcher):
             tokens = chunker.largest(ctx, filled.shape, prefix, wanted, must_go_on)
             if tokens <= 0:
                 break
+            passing = ctx.passing_tokens(request, filled.shape.num_prefill_tokens, tokens)
+            tokens = max(passing, min(tokens, LEAST_CHUNK_TOKENS))
             if waits and not self._make_room(ctx, request, tokens, gate, preemptor, filled):
                 # Nobody who waits passes an overdue one, or one that came back when it was told
                 # to: the next KV that comes free is its own.

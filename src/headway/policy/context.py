@@ -14,7 +14,7 @@ from headway.policy.live import LiveRequests
 from headway.policy.plan import Preempt
 from headway.policy.swap_choice import AlwaysRecompute, SwapChoice
 from headway.policy.view import EngineView
-from headway.request import Request
+from headway.request import Request, State
 
 if TYPE_CHECKING:
     from headway.policy.price import StepPrice
@@ -80,7 +80,7 @@ class PlanContext:
     num_copied_blocks: int = 0
     risks: dict[str, str] = field(default_factory=dict)
     layout: KvLayout = field(init=False)
-    _theirs: int | None = None
+    _room_tokens: int | None = None
 
     def __post_init__(self) -> None:
         self.layout = self.view.layout
@@ -101,24 +101,30 @@ class PlanContext:
         The engine says how many blocks are in use; where requests hold more between them, they
         hold some of them together. A decode's newest token has no KV yet.
         """
+        if self.layout.groups:
+            return self._room_in_groups
         live, view = self.live, self.view
+        theirs = live.sum_decode_context_tokens - len(live.decoding)
+        theirs += sum(r.num_computed_tokens for r in live.prefilling.values())
         held = self.layout.tokens(view.num_total_blocks - view.num_free_blocks)
-        loaded = sum(self.layout.held_tokens(r.num_computed_tokens) for r in live.hindered.values())
-        return self.capacity_tokens + max(self._theirs_tokens - held, 0) - loaded
+        loaded = sum(r.num_computed_tokens for r in live.hindered.values())
+        return self.capacity_tokens + max(theirs - held, 0) - loaded
 
     @property
-    def _theirs_tokens(self) -> int:
-        """What the running hold, each for itself, what they share counted for each of them."""
-        live = self.live
-        if not self.layout.groups:
-            theirs = live.sum_decode_context_tokens - len(live.decoding)
-            return theirs + sum(r.num_computed_tokens for r in live.prefilling.values())
-        if self._theirs is None:
-            held = self.layout.held_tokens
+    def _room_in_groups(self) -> int:
+        """The same with several groups: a layout counts full windows, which not all requests hold.
+
+        So no more is counted twice than what requests found held when they started.
+        """
+        if self._room_tokens is None:
+            live, view, held = self.live, self.view, self.layout.held_tokens
             theirs = sum(held(r.num_tokens - 1) for r in live.decoding.values())
             theirs += sum(held(r.num_computed_tokens) for r in live.prefilling.values())
-            self._theirs = theirs
-        return self._theirs
+            theirs -= self.layout.tokens(view.num_total_blocks - view.num_free_blocks)
+            shared = min(sum(r.num_shared_tokens for r in live.running()), max(theirs, 0))
+            loaded = sum(held(r.num_computed_tokens) for r in live.hindered.values())
+            self._room_tokens = self.capacity_tokens + shared - loaded
+        return self._room_tokens
 
     def prompt_blocks(self) -> int:
         """Return the blocks that the prompts in progress will keep and do not hold yet."""
@@ -155,6 +161,19 @@ class PlanContext:
         """
         num_tokens = num_step_tokens * (1 + self.view.num_steps_in_flight)
         return self.lasting_blocks(request) + self.layout.passing_blocks(num_tokens)
+
+    def passing_tokens(self, request: Request, num_step_tokens: int, most_tokens: int) -> int:
+        """Return how many of a prompt's next tokens bounded groups have room for in this step.
+
+        Args:
+            num_step_tokens: Prompt tokens that the step has already.
+        """
+        if not self.layout.groups:
+            return most_tokens
+        waits = request.state is not State.RUNNING
+        spare = self.num_spare_blocks - (self.lasting_blocks(request) if waits else 0)
+        steps, most = 1 + self.view.num_steps_in_flight, num_step_tokens + most_tokens
+        return self.layout.passing_tokens(spare, most * steps) // steps - num_step_tokens
 
     def coming_tokens(self, request: Request) -> int:
         """Return the tokens of a waiting request that this plan has another one compute first.

@@ -64,8 +64,9 @@ class HeadwayMixin:
         elsewhere = self._external.find if self._external.exists else None
         self._kv_groups = kv_groups(self)
         # Where blocks come free as a prompt is computed, it need not find room for all at once.
-        self._passes = any(group.most_blocks > group.kept_blocks for group in self._kv_groups)
-        self._stock_needs_whole = self.scheduler_reserve_full_isl
+        passes = any(group.most_blocks > group.kept_blocks for group in self._kv_groups)
+        needed = self.scheduler_reserve_full_isl
+        self._needs_whole = (needed and not passes, needed)  # In a step of ours, in one of stock's.
         look_up = compat.prefix_look_up(self)
         whole = None if look_up else whole_hits(self, self._kv_groups)
         self._prefixes = Prefixes(self.block_size, look_up, compat.block_name, whole, elsewhere)
@@ -180,7 +181,7 @@ class HeadwayMixin:
         is_stocks = self.headway_aside.take()
         hidden = [] if is_stocks else self._arrange_running(plan)
         self._open_gate(plan, is_stocks)
-        self.scheduler_reserve_full_isl = self._stock_needs_whole and (is_stocks or not self._passes)
+        self.scheduler_reserve_full_isl = self._needs_whole[is_stocks]
         self.max_num_active_reqs -= len(hidden)  # They keep their places.
         try:
             output = super().schedule(*args, **kwargs)

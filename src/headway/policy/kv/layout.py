@@ -100,6 +100,12 @@ class KvLayout:
         """Return the blocks that a step with so many prompt tokens takes only for a while."""
         return sum(count * group.passing(num_tokens) for group, count in self._kinds)
 
+    def passing_tokens(self, num_blocks: int, most_tokens: int) -> int:
+        """Return how many of *most_tokens* prompt tokens :meth:`passing_blocks` has room for."""
+        if self.passing_blocks(most_tokens) <= num_blocks:
+            return most_tokens
+        return bisect_right(range(most_tokens), num_blocks, key=self.passing_blocks) - 1
+
     def whole_blocks(self, num_tokens: int) -> int:
         """Return the blocks that *num_tokens* fill in the groups that keep every token."""
         if not self.groups:
@@ -164,7 +170,8 @@ class KvLayout:
     @cached_property
     def _blocks_a_token(self) -> float:
         """Blocks of one token in the unit of this class."""
-        return sum(1.0 / g.block_size_tokens for g in self.groups if g.grows or not self._has_growing)
+        counted = [group for group in self.groups if group.grows] or self.groups
+        return sum(1.0 / group.block_size_tokens for group in counted)
 
 
 @lru_cache(maxsize=64)

@@ -21,7 +21,6 @@ from headway.policy.parts import Funder
 from headway.policy.plan import Preempt
 from headway.policy.predict import Predictor
 from headway.policy.preempt import Preemptor
-from headway.request import Request
 
 WHY = "running requests need its KV"
 
