@@ -144,8 +144,11 @@ def test_only_what_was_found_held_may_be_counted_twice() -> None:
     held = 2 * GEMMA.kept_blocks(1_000) - 300  # Fewer than counted: windows are rarely all full.
     view = EngineView(9_000, 9_000 - held, 16, 256, 2_048, 0, kv_groups=GEMMA.groups)
     assert core._context(view, 0.2).room_tokens == 9_000 * 16
-    core.live.requests["b"].num_shared_tokens = 480
-    assert core._context(view, 0.2).room_tokens == 9_000 * 16 + 480
+    core.live.requests["b"].num_shared_tokens = 480  # Thirty blocks in each group.
+    assert core._context(view, 0.2).room_tokens == (9_000 + 6 * 30) * 16
+    core.live.requests["b"].num_shared_tokens = 960
+    beyond = 2 * GEMMA.held_tokens(1_000) - 16 * held
+    assert core._context(view, 0.2).room_tokens == 9_000 * 16 + beyond
 
 
 @pytest.mark.parametrize(

@@ -114,16 +114,20 @@ class PlanContext:
     def _room_in_groups(self) -> int:
         """The same with several groups: a layout counts full windows, which not all requests hold.
 
-        So no more is counted twice than what requests found held when they started.
+        So no more is counted twice than what requests found held when they started, as far as
+        their windows still reach back to it.
         """
         if self._room_tokens is None:
             live, view, held = self.live, self.view, self.layout.held_tokens
-            theirs = sum(held(r.num_tokens - 1) for r in live.decoding.values())
-            theirs += sum(held(r.num_computed_tokens) for r in live.prefilling.values())
+            sizes = [(r.num_tokens - 1, r.num_shared_tokens) for r in live.decoding.values()]
+            sizes += [
+                (r.num_computed_tokens, r.num_shared_tokens) for r in live.prefilling.values()
+            ]
+            theirs = sum(held(num_tokens) for num_tokens, _ in sizes)
             theirs -= self.layout.tokens(view.num_total_blocks - view.num_free_blocks)
-            shared = min(sum(r.num_shared_tokens for r in live.running()), max(theirs, 0))
+            most = sum(held(n) - held(max(n - shared, 0)) for n, shared in sizes if shared)
             loaded = sum(held(r.num_computed_tokens) for r in live.hindered.values())
-            self._room_tokens = self.capacity_tokens + shared - loaded
+            self._room_tokens = self.capacity_tokens + max(min(most, theirs), 0) - loaded
         return self._room_tokens
 
     def prompt_blocks(self) -> int:
