@@ -202,10 +202,7 @@ class Scheduler(Tracker):
         """Set aside the blocks running requests need now; preempt when there are too few."""
         live, view, layout = self.live, ctx.view, ctx.layout
         free = view.num_free_blocks
-        prompts = sum(
-            ctx.blocks(r.prefill_target_tokens) - ctx.blocks(r.num_computed_tokens)
-            for r in live.prefilling.values()
-        )
+        prompts = ctx.prompt_blocks()
         most = prompts + layout.most_growth * len(live.decoding)
         if free >= most and not live.num_waiting:
             return ()
@@ -228,9 +225,7 @@ class Scheduler(Tracker):
                 free += ctx.freed_blocks(victim)
                 needed -= growing.get(victim.request_id, 0)
                 if victim.request_id in live.prefilling:
-                    prompts -= ctx.blocks(victim.prefill_target_tokens) - ctx.blocks(
-                        victim.num_computed_tokens
-                    )
+                    prompts -= ctx.missing_blocks(victim)
         drafts = view.num_drafts * len(live.decoding) // layout.block_size_tokens
         ctx.num_spare_blocks = max(free - needed - drafts - prompts, 0)
         return tuple(victims)

@@ -33,6 +33,7 @@ ATTRIBUTES = (
     "need_mamba_block_aligned_split",
     "cache_config.block_size",
     "requires_kv_delivery",
+    "scheduler_reserve_full_isl",
     "block_size",
     "num_spec_tokens",
     "max_num_scheduled_tokens",
