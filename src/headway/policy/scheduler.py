@@ -205,6 +205,7 @@ class Scheduler(Tracker):
         prompts = ctx.prompt_blocks()
         most = prompts + layout.most_growth * len(live.decoding)
         if free >= most and not live.num_waiting:
+            ctx.num_spare_blocks = free - most
             return ()
         ahead = view.num_steps_in_flight - 1
         growing = {

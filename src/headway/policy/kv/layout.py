@@ -51,6 +51,11 @@ class KvGroup(NamedTuple):
         """Return the blocks that a request of so many tokens keeps."""
         return min(blocks_for(num_tokens, self.block_size_tokens), self.kept_blocks or MANY_BLOCKS)
 
+    def grows_after(self, num_tokens: int) -> bool:
+        """Return whether the token after so many takes a block more."""
+        size, kept = self.block_size_tokens, self.kept_blocks
+        return num_tokens % size == 0 and (not kept or num_tokens < kept * size)
+
     def passing(self, num_tokens: int) -> int:
         """Return the blocks that computing so many prompt tokens takes beyond what is kept.
 
@@ -94,7 +99,7 @@ class KvLayout:
         """Return the blocks that the token after *num_tokens* takes."""
         if not self.groups:
             return int(num_tokens % self.block_size_tokens == 0)
-        return self.kept_blocks(num_tokens + 1) - self.kept_blocks(num_tokens)
+        return sum(count for group, count in self._kinds if group.grows_after(num_tokens))
 
     def passing_blocks(self, num_tokens: int) -> int:
         """Return the blocks that a step with so many prompt tokens takes only for a while."""
