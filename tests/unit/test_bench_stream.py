@@ -1,4 +1,4 @@
-"""Whatever bytes come back, one request ends with a reason and the run goes on; tokens are tokens."""
+"""Whatever bytes come back, one request ends with a reason, the run goes on, tokens are tokens."""
 
 from __future__ import annotations
 
@@ -7,18 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from wire import (
-    CHUNKS,
-    DONE,
-    STREAM_HEAD,
-    Exchange,
-    call,
-    chunk,
-    damaged,
-    event,
-    send_damaged,
-    serving,
-)
+from damaged import CHUNKS, damaged, send_damaged
+from wire import DONE, STREAM_HEAD, Exchange, call, chunk, event, serving
 
 from headway.bench.load import LoadResult, run_load
 from headway.bench.probe import parse_metrics, preemptions_between
@@ -29,7 +19,7 @@ GOOD = b"".join(map(event, CHUNKS)) + DONE
 
 
 def load_of(*streams: bytes) -> LoadResult:
-    """Return what the load generator makes of each stream, one request each, and a good one last."""
+    """Return what the load generator makes of each stream, and of a good one last."""
 
     async def answer(exchange: Exchange) -> None:
         await exchange.send(STREAM_HEAD + (*streams, GOOD)[int(exchange.asks)])
@@ -50,7 +40,7 @@ def record_of(stream: bytes) -> RequestRecord:
 
 
 def counted(*chunks: Any) -> tuple[int, str]:
-    """Return how many tokens a stream of *chunks* and its end has, and what they were counted by."""
+    """Return how many tokens a stream of *chunks* has, and what they were counted by."""
     result = load_of(b"".join(map(event, (*chunks, chunk("", "stop")))) + DONE)
     assert result.records[0].finished, result.records[0].detail
     (how,) = set(result.counted_by) - {"ids"}  # The good stream sends ids.

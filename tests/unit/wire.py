@@ -1,17 +1,20 @@
-"""A server of bare bytes for the load generator's tests, and streams no server should send."""
+"""A server of bare bytes for the load generator's tests."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import random
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from click.testing import CliRunner, Result
+
 from headway.bench.client import Call
+from headway.bench.load import LoadResult, run_load
+from headway.cli.bench import bench
 from headway.slo import Slo
 
 Handler = Callable[["Exchange"], Awaitable[None]]
@@ -54,7 +57,9 @@ class Exchange:
     async def stream(self, *chunks: Any) -> None:
         """Answer with a whole stream that leaves the connection open for another request."""
         data = b"".join(map(event, chunks)) + DONE
-        await self.send(STREAM_HEAD.replace(b"close", b"keep-alive\r\nContent-Length: %d" % len(data)))
+        await self.send(
+            STREAM_HEAD.replace(b"close", b"keep-alive\r\nContent-Length: %d" % len(data))
+        )
         await self.send(data)
 
     def close(self) -> None:
@@ -80,7 +85,12 @@ async def serving(
 ) -> AsyncIterator[str]:
     """Serve every request by *handler*, which may close the connection; yield the URL."""
 
+    tasks: set[asyncio.Task[Any]] = set()
+
     async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        tasks.add(task)
         try:
             number = 0
             while not writer.is_closing():
@@ -94,8 +104,11 @@ async def serving(
                 number += 1
         except (ConnectionError, asyncio.IncompleteReadError, ssl.SSLError):
             pass  # The client has left.
+        except asyncio.CancelledError:
+            pass  # The test is over; a task of a stream server must not end cancelled.
         finally:
             writer.close()
+            tasks.remove(task)
 
     if unix_socket is not None:
         server = await asyncio.start_unix_server(connection, unix_socket)
@@ -108,86 +121,52 @@ async def serving(
         yield url
     finally:
         server.close()
+        for task in list(tasks):
+            task.cancel()
+        await asyncio.gather(*tasks)
 
 
-CHUNKS: Sequence[dict[str, Any]] = (
-    chunk(prompt_token_ids=[1, 2, 3]),
-    chunk("grüße"),
-    {"choices": [{"delta": {"reasoning": "hm"}, "token_ids": [4, 5]}], "error": None},
-    {"choices": [{"delta": {"tool_calls": [{"function": {"arguments": "{"}}]}}]},
-    chunk("", "stop"),
-    {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 9,
-                              "completion_tokens_details": {"reasoning_tokens": 2}}},
-)  # fmt: skip
-
-WEIRD = (
-    b"null", b"[]", b"{}", b"3", b"-1", b"1e999", b"NaN", b'""', b'"x"', b"true", b"[null]", b"[[]]",
-    b'{"message": null}', b"9" * 30, b"9" * 5000, b'"\\ud800"', b'"\xff"', b"[" * 5000, b'{"a":' * 2000,
-)  # fmt: skip
-
-NOISE = (
-    b"\n", b"\r", b"\r\n", b"\n\n", b"data:", b"data: ", b"data: [DONE]\n", b": hi\n", b"event: error\n",
-    b"\xef\xbb\xbf", b"\xff\xfe", b"\x00", b"{", b"}", b"[", b'"', b"\xc3", b"\x1b[31m",
-)  # fmt: skip
-
-HEADS = (
-    STREAM_HEAD, STREAM_HEAD, STREAM_HEAD, STREAM_HEAD,
-    STREAM_HEAD.replace(b"200 OK", b"429 No\r\nRetry-After: 9e9"),
-    STREAM_HEAD.replace(b"200 OK", b"500 \xff"),
-    STREAM_HEAD.replace(b"200 OK", b"302 Found\r\nLocation: //\xff"),
-    STREAM_HEAD.replace(b"200 OK", b"204 None"),
-    STREAM_HEAD.replace(b"close", b"close\r\nContent-Length: 40"),
-    STREAM_HEAD.replace(b"close", b"close\r\nTransfer-Encoding: chunked"),
-    STREAM_HEAD.replace(b"close", b"close\r\nContent-Encoding: gzip"),
-    STREAM_HEAD.replace(b"close", b"close\r\nContent-Encoding: deflate"),
-    STREAM_HEAD.replace(b"event-stream", b"event-stream; charset=\xff"),
-    STREAM_HEAD.replace(b"close", b"close\r\nSet-Cookie: \x01=;;"),
-    STREAM_HEAD.replace(b"close", b"close\r\nX: " + b"y" * 20_000),
-)  # fmt: skip
+MODELS = {"data": [{"id": "tiny [/bold] \x1b[31m", "owned_by": "someone"}]}
+ANSWER = (chunk("a"), chunk("b", "stop"))
 
 
-def damaged(seed: int) -> bytes:
-    """Return the bytes of one answer, damaged in a few places."""
-    rng = random.Random(seed)
-    chunks = [json.dumps(one).encode() for one in CHUNKS]
-    for _ in range(rng.choice((0, 1, 1, 2))):
-        index = rng.randrange(len(chunks))
-        chunks[index] = _with_weird_value(rng, chunks[index])
-    events = [b"data: " + one + rng.choice((b"\n\n", b"\n\n", b"\r\n\r\n", b"\n")) for one in chunks]
-    body = bytearray(b"".join(events) + DONE)
-    for _ in range(rng.choice((0, 0, 1, 3))):
-        at = rng.randrange(len(body) + 1)
-        match rng.randrange(4):
-            case 0:
-                body[at:at] = rng.choice(NOISE)
-            case 1:
-                del body[at : at + rng.randrange(40)]
-            case 2:
-                body[at:at] = rng.randbytes(rng.randrange(20))
-            case 3:
-                del body[at:]
-    data = bytearray(rng.choice(HEADS)) + body
-    if rng.random() < 0.1:
-        data[rng.randrange(len(data))] = rng.randrange(256)
-    return bytes(data)
+async def serve_well(exchange: Exchange) -> None:
+    if exchange.path == "/v1/models":
+        await exchange.answer(200, MODELS)
+    elif exchange.path == "/metrics":
+        await exchange.answer(404, {})
+    else:
+        await exchange.stream(*ANSWER)
 
 
-def _with_weird_value(rng: random.Random, data: bytes) -> bytes:
-    """Return JSON with one of its values, or all of it, replaced."""
-    places = [0, *(i + 1 for i, letter in enumerate(data) if letter in b":[,")]
-    at = rng.choice(places)
-    end = min((i for i in (data.find(b, at) for b in (b",", b"}", b"]")) if i >= 0), default=at)
-    return rng.choice(WEIRD) if at == 0 else data[:at] + rng.choice(WEIRD) + data[end:]
+def load_of(
+    handler: Handler,
+    num_requests: int = 1,
+    gap_s: float = 0.0,
+    timeout_s: float = 20,
+    **options: Any,
+) -> LoadResult:
+    async def run() -> LoadResult:
+        async with serving(handler) as url:
+            planned = [call(f"r{i}", str(i)) for i in range(num_requests)]
+            return await run_load(url, planned, timeout_s=timeout_s, **options)
+
+    return asyncio.run(run())
 
 
-async def send_damaged(exchange: Exchange) -> None:
-    """Answer with :func:`damaged` of the seed that the prompt is, in pieces, and hang up."""
-    seed = int(exchange.asks)
-    data, rng = damaged(seed), random.Random(seed)
-    for _ in range(rng.randrange(3)):
-        cut = rng.randrange(len(data) + 1)
-        await exchange.send(data[:cut])
-        data = data[cut:]
-        await asyncio.sleep(0)
-    await exchange.send(data)
-    exchange.close()
+def benched(handler: Handler, *args: str, num_requests: int = 4, **served: Any) -> Result:
+    """Return what the command prints and its exit code, with a workload of a few requests."""
+    rows = [
+        {"arrived_at_s": i / 100, "num_prompt_tokens": 5, "num_output_tokens": 3, "prompt": str(i)}
+        for i in range(num_requests)
+    ]
+    runner = CliRunner()
+
+    async def run() -> Result:
+        async with serving(handler, **served) as url:
+            words = ["--url", url, "--workload", "w.jsonl", "--no-warm-up", "--json", "out.json"]
+            words += ["--out", "out.jsonl", *args]
+            return await asyncio.to_thread(runner.invoke, bench, words)
+
+    Path("w.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return asyncio.run(run())
