@@ -33,7 +33,7 @@ NOISE = (
 )  # fmt: skip
 
 HEADS = (
-    STREAM_HEAD, STREAM_HEAD, STREAM_HEAD, STREAM_HEAD,
+    *[STREAM_HEAD] * 20,
     STREAM_HEAD.replace(b"200 OK", b"429 No\r\nRetry-After: 9e9"),
     STREAM_HEAD.replace(b"200 OK", b"500 \xff"),
     STREAM_HEAD.replace(b"200 OK", b"302 Found\r\nLocation: //\xff"),

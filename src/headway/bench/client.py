@@ -151,6 +151,10 @@ async def _try(
         return _End("timed_out", f"no {what} after {timeout_s:g} s")
     except BadStream as error:
         return _End("failed", str(error))
+    except aiohttp.TooManyRedirects as error:
+        return _End("failed", f"redirected {len(error.history)} times")
+    except aiohttp.ClientResponseError as error:
+        return _End("failed", f"the answer is no HTTP: {error.message}")
     except (aiohttp.ClientError, OSError) as error:
         return _End("failed", f"connection: {str(error) or type(error).__name__}")
     except asyncio.CancelledError:

@@ -81,6 +81,8 @@ def unreachable(url: str, error: Exception, access: Access) -> str:
             )
         case aiohttp.ClientSSLError():
             return f"{url} does not speak TLS as it should; is it an http:// server?"
+        case aiohttp.TooManyRedirects():
+            return f"{url} redirects in a circle."
         case aiohttp.InvalidURL():
             return f"--url {url} is no URL."
         case aiohttp.ClientConnectorDNSError():
