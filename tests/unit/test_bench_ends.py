@@ -123,6 +123,20 @@ def test_slow_headers_and_silence_time_out(said: bytes) -> None:
     assert (record.outcome, record.detail) == ("timed_out", "no answer after 0.3 s")
 
 
+@pytest.mark.parametrize("rest", [b"zz\r\n", b"3\r\nabc\r\nzz", b"3\r\nabcd"])
+def test_a_body_whose_framing_breaks_ends_at_once(rest: bytes) -> None:
+    """Not at the timeout: the server has long gone."""
+
+    async def answer(exchange: Exchange) -> None:
+        await exchange.send(STREAM_HEAD.replace(b"close", b"close\r\nTransfer-Encoding: chunked"))
+        await asyncio.sleep(0.05)  # Head and body are to arrive apart.
+        await exchange.send(rest)
+        exchange.close()
+
+    (record,) = load_of(answer, timeout_s=60).records
+    assert (record.outcome, record.detail[:11]) == ("failed", "connection:")
+
+
 @pytest.mark.parametrize("kind", ["application/json", "text/html"])
 def test_an_answer_that_is_no_stream_is_named(kind: str) -> None:
     """A server that does not stream, or a page of a proxy with status 200."""

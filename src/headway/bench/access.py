@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import ssl
 from collections.abc import Mapping, Sequence
@@ -118,10 +119,32 @@ async def post(session: aiohttp.ClientSession, url: str, body: Any) -> aiohttp.C
     while True:
         link = Link()
         try:
-            return await session.post(url, json=body, trace_request_ctx=link)
+            response = await session.post(url, json=body, trace_request_ctx=link)
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
             if not link.is_reused:
                 raise
+        else:
+            _end_with_connection(response)
+            return response
+
+
+def _end_with_connection(response: aiohttp.ClientResponse) -> None:
+    """End the body where the connection ends.
+
+    aiohttp 3.14 closes the connection when the framing of a body breaks after its beginning, and
+    tells the reader nothing: the request would wait out its timeout.
+    """
+    protocol = response.connection.protocol if response.connection is not None else None
+    closed = protocol.closed if protocol is not None else None
+    if closed is not None:
+        closed.add_done_callback(lambda closed: _break_off(response.content, closed))
+
+
+def _break_off(body: aiohttp.StreamReader, closed: asyncio.Future[None]) -> None:
+    if not closed.cancelled():
+        closed.exception()  # Else asyncio complains that nobody looked.
+    if not body.is_eof() and body.exception() is None:
+        body.set_exception(aiohttp.ClientPayloadError("it closed before the answer's end"))
 
 
 def _connection_watch() -> aiohttp.TraceConfig:
