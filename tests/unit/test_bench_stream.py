@@ -10,6 +10,7 @@ import pytest
 from damaged import CHUNKS, damaged, send_damaged
 from wire import DONE, STREAM_HEAD, Exchange, call, chunk, event, serving
 
+from headway.bench.chunks import Answer, ChatChunk
 from headway.bench.load import LoadResult, run_load
 from headway.bench.probe import parse_metrics, preemptions_between
 from headway.bench.show import counting_sentence, failure_sentence
@@ -136,6 +137,21 @@ def test_an_error_that_is_null_is_none() -> None:
     assert counted(chunk("a", error=None)) == (1, "chunks")
 
 
+def test_a_fault_of_our_own_costs_one_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is recorded as what it is, and the others' figures are kept."""
+    take = Answer.take
+
+    def stumble(answer: Answer, chunk: ChatChunk, now_s: float) -> None:
+        if chunk.usage == "stumble":
+            raise ZeroDivisionError("here")
+        take(answer, chunk, now_s)
+
+    monkeypatch.setattr(Answer, "take", stumble)
+    record = record_of(event(chunk("a", usage="stumble")))
+    assert record.outcome == "failed"
+    assert record.detail == "load generator: ZeroDivisionError: here"
+
+
 def usage(num_tokens: Any, hidden: int = 0, **more: Any) -> dict[str, Any]:
     details = {"reasoning_tokens": hidden}
     return {"completion_tokens": num_tokens, "completion_tokens_details": details, **more}
@@ -152,6 +168,8 @@ def only_usage(*args: Any, **more: Any) -> dict[str, Any]:
         ([chunk("a"), chunk("b"), only_usage(2)], (2, "usage")),
         ([chunk("a", usage=usage(3)), chunk("b", usage=usage(4))], (4, "usage")),
         ([chunk("a", usage=usage(0)), chunk("b"), only_usage(5)], (5, "usage")),
+        ([chunk("a", usage=usage(1)), only_usage(3)], (3, "usage")),
+        ([chunk("a", usage=usage(2)), chunk("", usage=usage(3))], (3, "usage")),
         ([chunk("a"), chunk("b"), only_usage(1)], (2, "chunks")),
         ([chunk("a"), only_usage(10**18)], (1, "chunks")),
         ([chunk("a"), only_usage(-1)], (1, "chunks")),

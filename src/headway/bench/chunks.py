@@ -146,7 +146,7 @@ class Answer:
         """Spread the tokens of *usage* over the chunks since the last one.
 
         Chunks are tokens where the usage has fewer, or more than were asked for. Tokens that no
-        chunk showed (an end of text) came with this one.
+        chunk showed (an end of text) came with this one, or with the last if this has no choices.
         """
         self.num_prompt_tokens = self.num_prompt_tokens or _count(usage.get("prompt_tokens"))
         total = _count(usage.get("completion_tokens"))
@@ -156,12 +156,13 @@ class Answer:
             details = usage.get("completion_tokens_details")
             hidden = details.get("reasoning_tokens") if isinstance(details, dict) else None
             total -= _count(hidden) or 0
-        chunks_s = self.emitted_at_s[self._num_settled :]
         if len(self.emitted_at_s) <= total <= self.max_tokens:
+            chunks_s = self.emitted_at_s[self._num_settled :]
+            places_s = chunks_s or this_chunk_s or self.emitted_at_s[-1:]
             num_tokens = total - self._num_settled
-            self.emitted_at_s[self._num_settled :] = _spread(chunks_s or this_chunk_s, num_tokens)
+            self.emitted_at_s[self._num_settled :] = _spread(places_s, num_tokens)
+            self._num_settled = len(self.emitted_at_s)
             self.counted_by = "usage"
-        self._num_settled = len(self.emitted_at_s)
 
 
 def _spread(chunks_s: list[float], num_tokens: int) -> list[float]:
