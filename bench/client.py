@@ -4,9 +4,9 @@
 
 A second process serves streams and notes the instant of every chunk it hands to the kernel; both
 read the same monotonic clock. The streams run at once; their chunks leave together, as the tokens
-of a step do, then in a second run evenly over the gap, as a busy server sends them. Bound: the figures
-that a report shows, of first tokens and of gaps, are within 2 ms or 2 % of what was sent. Real-time
-priority keeps other work on the machine out of it.
+of a step do, then in a second run evenly over the gap, as a busy server sends them. Bound: the
+figures that a report shows, of first tokens and of gaps, are within 2 ms or 2 % of what was sent.
+Real-time priority keeps other work on the machine out of it.
 """
 
 from __future__ import annotations
