@@ -113,7 +113,38 @@ def test_limits_bound_what_a_client_asks_for(
 def test_limits_hold_without_the_http_edge_too(book: SloBook) -> None:
     """The scheduler reads the same file, and a request may reach it another way."""
     with pytest.raises(UserError, match="between 200"):
-        book.resolve({"slo_ttft_ms": 5})
+        replace(book, keys={}).resolve({"slo_ttft_ms": 5})
+
+
+@pytest.mark.parametrize("name", ["slo_class", "slo_ttft_ms", "slo_explain", "SLO_CLASS", "slo"])
+def test_where_there_are_keys_the_scheduler_believes_the_edge_alone(
+    book: SloBook, name: str
+) -> None:
+    """It sees no keys: what the edge has not judged holds no promise, nor the default class."""
+    assert book.resolve({STAMP: GOLD.stamp()}) == GOLD
+    assert book.resolve({"top_x": 1}) == book.resolve(None) == NO_PROMISE
+    with pytest.raises(UserError, match="middleware"):
+        book.resolve({name: "chat"})
+
+
+@pytest.mark.parametrize("sent", ["ключ", "schlüssel"])
+def test_a_key_with_any_letters_is_known(sent: str) -> None:
+    """Clients write it as UTF-8 or as ISO 8859-1, as far as it has the letters."""
+    document = {
+        "classes": {"chat": {"ttft_s": 1}, "gold": {"ttft_s": 0.1}},
+        "keys": {sent: {"class": "chat", "classes": []}},
+    }
+    book = SloBook.parse(document)
+    codings = ["utf-8", "latin-1"] if max(sent) < "\u0100" else ["utf-8"]
+    for coding in codings:
+        with pytest.raises(UserError, match="not allowed"):
+            book.promise({"slo_class": "gold"}, api_key=sent.encode(coding))
+
+
+def test_a_file_with_a_byte_order_mark_is_read(path: Path) -> None:
+    """Some editors write one."""
+    path.write_text(FILE, encoding="utf-8-sig")
+    assert SloBook.load(path).promise({}) == CHAT
 
 
 def test_classes_of_the_operator_are_not_limited() -> None:
