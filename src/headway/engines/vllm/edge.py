@@ -95,7 +95,7 @@ class SloEdge:
         if client is None and not self._has_complained:
             self._has_complained = True
             logger.error("%s", NO_CLIENT)
-        exchange = _Exchange(self._book(), scope, receive, send)
+        exchange = _Exchange(await self._book(), scope, receive, send)
         token = current.set(exchange)
         try:
             await self._app(scope, exchange.receive, exchange.send)
@@ -113,8 +113,8 @@ class SloEdge:
         if slo_file:
             self._watched = WatchedBook(slo_file, self._now_s())
 
-    def _book(self) -> SloBook | None:
-        return self._watched.at(self._now_s()) if self._watched is not None else None
+    async def _book(self) -> SloBook | None:
+        return await self._watched.at(self._now_s()) if self._watched is not None else None
 
 
 class _Exchange:
