@@ -167,6 +167,8 @@ class _Exchange:
         for completion in output.outputs:
             if completion.finish_reason is None:
                 continue
+            if self._accounted is not None:
+                self._accounted.num_offered += 1
             if self._accounted is not None and (told := parse_account(completion.stop_reason)):
                 completion.stop_reason = told.stop_reason
                 self._accounted.accounts.append(told.told)
