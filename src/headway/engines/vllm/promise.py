@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from headway.engines.vllm.headers import Headers, api_key_of, asked_in
+from headway.engines.vllm.request_body import HOLDERS
 from headway.errors import UserError
 from headway.slo import EXPLAIN, Slo, SloBook
 from headway.slo_rules import is_ours, shown, truth
@@ -25,6 +26,13 @@ BODY_FIELDS = {
     "explain": EXPLAIN,
 }
 """What the body's ``slo`` object may hold, and the request fields it stands for."""
+
+WHOLE = ("sampling_params", "extra_args")
+"""Where vLLM takes sampling parameters whole."""
+
+LIKE_HOLDERS = (*HOLDERS, "extra_body")
+"""Names, in lower case, under which a client may mean to ask us something; the last is what the
+OpenAI SDK calls its own argument."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +92,7 @@ def asked_in_body(body: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, st
     Raises:
         UserError: A field is where it has no effect, unknown, or said twice differently.
     """
-    for name in body:
-        if is_ours(name) and name != "slo":
-            raise UserError(
-                f"Put {shown(name)} into 'vllm_xargs', or say it in 'slo'; where it is,"
-                " it has no effect."
-            )
+    _check_places(body)
     asked: dict[str, Any] = {}
     for xargs in _extra_arguments(body):
         for name, value in xargs.items():
@@ -118,6 +121,31 @@ def asked_in_body(body: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, st
             raise UserError(f"slo.{name} and vllm_xargs.{field} differ; say it once.")
         asked[field], labels[field] = value, f"slo.{name}"
     return asked, labels
+
+
+def _check_places(body: Mapping[str, Any]) -> None:
+    """Raise a sentence for a field of ours where neither vLLM nor we look for one."""
+    for name, value in body.items():
+        if is_ours(name) and name != "slo":
+            raise _misplaced(name)
+        if not _is_like_a_holder(name, value):
+            continue
+        for inner, deeper in value.items():
+            if is_ours(inner) and name != "vllm_xargs":
+                raise _misplaced(f"{name}.{inner}")
+            if _is_like_a_holder(inner, deeper) and (name, inner) != WHOLE:
+                for innermost in filter(is_ours, deeper):
+                    raise _misplaced(f"{name}.{inner}.{innermost}")
+
+
+def _is_like_a_holder(name: str, value: Any) -> bool:
+    return name.lower() in LIKE_HOLDERS and isinstance(value, Mapping)
+
+
+def _misplaced(name: str) -> UserError:
+    return UserError(
+        f"Put {shown(name)} into 'vllm_xargs', or say it in 'slo'; where it is, it has no effect."
+    )
 
 
 def _extra_arguments(body: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
