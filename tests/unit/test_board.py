@@ -45,6 +45,16 @@ def test_two_schedulers_make_one_picture() -> None:
     assert len(state["points"]) == 1
 
 
+def test_many_schedulers_make_as_many_points_as_one() -> None:
+    """Eight that tell twice a second, each at its own time: there is always one within a blink."""
+    board, observed = Board(), Observed()
+    for i in range(160):  # Ten seconds.
+        board.take(counts(observed, 1000.0 + i / 16, str(i % 8)))
+    points = board.state(1010.0)["points"]
+    assert 20 <= len(points) <= 40
+    assert len({point["number"] for point in points}) == len(points)
+
+
 def test_points_of_time_are_sent_once() -> None:
     """The page asks for what came after the last point it has."""
     observed, board = Observed(), Board()

@@ -39,7 +39,8 @@ LATE_SHOWN = 8
 """Of those who are late right now, the latest; each scheduler tells as many."""
 
 SAME_POINT_S = 0.25
-"""Snapshots closer than this, from several schedulers, make one point of the timeline."""
+"""Snapshots within this, from several schedulers, make one point of the timeline; the newest point
+may still grow."""
 
 PAST_EVERY_S = 5.0
 """Seconds between two whole counts that are kept to compare with."""
@@ -60,6 +61,7 @@ class Board:
         self._shadows: dict[str, Json] = {}
         self._past: deque[tuple[float, Json]] = deque()
         self._points: deque[Json] = deque()
+        self._begun_unix_s = -math.inf
         self._base: Json = {}
         self._newest: Json = {}
 
@@ -92,11 +94,12 @@ class Board:
         counts = self.counts()
         # Milliseconds: the same for every API server of one engine, and larger after a restart.
         number = int(unix_s * 1e3)
-        if self._points and unix_s - self._points[-1]["unix_s"] < SAME_POINT_S:
+        if self._points and unix_s - self._begun_unix_s < SAME_POINT_S:
             merged = self._points.pop()
             number = merged["number"]
             longest_step_s = max(longest_step_s, merged["longest_step_s"])
         else:
+            self._begun_unix_s = unix_s  # Or messages of many would follow for ever.
             self._base, self._newest = self._newest or counts, counts
         gone = _since(counts, self._base)
         # A message that was lost took the longest of its steps along; their mean is known.
