@@ -22,7 +22,7 @@ from headway.metrics import define, kept
 from headway.policy.events import Arrived, StepDone
 from headway.policy.log import events_in
 from headway.slo import Slo
-from headway.workloads.schema import json_lines
+from headway.workloads.text_files import json_lines
 
 HERE = Path(__file__).parent
 Seen = dict[str, tuple[Slo, float, list[float]]]

@@ -19,6 +19,7 @@ from typing import Any
 import click
 from docs_commands import commands_page
 from docs_text import attributes_of, escaped, markdown, table
+from docs_traces import traces_page
 from docs_workloads import workloads_page
 from docstring_parser import DocstringStyle, parse
 
@@ -58,6 +59,7 @@ def pages() -> dict[Path, str]:
         "policies": policies_page,
         "promises": promises_page,
         "settings": settings_page,
+        "traces": traces_page,
         "workloads": workloads_page,
     }
     made = {reference / f"{name}.md": _page(lines()) for name, lines in written.items()}

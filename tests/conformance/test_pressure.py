@@ -157,7 +157,9 @@ def test_what_the_whole_cache_cannot_hold(tmp_path: Path, engine: str, policy: s
     sizes = [(4_000, 5), (5_000, 5), (3_000, 5_000), (50, 20)]
     write_jsonl(path, [WorkloadRequest(f"r{i}", 0.1 * i, *size) for i, size in enumerate(sizes)])
     machine = Machine("llama-3.1-8b@h100", kv_tokens=4_000)
-    records = execute(RunSpec(policy, engine, Load(str(path)), machine)).records
+    result = execute(RunSpec(policy, engine, Load(str(path)), machine))
+    assert result.run["too_long"] == {"cut": ("r2",), "never_fit": ("r0", "r1")}
+    records = list(result.records)
     records.sort(key=lambda record: record.arrived_at_s)
     assert [record.outcome for record in records] == ["failed", "failed", "finished", "finished"]
     assert 1_000 <= len(records[2].emitted_at_s) <= 1_001

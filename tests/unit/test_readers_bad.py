@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from headway.errors import UserError
-from headway.workloads import readers, schema
+from headway.workloads import readers, text_files
 from headway.workloads.prefixes import found_tokens
 from headway.workloads.public import traces
+from headway.workloads.reading import ReadOptions
 from headway.workloads.schema import WorkloadRequest, read_jsonl
 
 TRACES = traces()
@@ -45,14 +46,14 @@ def jsonl(path: Path, *rows: object) -> Path:
         (
             "azure",
             AZURE + "2023-11-16 18:00:09,1,5\n2023-11-16 18:00:08,1,5\n",
-            "line 3: arrived_at_s goes back",
+            "line 3: TIMESTAMP goes back",
         ),
         ("azure", AZURE, "holds no requests"),
         ("azure", AZURE + f'"{"x" * 200_000}', "not valid CSV"),
         ("burst", BURST + "-4,GPT-4,1,1,2,API log\n", "line 2: Timestamp must be"),
         ("burst", BURST + "4,GPT-4,,1,2,API log\n", "line 2: Request tokens must be"),
         ("burst", BURST + "4,GPT-4,7,0,7,API log\n", "holds no requests"),
-        ("lengths", LENGTHS + "10,0,10,1\n", "line 2: num_decode_tokens must be"),
+        ("lengths", LENGTHS + "10,0,10,1\n", "(1 row with 0 output tokens skipped)"),
         ("lengths", LENGTHS + "10\n", "line 2: the column 'num_decode_tokens' is missing"),
         ("lengths", LENGTHS + "10,2.5,12,1\n", "line 2: num_decode_tokens must be a whole"),
         ("empty", "", "is empty"),
@@ -77,7 +78,7 @@ def test_a_broken_csv_gets_one_sentence(
         ({"timestamp": -1}, "timestamp must be"),
         ({"timestamp": 4}, "goes back"),
         ({"input_length": 0}, "input_length must be"),
-        ({"output_length": 0}, "output_length must be"),
+        ({"output_length": -1}, "output_length must be"),
         ({"input_length": float("nan")}, "input_length must be"),
         ({"input_length": 10**400}, "input_length must be"),
         ({"hash_ids": "1,2"}, "hash_ids must be a list"),
@@ -101,7 +102,7 @@ def test_a_broken_mooncake_row_gets_one_sentence(
 )
 def test_json_that_is_none_gets_one_sentence(tmp_path: Path, line: str) -> None:
     """Endless brackets and endless numbers do not end in a traceback."""
-    with pytest.raises(UserError, match="line 1: "):
+    with pytest.raises(UserError, match=r"line 1[:,] "):
         read_jsonl(write(tmp_path / "w.jsonl", line + "\n"))
 
 
@@ -110,7 +111,7 @@ def test_a_line_without_end_is_not_held_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str
 ) -> None:
     """Reading stops at the bound; the sentence names the line."""
-    monkeypatch.setattr(schema, "MAX_LINE_CHARS", 1_000)
+    monkeypatch.setattr(text_files, "MAX_LINE_CHARS", 1_000)
     path = write(tmp_path / "w.txt", start + "1" * 5_000)
     with pytest.raises(UserError, match=rf"line {1 + start.count(chr(10))}: longer than 1000 char"):
         readers.load(path)
@@ -119,7 +120,7 @@ def test_a_line_without_end_is_not_held_in_memory(
 def test_a_line_as_long_as_allowed_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The bound itself is still a line."""
     row = '{"arrived_at_s": 0, "num_prompt_tokens": 1, "num_output_tokens": 1}\n'
-    monkeypatch.setattr(schema, "MAX_LINE_CHARS", len(row))
+    monkeypatch.setattr(text_files, "MAX_LINE_CHARS", len(row))
     assert len(read_jsonl(write(tmp_path / "w.jsonl", row))) == 1
 
 
@@ -152,18 +153,22 @@ def test_lengths_alone_are_an_offline_batch(tmp_path: Path) -> None:
 
 
 def test_the_dialects_of_mooncake_are_told_apart(tmp_path: Path) -> None:
-    """16 or 512 tokens a hash by what fits; seconds where rows have a ``chat_id``."""
+    """16 or 512 tokens a hash by what fits; seconds or milliseconds by the rate."""
     rows = [{**ROW, "timestamp": 0}, {**ROW, "timestamp": 2}]
-    sim = readers.load(jsonl(tmp_path / "s.jsonl", *rows))
-    assert [(r.arrived_at_s, r.hash_tokens) for r in sim] == [(0.0, 16), (0.002, 16)]
-    assert {r.hash_ids for r in sim} == {(1, 2, 3)}
-    qwen = readers.load(jsonl(tmp_path / "q.jsonl", *({"chat_id": 1, **row} for row in rows)))
-    assert [(r.arrived_at_s, r.hash_tokens) for r in qwen] == [(0.0, 16), (2.0, 16)]
-    long = [{**row, "input_length": 1_400} for row in rows]
-    mooncake = readers.load(jsonl(tmp_path / "m.jsonl", *long))
-    assert [r.hash_tokens for r in mooncake] == [512, 512]
-    timed = readers.read_timed_trace(tmp_path / "m.jsonl")
+    timed = readers.load(jsonl(tmp_path / "s.jsonl", *rows))
     assert [(r.arrived_at_s, r.hash_tokens) for r in timed] == [(0.0, 16), (2.0, 16)]
+    assert {r.hash_ids for r in timed} == {(1, 2, 3)}
+    qwen = [{"chat_id": 1, **row, "timestamp": 100 * row["timestamp"]} for row in rows]
+    made = readers.load(jsonl(tmp_path / "q.jsonl", *qwen))
+    assert [(r.arrived_at_s, r.hash_tokens) for r in made] == [(0.0, 16), (200.0, 16)]
+    long = [{**row, "input_length": 1_400, "timestamp": 100 * row["timestamp"]} for row in rows]
+    mooncake = jsonl(tmp_path / "m.jsonl", *long)
+    assert [(r.arrived_at_s, r.hash_tokens) for r in readers.load(mooncake)] == [
+        (0.0, 512),
+        (0.2, 512),
+    ]
+    said = readers.load(mooncake, ReadOptions(time_unit="s", hash_tokens=16))
+    assert [(r.arrived_at_s, r.hash_tokens) for r in said] == [(0.0, 16), (200.0, 16)]
 
 
 @needs_traces

@@ -54,4 +54,7 @@ def test_every_option_of_a_command_is_in_its_section() -> None:
             if isinstance(option, click.Option) and not option.hidden:
                 assert f"| `{option.opts[0]}" in told, f"{path} {option.opts[0]}"
     for name in SAID_BY_THE_RECORDING:
-        assert f"`--{name}`" in page.partition("\n## headway replay\n")[2].partition("\n## ")[0]
+        assert (
+            f"`--{name.replace('_', '-')}`"
+            in page.partition("\n## headway replay\n")[2].partition("\n## ")[0]
+        )

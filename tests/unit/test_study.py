@@ -316,3 +316,19 @@ def test_what_did_not_end_gets_the_median_of_its_class(tmp_path: Path) -> None:
     path.write_text('{"what": 1}\n')
     with pytest.raises(UserError, match="line 1"):
         recorded.read(path)
+
+
+@pytest.mark.parametrize("policy", ["headway", "fcfs"])
+def test_what_is_too_long_is_what_the_engine_cuts_or_refuses(tmp_path: Path, policy: str) -> None:
+    """Counted from lengths alone, it is what happened: by the token, at the edge of the cache."""
+    rows = [(100, 50), (976, 48), (976, 49), (900, 300), (1023, 1), (1024, 1), (2000, 5)]
+    path = tmp_path / "long.jsonl"
+    write_jsonl(path, [WorkloadRequest(f"r{i}", float(i), *row) for i, row in enumerate(rows)])
+    machine = Machine("llama-3.1-8b@h100", kv_tokens=1030)
+    result = execute(RunSpec(policy, "sim", Load(str(path)), machine))
+    lengths = {f"r{i}": output for i, (_, output) in enumerate(rows)}
+    ended = [r for r in result.records if r.finished]
+    cut = [r.id for r in ended if r.num_output_tokens < lengths[r.id]]
+    refused = [r.id for r in result.records if r.outcome == "failed"]
+    assert result.run["too_long"] == {"cut": tuple(cut), "never_fit": tuple(refused)}
+    assert (cut, refused) == (["r2", "r3"], ["r5", "r6"])

@@ -193,3 +193,70 @@ def test_a_mistake_gets_one_sentence(
     assert hint in said
     assert said.startswith("headway: ")
     assert len(said.splitlines()) == 1
+
+
+VIDUR = (
+    "arrived_at,num_prefill_tokens,num_decode_tokens\n"
+    "0,40,7\n0.5,900,300\n1.5,12,0\n2,2000,5\n3,976,49\n4,976,48\n"
+)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("simulate", "--policy", "fcfs,slack"), ("capacity", "--policy", "fcfs", "--target", "0.1")],
+)
+def test_how_a_trace_was_read_and_what_is_too_long_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: tuple[str, ...]
+) -> None:
+    """One line before the table, names below it, and both in the JSON."""
+    trace, out = tmp_path / "vidur.csv", tmp_path / "out.json"
+    trace.write_text(VIDUR)
+    args = ("--trace", str(trace), "--kv-tokens", "1030", "--workers", "1", "--json", str(out))
+    assert run(*command, *args) == 0
+    text = capsys.readouterr().out
+    assert "Read as a Vidur trace; times in seconds" in text
+    assert "1 row with 0 output tokens skipped." in text
+    assert "2 requests are cut at the 1024 tokens of the KV cache: r1, r4." in text
+    assert "1 request is answered with an error" in text
+    document = json.loads(out.read_text())
+    assert document["trace"]["format"] == "a Vidur trace"
+    assert document["trace"]["num_skipped"] == {"with 0 output tokens": 1}
+    long = {"cut": ["r1", "r4"], "never_fit": ["r3"]}
+    told = [one["too_long"] for one in document.get("runs", [document])]
+    assert all(one == long for one in told)
+    assert (" long" in text) == (command[0] == "simulate")  # The head of a column, wrapped.
+
+
+def test_an_option_about_the_trace_changes_the_run(tmp_path: Path) -> None:
+    """Half as long apart in another unit; the runs are kept apart too."""
+    trace, out = tmp_path / "vidur.csv", tmp_path / "out.json"
+    trace.write_text(VIDUR)
+    spans_s = []
+    for more in ((), ("--time-unit", "ms"), ("--column", "arrived=none")):
+        args = ("--trace", str(trace), "--policy", "fcfs", "--workers", "1", "--json", str(out))
+        assert run("simulate", *args, *more) == 0
+        spans_s.append(runs_in(out)[0]["duration_s"])
+    assert spans_s[0] > 4.0 > spans_s[1] > spans_s[2]
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (("simulate", *SMALL, "--rate", "3", "--sort"), "--sort is about a trace file"),
+        (("capacity", *SMALL, "--time-unit", "ms"), "--time-unit is about a trace file"),
+        (("bench", "--hash-tokens", "16"), "--hash-tokens is about a trace file"),
+        (("bench", "--workload", "{trace}"), "line 4: arrived_at goes back"),
+        (("replay", "{trace}", "--any-rate"), "--any-rate makes no sense here"),
+        (("simulate", "--trace", "{trace}"), "line 4: arrived_at goes back"),
+        (("simulate", "--trace", "{trace}", "--column", "when=x"), "--column must be ROLE=NAME"),
+        (("capacity", "--trace", "{trace}", "--column", "arrived=x"), "no column 'x'"),
+    ],
+)
+def test_what_is_said_of_a_trace_is_checked_by_every_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], args: tuple[str, ...], sentence: str
+) -> None:
+    """One sentence and exit code 2, before anything runs."""
+    trace = tmp_path / "v.csv"
+    trace.write_text("arrived_at,num_prefill_tokens,num_decode_tokens\n0,1,1\n2,1,1\n1,1,1\n")
+    assert run(*(arg.format(trace=trace) for arg in args)) == 2
+    assert sentence in capsys.readouterr().err

@@ -13,7 +13,8 @@ from headway.errors import UserError
 from headway.slo import Slo, SloBook
 from headway.workloads import named
 from headway.workloads.arrivals import Arrivals, with_arrivals
-from headway.workloads.readers import load
+from headway.workloads.readers import read
+from headway.workloads.reading import Reading
 from headway.workloads.realtext import demo_workload, made_up_prompt
 from headway.workloads.schema import WorkloadRequest, slo_of
 
@@ -45,9 +46,17 @@ class CallOptions:
 
 
 def workload_of(
-    name: str, num_requests: int | None, arrivals: Arrivals, rate_rps: float | None, seed: int
+    name: str,
+    num_requests: int | None,
+    arrivals: Arrivals,
+    rate_rps: float | None,
+    seed: int,
+    trace: Reading | None = None,
 ) -> list[WorkloadRequest]:
     """Return the workload *name* (``demo``, a named one or a file) with its arrival times.
+
+    Args:
+        trace: The file, when it was read already.
 
     Raises:
         UserError: The file or the combination of options is wrong.
@@ -62,7 +71,7 @@ def workload_of(
             raise UserError(f"The workload {name!r} has no recorded times; give --rate.")
         return named.make(name, num_requests or 100, rate_rps, seed, arrivals)
     else:
-        requests = load(name)[:num_requests]
+        requests = (trace or read(name)).requests[:num_requests]
     return with_arrivals(requests, arrivals, rate_rps, rng)
 
 

@@ -7,6 +7,7 @@ import json
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -25,11 +26,13 @@ from headway.bench.show import (
 )
 from headway.bench.words import in_one_line
 from headway.cli.access_options import access_options
+from headway.cli.trace_options import read_options, tell, trace_options
 from headway.errors import UserError
 from headway.metrics.record import write_records
 from headway.slo import SloBook
 from headway.workloads import named
 from headway.workloads.arrivals import FORMS, Arrivals
+from headway.workloads.readers import read
 from headway.workloads.realtext import SLO_FILE
 from headway.workloads.schema import number
 
@@ -42,6 +45,7 @@ OTHER_SERVER = "The server does not say it is vLLM: no SLOs or priorities were s
 @click.option(
     "--workload", default="demo", show_default=True, help="demo, a named workload, or a trace file."
 )
+@trace_options
 @click.option(
     "--rate", help=f"Requests per second [demo: {DEFAULT_RATE_RPS}; a file: as recorded]."
 )
@@ -95,6 +99,7 @@ def bench(
     policy: str,
     out: Path | None,
     json_path: Path | None,
+    **given: Any,
 ) -> None:
     """Load a live OpenAI-compatible server and count the promises it keeps.
 
@@ -111,8 +116,12 @@ def bench(
         rate_rps = DEFAULT_RATE_RPS
     is_made_up = is_demo or workload in named.names()
     process = Arrivals.parse(arrivals or ("poisson" if is_made_up else "trace"))
+    options = read_options(given, is_file=not is_made_up)
+    trace = None if is_made_up else read(workload, options)
     plan = Plan(
-        workload=workload_of(workload, _whole("--requests", requests), process, rate_rps, seed),
+        workload=workload_of(
+            workload, _whole("--requests", requests), process, rate_rps, seed, trace
+        ),
         book=_book(slo, workload),
         policy=policy,
         rate_rps=rate_rps,
@@ -128,6 +137,7 @@ def bench(
         if path is not None and not path.absolute().parent.is_dir():
             raise UserError(f"The folder of {path} does not exist.")
     console = Console()
+    tell(console, trace)
     with display(console, "bench") as shown:
         measured = asyncio.run(
             measure(url, plan, on_stage=shown.stage, on_progress=shown.tally, access=access)
@@ -135,7 +145,9 @@ def bench(
     if out is not None:
         write_records(out, measured.records)
     if json_path is not None:
-        document = {"schema": 1, "runs": [measured.run]}
+        document: dict[str, Any] = {"schema": 1, "runs": [measured.run]}
+        if trace is not None:
+            document["trace"] = trace.facts()
         json_path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     _report(console, measured, plan, url)
     sys.exit(_exit_code(measured))

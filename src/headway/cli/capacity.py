@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,12 @@ from headway.cli.run_options import (
     writable,
 )
 from headway.cli.simulate import title_of
+from headway.cli.trace_options import tell
 from headway.errors import UserError
+from headway.latency import profile as profiles
 from headway.study.capacity import Capacity, highest_rate, over_seeds
+from headway.study.on_sim import engine_of
+from headway.study.requests import TooLong, reading_of, requests_of, too_long
 from headway.study.spec import STOCK, STOCK_WAYS, RunSpec
 from headway.study.sweep import Ledger, in_parallel, run_all
 from headway.workloads.schema import number
@@ -66,10 +71,24 @@ def capacity(targets: str, start: str, json_path: Path | None, **given: Any) -> 
     for (spec, target, _), rate_rps in zip(jobs, rates, strict=True):
         found.setdefault((spec.policy, target), []).append(rate_rps)
     results = [(policy, over_seeds(rps, target)) for (policy, target), rps in found.items()]
+    trace = reading_of(base.load)
+    tell(console, trace)
     console.print(_table(results, title_of(base)))
+    kv_tokens, long = _too_long(base, seeds, start_rps)
+    for line in long.lines(kv_tokens):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     if json_path is not None:
         rows = [{"policy": policy, **asdict(result)} for policy, result in results]
-        save(json_path, {"schema": 1, "capacities": rows})
+        read = {} if trace is None else {"trace": trace.facts()}
+        save(json_path, {"schema": 1, **read, "too_long": asdict(long), "capacities": rows})
+
+
+def _too_long(base: RunSpec, seeds: Sequence[int], rate_rps: float) -> tuple[int, TooLong]:
+    """Return the size of the cache and the requests of any seed that are longer."""
+    engine = engine_of(base.machine, profiles.load(base.machine.gpu))
+    kv_tokens = engine.num_blocks * engine.block_size
+    requests = (r for seed in seeds for r in requests_of(base.at(rate_rps, seed).load))
+    return kv_tokens, too_long({r.id: r for r in requests}.values(), kv_tokens)
 
 
 def search(spec: RunSpec, target: float) -> float:

@@ -24,7 +24,8 @@ from headway.cli.run_options import (
     whole,
     writable,
 )
-from headway.cli.simulate import table_of
+from headway.cli.simulate import table_of, too_long_of
+from headway.cli.trace_options import OPTION_NAMES
 from headway.errors import UserError
 from headway.policy import registry
 from headway.study import recorded
@@ -35,7 +36,7 @@ from headway.workloads.record_files import run_of
 
 AS_RECORDED = "the recorded machine"
 
-SAID_BY_THE_RECORDING = ("trace", "workload", "slo", "requests", "arrivals")
+SAID_BY_THE_RECORDING = ("trace", "workload", "slo", "requests", "arrivals", *OPTION_NAMES)
 """Options of other virtual runs that are a mistake here, and not in the help."""
 
 
@@ -67,8 +68,9 @@ def replay(
     With --verify nothing is compared: a fresh core must make all recorded plans again, to the byte.
     """
     for flag in SAID_BY_THE_RECORDING:
-        if given[flag] is not None:
-            raise UserError(f"--{flag} makes no sense here: the recording says all of it.")
+        if given[flag]:
+            name = flag.replace("_", "-")
+            raise UserError(f"--{name} makes no sense here: the recording says all of it.")
     if kv_scale is not None and given["kv_tokens"] is not None:
         raise UserError("Give either --kv-tokens or --kv-scale, not both.")
     writable(json_path, keep)
@@ -102,7 +104,7 @@ def replay(
         shown.append(again | {"policy": f"{again['policy']} again"})
     shown += [run for run in runs if run is not again]
     console.print(table_of(shown, _title(recording, found, base)))
-    for sentence in _remarks(found):
+    for sentence in (*_remarks(found), *too_long_of(runs)):
         console.print(sentence, highlight=False, markup=False, soft_wrap=True)
     if json_path is not None:
         document = {"schema": 1, "runs": runs, "recorded": found.happened, "same_machine": again}

@@ -14,6 +14,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from headway.cli.trace_options import read_options, trace_options
 from headway.engines.attention import FULL, kinds_of
 from headway.errors import UserError
 from headway.latency import profile as profiles
@@ -65,6 +66,7 @@ _OPTIONS = [
 
 def run_options(command: Command) -> Command:
     """Add the options of a virtual run to a command; it receives them as keywords."""
+    command = trace_options(command)
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
@@ -95,6 +97,7 @@ def spec_of(given: dict[str, Any]) -> RunSpec:
         arrivals=given["arrivals"],
         slo_file=given["slo"],
         max_output_tokens=whole("--max-tokens", given["max_tokens"]),
+        reading=read_options(given, is_file=trace is not None),
         digest=_digest([path for path in (trace, given["slo"]) if path is not None]),
     )
     book_of(load)

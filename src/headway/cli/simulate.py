@@ -25,12 +25,14 @@ from headway.cli.run_options import (
     whole,
     writable,
 )
+from headway.cli.trace_options import tell
 from headway.engines.attention import FULL
 from headway.errors import UserError
 from headway.policy import registry
 from headway.study import stock
 from headway.study.bounds import bound_of, check_bound
 from headway.study.on_oracle import ORACLE, check_oracle
+from headway.study.requests import TooLong, reading_of
 from headway.study.spec import STOCK, STOCK_WAYS, RunSpec
 from headway.study.sweep import Ledger, Run, in_parallel, mean_attainment, run_all
 from headway.units import format_s
@@ -73,11 +75,14 @@ def simulate(
             {**run, "bound": bounds[run["rate_rps"], run["seed"], run["step_time_band"]]}
             for run in runs
         ]
+    trace = reading_of(base.load)
+    tell(console, trace)
     console.print(table_of(runs, title_of(base)))
-    for line in settings_of(runs):
-        console.print(line, highlight=False, markup=False)
+    for line in (*too_long_of(runs), *settings_of(runs)):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     if json_path is not None:
-        save(json_path, {"schema": 1, "runs": runs})
+        read = {} if trace is None else {"trace": trace.facts()}
+        save(json_path, {"schema": 1, **read, "runs": runs})
     ledger.close()
 
 
@@ -171,7 +176,9 @@ def table_of(runs: Sequence[Run], title: str) -> Table:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("policy")
     bound = ("bound",) if any("bound" in run for run in runs) else ()
-    for name in ("rate", "kept", *bound, "goodput", "TTFT p95", "gap p99", "preempted", "refused"):
+    long = ("too long",) if any(_num_long(run) for run in runs) else ()
+    names = ("rate", "kept", *bound, "goodput", "TTFT p95", "gap p99", "preempted", "refused")
+    for name in (*names, *long):
         table.add_column(name, justify="right")
     for group in _over_seeds(runs):
         run = group[0]
@@ -186,8 +193,26 @@ def table_of(runs: Sequence[Run], title: str) -> Table:
             format_s(_mean(r["tbt_s"]["p99"] for r in group)),
             str(sum(sum(r["preemptions"].values()) for r in group)),
             str(refused),
+            *(str(sum(_num_long(r) for r in group)) for _ in long),
         )
     return table
+
+
+def _num_long(run: Run) -> int:
+    return sum(len(names) for names in run.get("too_long", {}).values())
+
+
+def too_long_of(runs: Sequence[Run]) -> list[str]:
+    """Return a line on the requests that were cut, and one on those that could never fit."""
+    lines: list[str] = []
+    for kv_tokens in dict.fromkeys(run["kv_tokens"] for run in runs if "too_long" in run):
+        told = [run["too_long"] for run in runs if run.get("kv_tokens") == kv_tokens]
+        names = {
+            kind: tuple(dict.fromkeys(name for one in told for name in one[kind]))
+            for kind in ("cut", "never_fit")
+        }
+        lines += TooLong(**names).lines(kv_tokens)
+    return lines
 
 
 def settings_of(runs: Sequence[Run]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +14,21 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from headway.cli.trace_options import read_options, tell, trace_options
 from headway.errors import UserError
 from headway.metrics.chrome import write
 from headway.metrics.define import quantiles
 from headway.metrics.kept import read_json
 from headway.study import recorded
+from headway.study.requests import too_long
 from headway.workloads import named
 from headway.workloads.arrivals import FORMS, Arrivals, with_arrivals
 from headway.workloads.prefixes import found_tokens
-from headway.workloads.readers import TIMED_TRACE_HASH_TOKENS, load, read_timed_trace
-from headway.workloads.schema import WorkloadRequest, count, number, write_jsonl
+from headway.workloads.readers import read
+from headway.workloads.reading import Reading
+from headway.workloads.schema import WorkloadRequest, number, write_jsonl
 
-UNITS_S = {"s": 1.0, "ms": 1e-3}
 MAX_REQUESTS = 10_000_000
-
-_UNIT = click.option(
-    "--time-unit", type=click.Choice(list(UNITS_S)), help="Of Mooncake-like times [guessed]."
-)
-_HASH = click.option("--hash-tokens", help="Tokens a hash of such a file stands for [guessed].")
 
 
 @click.group()
@@ -40,19 +38,29 @@ def trace() -> None:
 
 @trace.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@_UNIT
-@_HASH
+@trace_options
+@click.option("--kv-tokens", help="Also count what a KV cache of so many tokens cannot hold.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="The same as JSON.")
-def inspect(
-    file: Path, time_unit: str | None, hash_tokens: str | None, json_path: Path | None
-) -> None:
-    """Say what is in FILE: how many requests, how fast, how long, how much they share."""
+def inspect(file: Path, kv_tokens: str | None, json_path: Path | None, **given: Any) -> None:
+    """Say what is in FILE: how many requests, how fast, how long, how much they share.
+
+    Also how it was read: the format, the columns and the unit of its times.
+    """
     _check_folder(json_path)
-    facts = described(_read(file, time_unit, hash_tokens))
+    capacity_tokens = None if kv_tokens is None else _whole("--kv-tokens", kv_tokens)
+    requests, reading = _read(file, given)
+    facts = described(requests)
+    sentences = _sentences(facts)
+    if capacity_tokens is not None:
+        long = too_long(requests, capacity_tokens)
+        facts["too_long"] = asdict(long)
+        sentences += long.lines(capacity_tokens)
+    if reading is not None:
+        facts["trace"] = reading.facts()
     console = Console()
     console.print(_table(file.name, facts))
-    for sentence in _sentences(facts):
-        console.print(sentence, highlight=False, markup=False)
+    for sentence in (reading.sentence() if reading else "A recording.", *sentences):
+        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
     if json_path is not None:
         text = json.dumps({"schema": 1, "source": file.name, **facts}, indent=2)
         json_path.write_text(text + "\n", encoding="utf-8")
@@ -61,8 +69,7 @@ def inspect(
 @trace.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Headway JSONL.")
-@_UNIT
-@_HASH
+@trace_options
 @click.option("--requests", help="Only the first so many.")
 @click.option("--rate", help="Mean requests per second [as recorded].")
 @click.option("--arrivals", default="trace", show_default=True, help=f"{FORMS}.")
@@ -70,12 +77,11 @@ def inspect(
 def convert(
     file: Path,
     out: Path,
-    time_unit: str | None,
-    hash_tokens: str | None,
     requests: str | None,
     rate: str | None,
     arrivals: str,
     seed: int,
+    **given: Any,
 ) -> None:
     """Read FILE in any known format and write it as Headway JSONL, with other times if asked.
 
@@ -88,9 +94,10 @@ def convert(
     process = Arrivals.parse(arrivals)
     rate_rps = None if rate is None else _rate(rate)
     most = None if requests is None else _whole("--requests", requests)
-    rows = _read(file, time_unit, hash_tokens)[:most]
-    made = with_arrivals(rows, process, rate_rps, np.random.default_rng([seed, 0xC0A1]))
+    rows, reading = _read(file, given)
+    made = with_arrivals(rows[:most], process, rate_rps, np.random.default_rng([seed, 0xC0A1]))
     write_jsonl(out, made)
+    tell(Console(), reading)
     click.echo(f"{len(made)} requests written to {out}.")
 
 
@@ -184,17 +191,14 @@ def chrome(run: Path, out: Path) -> None:
     Console().print(f"{num_events} events in {out}; open it at ui.perfetto.dev.", highlight=False)
 
 
-def _read(file: Path, time_unit: str | None, hash_tokens: str | None) -> list[WorkloadRequest]:
-    if time_unit is None and hash_tokens is None:
-        if recorded.is_recording(file):
-            return list(recorded.for_slo_file(recorded.read(file).requests))
-        return load(file)
-    tokens = hash_tokens or TIMED_TRACE_HASH_TOKENS
-    return read_timed_trace(
-        file,
-        UNITS_S[time_unit or "s"],
-        count("--hash-tokens", "the size", tokens, minimum=1),
-    )
+def _read(file: Path, given: dict[str, Any]) -> tuple[list[WorkloadRequest], Reading | None]:
+    """Return the requests of a trace and how it was read, or those of a recording."""
+    is_recording = recorded.is_recording(file)
+    options = read_options(given, is_file=not is_recording)
+    if is_recording:
+        return list(recorded.for_slo_file(recorded.read(file).requests)), None
+    reading = read(file, options)
+    return reading.requests, reading
 
 
 def _rate(text: str) -> float:

@@ -15,7 +15,7 @@ from headway.errors import UserError
 from headway.policy.lengths import fit
 from headway.policy.lengths.served import Served, served
 from headway.policy.log import events_in
-from headway.workloads.schema import json_lines
+from headway.workloads.text_files import json_lines
 
 
 @click.command("train-predictor")

@@ -34,8 +34,8 @@ UNKNOWN_LENGTH = 128
 """Tokens assumed when no request of a recording ran to its end."""
 
 GZIP_MARK = b"\x1f\x8b"
-START_MARKS = (b'{"event"', b'{"start"', b'{"view"', b'{"gap"', GZIP_MARK)
-"""First bytes of a recording, packed or not; no trace begins so."""
+START_MARKS = (b'{"event"', b'{"start"', b'{"view"', b'{"gap"')
+"""First bytes of a recording, once unpacked; no trace begins so."""
 
 KEPT_RUN_MARK = b'{"schema"'
 """First bytes of every kept run, unpacked; no line of a recording begins so."""
@@ -209,8 +209,12 @@ def is_recording(path: Path) -> bool:
         return path.is_dir() or bool(run_of(path).name)
     try:
         with path.open("rb") as file:
-            return file.read(16).startswith(START_MARKS)
-    except OSError:
+            beginning = file.read(16)
+        if not beginning.startswith(GZIP_MARK):
+            return beginning.startswith(START_MARKS)
+        with gzip.open(path, "rb") as unpacked:
+            return unpacked.read(16).startswith((*START_MARKS, KEPT_RUN_MARK))
+    except (OSError, EOFError, zlib.error):
         return False  # Whoever reads it says why it cannot be read.
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from headway.study.spec import Load
 from headway.workloads import named
 from headway.workloads.arrivals import Arrivals, with_arrivals
 from headway.workloads.prefixes import chain_of
-from headway.workloads.readers import load as read_trace
+from headway.workloads.readers import read
+from headway.workloads.reading import Reading, ReadOptions
 from headway.workloads.schema import WorkloadRequest, slo_of
 
 LEAST_BOUND_TOKENS = 2048
@@ -28,13 +29,22 @@ NAMED_DEFAULT_REQUESTS = 600
 
 
 @lru_cache(maxsize=2)
-def _trace(path: str) -> tuple[WorkloadRequest, ...]:
-    return tuple(read_trace(path))
+def _trace(path: str, options: ReadOptions) -> Reading:
+    return read(path, options)
 
 
 def is_file(source: str) -> bool:
     """Whether *source* is a trace file rather than the name of a workload."""
     return source not in named.names()
+
+
+def reading_of(load: Load) -> Reading | None:
+    """Return the trace of *load* and how it was read, ``None`` for a named workload.
+
+    Raises:
+        UserError: The trace is not readable.
+    """
+    return _trace(load.source, load.reading) if is_file(load.source) else None
 
 
 def shares_prefixes(load: Load) -> bool:
@@ -43,9 +53,10 @@ def shares_prefixes(load: Load) -> bool:
     Raises:
         UserError: The trace is not readable.
     """
-    if not is_file(load.source):
+    trace = reading_of(load)
+    if trace is None:
         return named.WORKLOADS[load.source].shares_prefixes
-    return any(request.hash_ids or request.prefix_id for request in _trace(load.source))
+    return any(request.hash_ids or request.prefix_id for request in trace.requests)
 
 
 def book_of(load: Load) -> SloBook:
@@ -88,7 +99,8 @@ def _offered(load: Load) -> list[WorkloadRequest]:
             f"{load.source!r:.80} is neither a file nor a workload;"
             f" the workloads are {', '.join(named.names())}."
         )
-    rows = _stretch(_trace(load.source), load.num_requests, load.seed)
+    trace = _trace(load.source, load.reading)
+    rows = _stretch(trace.requests, load.num_requests, load.seed)
     return with_arrivals(rows, Arrivals.parse(load.arrivals or "trace"), load.rate_rps, rng)
 
 
@@ -103,6 +115,52 @@ def _stretch(
     chosen = rows[start : start + count]
     first_s = chosen[0].arrived_at_s
     return [replace(r, arrived_at_s=r.arrived_at_s - first_s) for r in chosen]
+
+
+@dataclass(frozen=True, slots=True)
+class TooLong:
+    """Requests that a server cannot serve whole, by name.
+
+    Attributes:
+        cut: Prompt and answer together are longer than its cache: the answer ends early.
+        never_fit: The prompt alone leaves no room for a token: answered with an error.
+    """
+
+    cut: tuple[str, ...]
+    never_fit: tuple[str, ...]
+
+    def lines(self, capacity_tokens: int) -> list[str]:
+        """Return a sentence for each kind that there is; many names are cut short."""
+        cut = f"{_counted(self.cut)} cut at the {capacity_tokens} tokens of the KV cache:"
+        never = f"{_counted(self.never_fit)} answered with an error, for the prompt alone fills"
+        never = f"{never} the {capacity_tokens} tokens of the KV cache:"
+        pairs = ((cut, self.cut), (never, self.never_fit))
+        return [f"{what} {_some(names)}." for what, names in pairs if names]
+
+
+MOST_NAMED = 8
+"""Requests that a line on the terminal names; JSON has all of them."""
+
+
+def too_long(requests: Iterable[WorkloadRequest], capacity_tokens: int) -> TooLong:
+    """Return the requests that *capacity_tokens* of KV cannot hold to their last token."""
+    whole = [
+        (r.id, r.num_prompt_tokens >= capacity_tokens)
+        for r in requests
+        if r.num_prompt_tokens + r.num_output_tokens > capacity_tokens
+    ]
+    return TooLong(
+        cut=tuple(name for name, never in whole if not never),
+        never_fit=tuple(name for name, never in whole if never),
+    )
+
+
+def _counted(names: Sequence[str]) -> str:
+    return f"{len(names)} request{'s are' if len(names) > 1 else ' is'}"
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:MOST_NAMED]) + (", …" if len(names) > MOST_NAMED else "")
 
 
 def calls_of(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from headway.metrics.kept import LOST
 from headway.metrics.record import RequestRecord, RunFacts, summarise
 from headway.slo import Slo
 from headway.study import on_oracle, on_sim, on_vllm
-from headway.study.requests import book_of, calls_of, requests_of
+from headway.study.requests import book_of, calls_of, requests_of, too_long
 from headway.study.served import Served
 from headway.study.spec import Machine, RunSpec
 
@@ -121,6 +121,7 @@ def execute(spec: RunSpec, keep_steps: bool = False) -> RunResult:
         "gpu": Path(spec.machine.gpu).name,
         "kv_tokens": served.capacity_tokens,
         "steps_aside": served.num_asides,
+        "too_long": asdict(too_long(requests, served.capacity_tokens)),
         **use_of(served.rows, served.capacity_tokens),
     }
     return RunResult(spec, run, records, served)

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+from headway.workloads.reading import ReadOptions
+
 EngineName = Literal["vllm", "sim"]
 
 STOCK = "stock"
@@ -63,6 +65,7 @@ class Load:
             ``None`` keeps the trace's limits, or one for all above the longest output.
         slo_file: TOML file of classes; ``None`` is the workload's own, else the built-in class.
         digest: Of the contents of the files named, so that a changed file is a new run.
+        reading: What the user says of a trace file that it leaves open.
     """
 
     source: str
@@ -73,6 +76,7 @@ class Load:
     slo_file: str | None = None
     max_output_tokens: int | None = None
     digest: str = ""
+    reading: ReadOptions = field(default_factory=ReadOptions)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,226 +1,244 @@
-"""Readers of public trace formats; each returns requests in order of arrival, from 0 s on.
+"""Reads a trace in any known format: requests in order of arrival, and how the file was read.
 
-Azure CSV, BurstGPT CSV, CSVs of lengths alone (Sarathi-Serve's, Vidur's), the JSONL of Mooncake
-and its kin (vLLM's ``timed_trace``, Qwen-Bailian, LLMServingSim), and our own JSONL.
+Nothing is guessed in silence: every column and unit that the file leaves open is told in
+:meth:`~headway.workloads.reading.Reading.sentence`, and
+:class:`~headway.workloads.reading.ReadOptions` says otherwise.
 """
 
 from __future__ import annotations
 
-import csv
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from headway.errors import UserError
+from headway.units import blocks_for
+from headway.workloads.reading import Reading, ReadOptions, skips
 from headway.workloads.schema import (
-    MOONCAKE_HASH_TOKENS,
     WorkloadRequest,
     checked,
     count,
     fitting,
     hashes,
-    json_lines,
-    number,
-    read_jsonl,
-    text_lines,
+    request_of,
 )
+from headway.workloads.trace_columns import columns_in
+from headway.workloads.trace_formats import OWN, pick, recognised, why_failed, without
+from headway.workloads.trace_rows import Rows, rows_of
+from headway.workloads.trace_times import DATE, NAMES, UNITS_S, Stamps, unit_of
 
-TIMED_TRACE_HASH_TOKENS = 16
-"""Tokens a hash stands for in Qwen-Bailian's and LLMServingSim's files; timed_trace's default."""
+HASH_SIZES = (512, 16, 32, 64, 128, 256, 1024)
+"""Tokens a hash may stand for, the likeliest first: Mooncake's, then vLLM's and Qwen's block."""
 
-LENGTH_COLUMNS = (
-    ("num_prefill_tokens", "num_decode_tokens"),
-    ("num_prompt_tokens", "num_output_tokens"),
-)
-"""Headers of CSVs with lengths alone: prompt, output."""
-
-KNOWN = (
-    "Headway JSONL, Mooncake JSONL, vLLM timed_trace JSONL, Azure LLM inference CSV, BurstGPT CSV"
-    " and CSV with the columns num_prefill_tokens and num_decode_tokens"
-)
-
-Row = Mapping[str, Any]
+RATES_RPS = (1 / 3600, 100_000.0)
+"""Below one request an hour and above 100,000 a second the unit is more likely wrong."""
 
 
-def load(path: str | Path) -> list[WorkloadRequest]:
-    """Read any known format, told apart by its column names.
+def load(path: str | Path, options: ReadOptions | None = None) -> list[WorkloadRequest]:
+    """Return the requests of :func:`read`."""
+    return read(path, options).requests
 
-    Mooncake's columns come in dialects: rows with ``chat_id`` (Qwen-Bailian) count seconds, all
-    others milliseconds; a hash stands for 16 tokens if the first row's hashes fit that, else
-    for 512. For a file that means something else call :func:`read_timed_trace`.
+
+def read(path: str | Path, options: ReadOptions | None = None) -> Reading:
+    """Read a trace, told apart by the names of its columns.
 
     Raises:
-        UserError: One sentence with the line number of the mistake.
+        UserError: One sentence with the place of the mistake, or with the options that decide
+            what the file leaves open.
     """
-    first = next((line for line in text_lines(path) if line.strip()), None)
-    if first is None:
-        raise UserError(f"{path} is empty.")
-    if first.lstrip().startswith("{"):
-        if '"input_length"' not in first:
-            return read_jsonl(path)
-        _, row = next(json_lines(path))
-        return read_timed_trace(path, 1.0 if "chat_id" in row else 1e-3, _hash_tokens(row))
-    header = {name.strip() for name in first.split(",")}
-    if "ContextTokens" in header:
-        return read_azure(path)
-    if "Request tokens" in header:
-        return read_burstgpt(path)
-    if any(header.issuperset(columns) for columns in LENGTH_COLUMNS):
-        return read_lengths(path)
-    raise UserError(f"{path} is in no known format; known are {KNOWN}.")
+    return _Reader(rows_of(path), options or ReadOptions()).reading()
 
 
-def read_azure(path: str | Path) -> list[WorkloadRequest]:
-    """Read an Azure LLM inference trace (``TIMESTAMP,ContextTokens,GeneratedTokens``)."""
+class _Reader:
+    """Reads one file, once."""
 
-    def request(where: str, row: Row, index: int) -> WorkloadRequest:
-        return WorkloadRequest(
-            id=f"r{index}",
-            arrived_at_s=_timestamp_s(where, row["TIMESTAMP"]),
-            num_prompt_tokens=count(where, "ContextTokens", row["ContextTokens"], minimum=1),
-            num_output_tokens=count(where, "GeneratedTokens", row["GeneratedTokens"], minimum=1),
-        )
+    def __init__(self, rows: Rows, options: ReadOptions) -> None:
+        self.rows = rows
+        self.options = options
+        self.format = recognised(frozenset(rows.columns), rows.is_json)
+        self.columns = columns_in(rows, self.format, options.columns)
+        unit = options.time_unit or (self.format.unit if self.format else None)
+        if any(role == "arrived" for role, _ in options.columns):
+            unit = options.time_unit
+        self.stamps = Stamps(self.columns.get("arrived", ""), unit)
+        self.is_own = self.format is OWN
+        self.made: list[WorkloadRequest] = []
+        self.numbers: list[int] = []
+        self.skipped: Counter[str] = Counter()
 
-    return _read_csv(path, ("TIMESTAMP", "ContextTokens", "GeneratedTokens"), request)
+    def reading(self) -> Reading:
+        """Return what the file holds."""
+        for index, (number, row) in enumerate(self.rows.numbered):
+            request = self._request(self.rows.where(number), row, index)
+            if request is not None:
+                self.made.append(request)
+                self.numbers.append(number)
+        if self.rows.num_empty:
+            self.skipped["without any value"] = self.rows.num_empty
+        if not self.made:
+            why = "; ".join(skips(self.skipped))
+            raise UserError(f"{self.rows.path} holds no requests{f' ({why})' if why else ''}.")
+        result = Reading([], self.format.name if self.format else "columns as given", self.columns)
+        self._set_hashes(result)
+        self._set_order(result)
+        self._set_times(result)
+        result.requests = checked(self._placed(), str(self.rows.path))
+        result.num_skipped = self.skipped
+        result.ignored = [] if self.is_own else without(self.rows.columns, self.columns.values())
+        return result
 
+    def _placed(self) -> Iterator[tuple[str, WorkloadRequest]]:
+        for number, request in zip(self.numbers, self.made, strict=True):
+            yield self.rows.where(number), request
 
-def read_burstgpt(path: str | Path) -> list[WorkloadRequest]:
-    """Read a BurstGPT trace; rows without response tokens are failures and are left out."""
+    # What a row is.
 
-    def request(where: str, row: Row, index: int) -> WorkloadRequest | None:
-        num_output_tokens = count(where, "Response tokens", row["Response tokens"])
+    def _request(self, where: str, row: Mapping[str, Any], index: int) -> WorkloadRequest | None:
+        if self.is_own:
+            return self._own(where, row, index)
+        failed = why_failed(row) if self.format is not None and self.format.is_result else None
+        if failed is not None:
+            self.skipped[failed] += 1
+            return None
+        values = {role: pick(row, column) for role, column in self.columns.items()}
+        for role in ("arrived", "prompt", "output"):
+            if role in self.columns and values[role] is None:
+                raise UserError(f"{where}: the column {self.columns[role]!r} is missing.")
+        at = self.stamps.value(where, values["arrived"]) if "arrived" in values else 0.0
+        num_output_tokens = count(where, self.columns["output"], values["output"])
+        num_prompt_tokens = count(where, self.columns["prompt"], values["prompt"], minimum=1)
+        chain = hashes(where, values.get("hashes") or ())
+        slo_class = values.get("class") or None
+        if slo_class is not None and not isinstance(slo_class, str):
+            raise UserError(
+                f"{where}: {self.columns['class']} must be text, not {slo_class!r:.60}."
+            )
         if num_output_tokens == 0:
+            self.skipped["with 0 output tokens"] += 1
             return None
         return WorkloadRequest(
-            id=f"r{index}",
-            arrived_at_s=number(where, "Timestamp", row["Timestamp"], minimum=0.0),
-            num_prompt_tokens=count(where, "Request tokens", row["Request tokens"], minimum=1),
-            num_output_tokens=num_output_tokens,
+            f"r{index}", at, num_prompt_tokens, num_output_tokens, slo_class, hash_ids=chain
         )
 
-    return _read_csv(path, ("Timestamp", "Request tokens", "Response tokens"), request)
+    def _own(self, where: str, row: Mapping[str, Any], index: int) -> WorkloadRequest | None:
+        """Return a row of our own format; renamed columns first get our names."""
+        given = {k: v for k, v in row.items() if v != "" or self.rows.is_json}
+        for role, ours in OWN.columns().items():
+            name = self.columns.get(role)
+            if name != ours:
+                given.pop(ours, None)
+                if name is not None:
+                    given[ours] = given.pop(name, None)
+        if self.columns.get("arrived") is None:
+            given["arrived_at_s"] = 0.0
+        elif given.get("arrived_at_s") is not None:
+            given["arrived_at_s"] = self.stamps.value(where, given["arrived_at_s"])
+        output = given.get("num_output_tokens")
+        if output is not None and count(where, self.columns["output"], output) == 0:
+            request_of({**given, "num_output_tokens": 1}, where, index)
+            self.skipped["with 0 output tokens"] += 1
+            return None
+        if self.options.hash_tokens is not None and given.get("hash_ids"):
+            given["hash_tokens"] = self.options.hash_tokens
+        return request_of(given, where, index)
 
+    # What only the whole file says.
 
-def read_lengths(path: str | Path) -> list[WorkloadRequest]:
-    """Read a CSV of prompt and output lengths; with no times in it, all requests come at 0 s.
+    def _set_hashes(self, result: Reading) -> None:
+        chained = [r for r in self.made if r.hash_ids]
+        if not chained:
+            self.columns.pop("hashes", None)
+        if not chained or self.is_own:
+            return
+        known = self.format.hash_tokens if self.format else None
+        size = self.options.hash_tokens or known
+        if size is None:
+            size = self._hash_size(chained)
+            result.inferred.append(f"a hash stands for {size} tokens, by the lengths of prompts")
+        result.hash_tokens = size
+        self.made = [
+            fitting(self.rows.where(number), replace(request, hash_tokens=size))
+            for number, request in zip(self.numbers, self.made, strict=True)
+        ]
 
-    Use it with a random arrival process; as it is, it is an offline batch.
-    """
-    header = next(iter(text_lines(path)), "")
-    names = {name.strip() for name in header.split(",")}
-    columns = next((c for c in LENGTH_COLUMNS if names.issuperset(c)), LENGTH_COLUMNS[0])
-    prompt, output = columns
-
-    def request(where: str, row: Row, index: int) -> WorkloadRequest:
-        num_prompt_tokens = count(where, prompt, row[prompt], minimum=1)
-        num_output_tokens = count(where, output, row[output], minimum=1)
-        return WorkloadRequest(f"r{index}", 0.0, num_prompt_tokens, num_output_tokens)
-
-    return _read_csv(path, columns, request)
-
-
-def read_mooncake(path: str | Path) -> list[WorkloadRequest]:
-    """Read a Mooncake trace: times in milliseconds, a hash for each 512 tokens."""
-    return read_timed_trace(path, 1e-3, MOONCAKE_HASH_TOKENS)
-
-
-def read_llmservingsim(path: str | Path) -> list[WorkloadRequest]:
-    """Read the requests of a measured LLMServingSim run (``*.sanitized.jsonl``).
-
-    Times are milliseconds since the run began, a hash stands for 16 tokens. The measured run
-    beside it lists the same requests in the same order.
-    """
-    return read_timed_trace(path, 1e-3, TIMED_TRACE_HASH_TOKENS)
-
-
-def read_timed_trace(
-    path: str | Path, unit_s: float = 1.0, hash_tokens: int = TIMED_TRACE_HASH_TOKENS
-) -> list[WorkloadRequest]:
-    """Read what vLLM's ``timed_trace`` reads, with the same defaults.
-
-    Rows have ``timestamp``, ``input_length``, ``output_length`` and maybe ``hash_ids``; other
-    columns are ignored.
-
-    Args:
-        unit_s: Seconds in one unit of ``timestamp``.
-        hash_tokens: Prompt tokens that one hash stands for; the last may stand for fewer.
-    """
-
-    def requests() -> Iterator[tuple[str, WorkloadRequest]]:
-        for index, (where, row) in enumerate(json_lines(path)):
-            _require(where, row, ("timestamp", "input_length", "output_length"))
-            at_s = number(where, "timestamp", row["timestamp"], minimum=0.0) * unit_s
-            request = WorkloadRequest(
-                id=f"r{index}",
-                arrived_at_s=at_s,
-                num_prompt_tokens=count(where, "input_length", row["input_length"], minimum=1),
-                num_output_tokens=count(where, "output_length", row["output_length"], minimum=1),
-                hash_ids=hashes(where, row.get("hash_ids") or ()),
-                hash_tokens=hash_tokens,
+    def _hash_size(self, chained: list[WorkloadRequest]) -> int:
+        fits = {size: sum(_fits(request, size) for request in chained) for size in HASH_SIZES}
+        best = max(HASH_SIZES[:2], key=lambda size: fits[size])
+        best = best if fits[best] else max(HASH_SIZES, key=lambda size: fits[size])
+        if not fits[best]:
+            raise UserError(
+                f"{self.rows.top}: no usual number of tokens for each of {self.columns['hashes']}"
+                " fits the lengths of prompts: say --hash-tokens."
             )
-            yield where, fitting(where, request)
+        return best
 
-    return _from_zero(checked(requests(), str(path)))
+    def _set_order(self, result: Reading) -> None:
+        times = [request.arrived_at_s for request in self.made]
+        later = next((i for i in range(1, len(times)) if times[i] < times[i - 1]), None)
+        if later is None:
+            return
+        is_result = self.format is not None and self.format.is_result
+        if not (self.options.sort or is_result):
+            raise UserError(
+                f"{self.rows.where(self.numbers[later])}: {self.stamps.column} goes back from"
+                f" {times[later - 1]:.15g} to {times[later]:.15g}; requests must be in order of"
+                " arrival, or say --sort."
+            )
+        order = sorted(range(len(times)), key=times.__getitem__)
+        self.made = [self.made[i] for i in order]
+        self.numbers = [self.numbers[i] for i in order]
+        result.is_sorted = True
+        result.inferred.append("sorted by arrival")
+
+    def _set_times(self, result: Reading) -> None:
+        if "arrived" not in self.columns:
+            result.inferred.append("no times: all requests come at once")
+            return
+        first, last = self.made[0].arrived_at_s, self.made[-1].arrived_at_s
+        column = self.stamps.column
+        unit = self.stamps.unit
+        is_given = bool(self.options.time_unit)
+        if unit == DATE:
+            if not self.is_own:
+                result.inferred.append(f"times are dates (column {column}), UTC without an offset")
+        elif unit is None:
+            try:
+                unit, why = unit_of(column, (first, last), len(self.made))
+            except UserError as error:
+                raise UserError(f"{self.rows.top}: {error}") from None
+            result.inferred.append(f"times read as {NAMES[unit]}: the column is {column}, {why}")
+        elif not self.is_own or is_given:
+            said = "as given" if is_given else "as the format says"
+            result.inferred.append(f"times in {NAMES[unit]}, {said} (column {column})")
+        if self.rows.remark:
+            result.inferred.append(self.rows.remark)
+        result.unit = unit
+        unit_s = UNITS_S.get(unit, 1.0)
+        is_kept = self.is_own and not self.options.columns and unit != DATE
+        zero = 0.0 if is_kept else first
+        if not is_kept or unit_s != 1.0:
+            self.made = [
+                replace(r, arrived_at_s=round((r.arrived_at_s - zero) * unit_s, 6))
+                for r in self.made
+            ]
+        self._check_rate()
+
+    def _check_rate(self) -> None:
+        span_s = self.made[-1].arrived_at_s - self.made[0].arrived_at_s
+        if self.options.any_rate or span_s <= 0:
+            return
+        rate_rps = (len(self.made) - 1) / span_s
+        if not RATES_RPS[0] <= rate_rps <= RATES_RPS[1]:
+            rate = f"{rate_rps:.3g} a second" if rate_rps > 1 else f"one in {1 / rate_rps:,.0f} s"
+            raise UserError(
+                f"{self.rows.top}: the times of {self.stamps.column} make {len(self.made)} requests"
+                f" in {span_s:.6g} s, {rate}; is the unit right? Say --time-unit, or --any-rate"
+                " if it is."
+            )
 
 
-def _hash_tokens(row: Row) -> int:
-    """Return what one hash of *row* stands for: 16 tokens if that fits its length, else 512."""
-    length, hashes = row.get("input_length"), row.get("hash_ids")
-    if not isinstance(length, int) or not isinstance(hashes, list) or not hashes:
-        return MOONCAKE_HASH_TOKENS
-    fits = len(hashes) in (
-        length // TIMED_TRACE_HASH_TOKENS,
-        math.ceil(length / TIMED_TRACE_HASH_TOKENS),
-    )
-    return TIMED_TRACE_HASH_TOKENS if fits else MOONCAKE_HASH_TOKENS
-
-
-def _read_csv(
-    path: str | Path,
-    columns: tuple[str, ...],
-    request: Callable[[str, Row, int], WorkloadRequest | None],
-) -> list[WorkloadRequest]:
-    """Read a CSV file with a header, one request a row; ``None`` leaves a row out."""
-
-    def requests() -> Iterator[tuple[str, WorkloadRequest]]:
-        reader = csv.DictReader(text_lines(path), skipinitialspace=True)
-        try:
-            for index, row in enumerate(reader):
-                where = f"{path}, line {reader.line_num}"
-                _require(where, row, columns)
-                made = request(where, row, index)
-                if made is not None:
-                    yield where, made
-        except csv.Error as error:
-            # Such as a quote that is never closed: the field grows until csv gives up.
-            raise UserError(f"{path}, line {reader.line_num}: not valid CSV: {error}.") from None
-
-    return _from_zero(checked(requests(), str(path)))
-
-
-def _require(where: str, row: Row, columns: tuple[str, ...]) -> None:
-    for name in columns:
-        if row.get(name) is None:
-            raise UserError(f"{where}: the column {name!r} is missing.")
-
-
-def _timestamp_s(where: str, text: str) -> float:
-    """Return an ISO-like timestamp as seconds; fractions beyond microseconds are cut."""
-    head, dot, fraction = text.strip().partition(".")
-    try:
-        # Zone marks after the fraction (the 2024 files have one) are the same in every row.
-        digits = fraction.split("+")[0].rstrip("Z")[:6] if dot else "0"
-        at = datetime.fromisoformat(head.split("+")[0].rstrip("Z"))
-        return (at - datetime(1970, 1, 1)).total_seconds() + float(f"0.{digits or 0}")
-    except (ValueError, TypeError):
-        raise UserError(
-            f"{where}: TIMESTAMP must look like 2023-11-16 18:15:46.68, not {text!r:.60}."
-        ) from None
-
-
-def _from_zero(requests: list[WorkloadRequest]) -> list[WorkloadRequest]:
-    first_s = requests[0].arrived_at_s
-    return [replace(r, arrived_at_s=round(r.arrived_at_s - first_s, 6)) for r in requests]
+def _fits(request: WorkloadRequest, size: int) -> bool:
+    length = request.num_prompt_tokens
+    return len(request.hash_ids) in (length // size, blocks_for(length, size))

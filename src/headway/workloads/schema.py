@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,10 @@ from typing import Any
 from headway.errors import UserError
 from headway.slo import Slo, SloBook
 from headway.units import blocks_for
+from headway.workloads.text_files import json_lines
 
 MAX_TOKENS = 100_000_000
 """No request is longer than this; a larger count is a column mix-up."""
-
-MAX_LINE_CHARS = 16 * 1024 * 1024
-"""No line of a workload is longer; a file without line ends must not fill the memory."""
 
 
 MOONCAKE_HASH_TOKENS = 512
@@ -109,7 +106,9 @@ def request_of(row: Mapping[str, Any], where: str, index: int = 0) -> WorkloadRe
             raise UserError(f"{where}: the column {name!r} is missing.")
     unknown = sorted(set(row) - set(_NAMES))
     if unknown:
-        raise UserError(f"{where}: unknown column {unknown[0]!r}; allowed are {', '.join(_NAMES)}.")
+        raise UserError(
+            f"{where}: unknown column {unknown[0]!r:.60}; allowed are {', '.join(_NAMES)}."
+        )
     values: dict[str, Any] = {k: v for k, v in row.items() if v is not None}
     values["id"] = str(values.get("id", f"r{index}"))
     values["arrived_at_s"] = number(where, "arrived_at_s", row["arrived_at_s"], minimum=0.0)
@@ -209,55 +208,6 @@ def checked(requests: Iterable[tuple[str, WorkloadRequest]], source: str) -> lis
     if not result:
         raise UserError(f"{source} holds no requests.")
     return result
-
-
-def json_lines(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield place and object of each non-empty line of a JSONL file.
-
-    Raises:
-        UserError: The file cannot be read, or a line is not a JSON object.
-    """
-    for index, line in enumerate(text_lines(path), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {index}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{where}: not valid JSON: {error.msg}.") from None
-        except (ValueError, RecursionError):
-            # An integer of thousands of digits, or lists in lists in lists.
-            raise UserError(
-                f"{where}: not a row of a workload, but {line.strip()!r:.60}."
-            ) from None
-        if not isinstance(row, dict):
-            raise UserError(f"{where}: expected a JSON object, not {line.strip()!r:.60}.")
-        yield where, row
-
-
-def text_lines(path: str | Path) -> Iterator[str]:
-    """Yield the lines of a UTF-8 file (a byte order mark is skipped), with one-sentence errors.
-
-    Raises:
-        UserError: The file cannot be read, is not UTF-8, or has a line over 16 Mi characters;
-            never more than that is held.
-    """
-    try:
-        with Path(path).open(encoding="utf-8-sig", newline=None) as file:
-            for index in itertools.count(1):
-                line = file.readline(MAX_LINE_CHARS + 1)
-                if not line:
-                    return
-                if len(line) > MAX_LINE_CHARS:
-                    raise UserError(
-                        f"{path}, line {index}: longer than {MAX_LINE_CHARS} characters;"
-                        " a workload has one request a line."
-                    )
-                yield line
-    except OSError as error:
-        raise UserError(f"Cannot read {path}: {error.strerror}.") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not a text file in UTF-8.") from None
 
 
 def read_jsonl(path: str | Path) -> list[WorkloadRequest]:

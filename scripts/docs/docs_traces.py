@@ -1,0 +1,96 @@
+"""The reference page of trace files, from the table of formats."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from docs_text import table
+
+from headway.workloads.trace_formats import FORMATS, Format
+from headway.workloads.trace_times import DATE, NAMES
+
+HEAD = """
+# Trace files
+
+`headway trace inspect FILE` says how a file is read, and so does every command that reads one, in
+one line before its result: the format, the unit of the times, the columns that were not read, the
+rows that were skipped. The same is in the JSON, under `trace`.
+
+```sh
+headway trace synth mixed --requests 400 --rate 10 --out trace.jsonl
+headway trace inspect trace.jsonl
+```
+
+## Formats
+
+A format is recognised by the names of its columns, in a CSV with a header, in JSON rows (one a
+line, or a list), or in the one document that a load generator writes. A dot stands for an object
+inside of a row.
+"""
+
+TAIL = """
+- **Left open** means that the whole file decides. A name that ends in `_s`, `_ms`, `_us` or `_ns`
+  is believed; so are values of the size of clock times. Else the unit is the one that gives a
+  usual rate: Mooncake's times are milliseconds, for as seconds they would be a request in four
+  minutes. Where two units are possible (more than 20 requests a second in the one, fewer than six
+  a minute in the other), the file is refused until `--time-unit` says which.
+- **A hash** of a prompt stands for 512 or 16 tokens (or another power of two), whichever fits the
+  prompts' lengths.
+- **Dates** may have an offset from UTC, and it counts. Without one they are UTC.
+- **Results of load generators** are written as requests end; they are sorted by arrival.
+
+Files may be packed (`.gz`, `.zst`), begin with a byte order mark, have quotes and spaces around
+names and values, and commas at the ends of lines. A row with 0 output tokens, a request that
+failed, and a row of commas alone are skipped and counted. Parquet is not read.
+
+## Saying otherwise
+
+Each option changes one thing; the rest is recognised as before. `trace inspect`, `trace convert`,
+`simulate`, `capacity` and `bench` have them. A column is `arrived`, `prompt`, `output`, `hashes`
+or `class`. `replay` reads recordings, where nothing is left open.
+
+| option | for |
+|---|---|
+| `--time-unit ms` | the unit of the times |
+| `--hash-tokens 64` | the tokens that a hash stands for |
+| `--column arrived=sent_at` | what a column is; `arrived=none` for lengths alone |
+| `--sort` | rows out of order |
+| `--any-rate` | a trace of fewer than one request an hour, or more than 100,000 a second |
+
+<!-- not run: needs a file of your own; tests/unit/test_trace_formats.py reads one -->
+```sh
+headway trace inspect log.csv --column arrived=received_ms --column prompt=in --column output=out
+```
+
+## Longer than the cache
+
+A request whose prompt and answer do not fit into the KV cache is cut, as vLLM cuts it, and one
+whose prompt alone does not fit is answered with an error. `simulate`, `capacity` and `replay`
+count them (column *too long*), name them below the table, and list them in the JSON under
+`too_long`. `trace inspect --kv-tokens 60000` says so without a run.
+"""
+
+
+def traces_page() -> Iterator[str]:
+    """Every known format, and what can be said of a file."""
+    yield from HEAD.strip().splitlines()
+    yield ""
+    rows = [
+        (
+            one.name.partition(" ")[2] if one.name.startswith(("a ", "an ", "the ")) else one.name,
+            f"`{one.arrived}`" if one.arrived else "none: all at once",
+            f"`{one.prompt}`, `{one.output}`" + (f", `{one.hashes}`" if one.hashes else ""),
+            _unit(one),
+        )
+        for one in FORMATS
+    ]
+    yield from table(("format", "times", "lengths", "unit"), rows)
+    yield from TAIL.splitlines()
+
+
+def _unit(one: Format) -> str:
+    if one.arrived is None:
+        return ""
+    if one.unit == DATE:
+        return "dates"
+    return NAMES[one.unit] if one.unit else "left open"
