@@ -1,7 +1,7 @@
 """vLLM's own offloading connector: the real scheduler's side of it, its workers under the clock.
 
 It refuses the CPU platform where workers begin to copy; nothing of the scheduler's side does. Every
-block a prompt fills is stored on the host; a prompt that begins as one before it loads from there.
+block a prompt fills is stored on the host, and a prompt that begins like one before loads it.
 """
 
 from __future__ import annotations
