@@ -186,7 +186,7 @@ class SloBook:
         api_key: bytes | None = None,
         model: str | None = None,
         labels: Mapping[str, str] | None = None,
-        is_open: bool = False,
+        is_stranger: bool = False,
     ) -> Slo:
         """Return the promise of a request that asks for *asked*.
 
@@ -195,9 +195,8 @@ class SloBook:
                 (:func:`is_ours`) do not count.
             api_key: What the client identified itself by.
             labels: How the client wrote a field, where that was not its name here.
-            is_open: Whether nobody checks API keys here. Without a key of the file a client is
-                then told no class, nor may it name one if the file has keys: it may have left
-                out its own.
+            is_stranger: Whether the server has keys, and the client comes in without. It is told
+                no class, nor may it name one if the file has keys: it may hold one of them.
 
         Raises:
             UserError: An ``slo_*`` name or value is not allowed.
@@ -209,7 +208,7 @@ class SloBook:
                 raise UserError(f"{shown(name)} is not an SLO field; allowed are {allowed}.")
         labels = labels or {}
         label = labels.get("slo_class", "slo_class")
-        slo = self._base(given.pop("slo_class", None), label, api_key, model, is_open)
+        slo = self._base(given.pop("slo_class", None), label, api_key, model, is_stranger)
         if not given:
             return slo
         if not slo.is_promise and slo.class_name == "none":
@@ -233,7 +232,7 @@ class SloBook:
         return key, result
 
     def _base(
-        self, named: Any, label: str, api_key: bytes | None, model: str | None, is_open: bool
+        self, named: Any, label: str, api_key: bytes | None, model: str | None, is_stranger: bool
     ) -> Slo:
         """Return the class a request is in, before its own fields."""
         grant = grant_of(self.keys, api_key)
@@ -241,7 +240,6 @@ class SloBook:
         base = next((g.class_name for g in (grant, by_model) if g and g.class_name), self.default)
         if named is None:
             return self.classes[base] if base is not None else NO_PROMISE
-        is_stranger = is_open and grant is None
         may_name = grant.classes if grant is not None else None
         if may_name is None:
             may_name = frozenset() if is_stranger and self.keys else self.limits.classes
@@ -250,9 +248,7 @@ class SloBook:
         if not isinstance(named, str) or named not in allowed:
             what = f"{label} {shown(named)}"
             if is_stranger:
-                raise UserError(
-                    f"{what} is not known or not allowed without a key of the SLO file."
-                )
+                raise UserError(f"{what} is not known, or not allowed without an API key.")
             names = ", ".join(sorted(allowed)) or "none"
             why = "" if self.classes else ", since no SLO file was given"
             raise UserError(f"{what} is not known or not allowed; the classes are: {names}{why}.")

@@ -30,13 +30,6 @@ GOOD: dict[str, dict[str, Any]] = {
     "/v1/messages": {"messages": MESSAGES, "max_tokens": 1},
 }
 IN_PAIRS = ("/v1/completions", "/v1/chat/completions")
-SHAPING = (
-    *("echo", "logprobs", "top_logprobs", "prompt_logprobs", "stream", "stream_options", "n"),
-    *("return_token_ids", "return_tokens_as_token_ids", "use_beam_search", "suffix", "tools"),
-    *("response_format", "include_reasoning", "stop", "min_tokens"),
-)
-"""Options that decide what an answer has in it: these are tried in pairs."""
-
 OURS = {"vllm_xargs"}
 HASTY = {"X-Slo-Class": "hasty"}
 ANSWER_WITHIN_S = 120.0
@@ -95,10 +88,15 @@ def server(
         yield running
 
 
-def status_of(server: LiveServer, path: str, body: Mapping[str, Any], headers: Any = None) -> int:
+def answer_of(
+    server: LiveServer, path: str, body: Mapping[str, Any], headers: Any = None
+) -> requests.Response:
     sent = {"model": "smollm2", **GOOD[path], **body}
-    answer = LOCAL.post(server.url + path, json=sent, headers=headers, timeout=ANSWER_WITHIN_S)
-    return answer.status_code
+    return LOCAL.post(server.url + path, json=sent, headers=headers, timeout=ANSWER_WITHIN_S)
+
+
+def status_of(*asked: Any) -> int:
+    return answer_of(*asked).status_code
 
 
 def test_every_option(server: LiveServer, request: pytest.FixtureRequest) -> None:
@@ -119,10 +117,8 @@ def test_every_option(server: LiveServer, request: pytest.FixtureRequest) -> Non
     assert num_served > 100
 
 
-def test_every_pair_of_options_that_shape_the_answer(
-    server: LiveServer, request: pytest.FixtureRequest
-) -> None:
-    """No two together make a refusal anything else; each pair alone would be served or a 4xx."""
+def test_every_pair_of_options(server: LiveServer, request: pytest.FixtureRequest) -> None:
+    """No two together make a refusal anything else."""
     if request.node.callspec.params["server"] != "refuse":
         pytest.skip("a demoted request is served as any other")
     document = LOCAL.get(server.url + "/openapi.json", timeout=60).json()
@@ -130,12 +126,14 @@ def test_every_pair_of_options_that_shape_the_answer(
     for path in IN_PAIRS:
         first: dict[str, Any] = {}
         for name, value in options_of(path, document):
-            if name in SHAPING and value is not None:
-                first.setdefault(name, value)
+            first.setdefault(name, value)
         for one, other in itertools.combinations(first.items(), 2):
-            found = status_of(server, path, dict((one, other)), HASTY)
-            num_refused += found == 429
-            if found == 200 or found >= 500:
-                wrong.append((path, one, other, found))
+            body = dict((one, other))
+            found = answer_of(server, path, body, HASTY)
+            num_refused += found.status_code == 429
+            if found.status_code == 200 or found.status_code >= 500:
+                without = answer_of(server, path, body)  # A mistake vLLM finds within the stream.
+                if '"error"' not in found.text or found.text != without.text:
+                    wrong.append((path, one, other, found.status_code))
     assert not wrong
-    assert num_refused > 80
+    assert num_refused > 1000

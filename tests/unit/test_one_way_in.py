@@ -61,6 +61,7 @@ CLASS_TTFT_S = {"chat": 1.0, "gold": 0.05, "batch": None}
 NAMED_BY = {"chat-key": {"chat"}, "gold-key": {"gold", "chat"}, "batch-key": {"chat", "batch"}}
 CLASS_OF = {"chat-key": "chat", "gold-key": "gold", "batch-key": "batch"}
 
+SERVER_KEYS = ["a-key", *NAMED_BY]
 ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be"]
 PLACES = ["slo", "vllm_xargs", "extra_args", "header", "top"]
 FIELDS = ["class", "ttft_ms", "tbt_ms", "weight"]
@@ -72,7 +73,8 @@ Pairs = list[tuple[str, Any]]
 
 def may_hold(key: str | None, path: str, model: str, has_models: bool) -> set[str]:
     """The classes that the file gives to one client, read from it by hand."""
-    strangers = set() if path in OPEN_PATHS else {"chat", "batch"}
+    is_stranger = path in OPEN_PATHS and key not in SERVER_KEYS
+    strangers = set() if is_stranger else {"chat", "batch"}
     base = CLASS_OF.get(key or "") or ("batch" if has_models and model == "large" else "chat")
     return NAMED_BY.get(key or "", strangers) | {base}
 
@@ -89,6 +91,8 @@ class Border:
         self.told: Any = None
         self.xargs: Any = None
         self.client = SimpleNamespace(generate=self._generate)
+        args = SimpleNamespace(api_key=SERVER_KEYS)
+        self.state = SimpleNamespace(engine_client=self.client, args=args)
         self.edge = SloEdge(self._app)
 
     async def _generate(self, prompt: str, params: Any) -> AsyncGenerator[Any, None]:
@@ -112,7 +116,7 @@ class Border:
             "method": "POST",
             "path": path,
             "headers": headers,
-            "app": SimpleNamespace(state=SimpleNamespace(engine_client=self.client)),
+            "app": SimpleNamespace(state=self.state),
         }
         status, _, text = await exchange(self.edge, scope, body)
         assert status in (200, 400), text
@@ -185,8 +189,8 @@ def rendered(
     for name in ("slo", "vllm_xargs"):
         if at[name]:
             pairs.append((name, at[name]))
-        if rng.random() < 0.02:
-            pairs.append((name, [("class" if name == "slo" else "slo_class", "gold")]))
+            if rng.random() < 0.05:
+                pairs.append((name, [("class" if name == "slo" else "slo_class", "gold")]))
     pairs.append(("sampling_params", [("extra_args", at["extra_args"])]))
     rng.shuffle(pairs)
     # "model" is vLLM's own name: other spellings of it are no name of a model.
@@ -206,7 +210,7 @@ async def test_no_key_obtains_more_than_its_file_allows(
     async with asyncio.timeout(WITHIN_S):
         for _ in range(NUM_CASES // 2):
             path, model = rng.choice(paths), rng.choice(["small", "large"])
-            key = rng.choice([None, "unknown", *NAMED_BY])
+            key = rng.choice([None, "unknown", *SERVER_KEYS])
             known = [] if key is None else [rng.choice(shown_as(key))]
             asked: dict[str, Any] = {
                 name: rng.choice(CLASSES if name == "class" else NUMBERS[: rng.choice((4, 14))])
@@ -278,7 +282,7 @@ async def test_nothing_is_accepted_in_silence(
         "method": "POST",
         "path": "/v1/completions",
         "headers": [],
-        "app": SimpleNamespace(state=SimpleNamespace(engine_client=border.client)),
+        "app": SimpleNamespace(state=border.state),
     }
     status, _, answer = await exchange(border.edge, scope, text.encode(encoding))
     assert status == 400
@@ -315,14 +319,23 @@ async def test_what_is_none_of_ours_passes(border: Border, text: str) -> None:
     assert slo == Slo(1.0, class_name="chat")
 
 
-async def test_no_class_is_told_to_who_shows_no_key(border: Border) -> None:
+@pytest.mark.parametrize("key", [None, "unknown", "a-key", "chat-key"])
+async def test_no_class_is_told_to_who_shows_no_key(border: Border, key: str | None) -> None:
     """Where vLLM asks for none; elsewhere its check of keys has come first."""
     for path in sorted(PATHS):
         scope = {
             "method": "POST",
             "path": path,
-            "headers": [],
-            "app": SimpleNamespace(state=SimpleNamespace(engine_client=border.client)),
+            "headers": shown_as(key)[:1] if key else [],
+            "app": SimpleNamespace(state=border.state),
         }
         _, _, answer = await exchange(border.edge, scope, b'{"slo": {"class": "lead"}}')
-        assert (b"batch" in answer) == (path not in OPEN_PATHS), answer
+        is_told = path not in OPEN_PATHS or key in SERVER_KEYS
+        assert (b"the classes are: " in answer) == is_told, answer
+
+
+async def test_a_server_without_keys_tells_everybody(border: Border) -> None:
+    """There is nothing that a key would open."""
+    border.state.args.api_key = None
+    slo = await border.promised("/invocations", [], b'{"slo": {"class": "batch"}}')
+    assert slo == Slo(jct_s=120.0, class_name="batch")

@@ -22,6 +22,7 @@ from typing import Any
 
 from headway.engines.vllm import account
 from headway.engines.vllm.answers import http_error
+from headway.engines.vllm.api_keys import is_allowed
 from headway.engines.vllm.call import attach_to, current, engine_client, slo_file_of
 from headway.engines.vllm.promise import Asked, asked_of
 from headway.engines.vllm.request_body import can_matter, parsed
@@ -131,6 +132,7 @@ class _Exchange:
         self._receive = receive
         self._send = send
         self._path = _path(scope)
+        self._is_stranger = self._path in OPEN_PATHS and not ("app" in scope and is_allowed(scope))
         self._pieces: list[bytes] = []
         self._asked: Asked | None = None
         self._accounted: account.Accounted | None = None
@@ -196,8 +198,7 @@ class _Exchange:
         """Work out what is asked for, or return what is wrong with it."""
         try:
             body = self._read_body()
-            is_open = self._path in OPEN_PATHS
-            self._asked = asked_of(self._book, self._headers, body, is_open=is_open)
+            self._asked = asked_of(self._book, self._headers, body, is_stranger=self._is_stranger)
             if self._asked.explain:
                 account.check(self._path)
                 self._send = self._accounted = account.Accounted(self._send)

@@ -48,7 +48,7 @@ class Asked:
     explain: bool = False
 
 
-def asked_of(book: SloBook, headers: Headers, body: Any, *, is_open: bool = False) -> Asked:
+def asked_of(book: SloBook, headers: Headers, body: Any, *, is_stranger: bool = False) -> Asked:
     """Return what a request asks for, and is promised.
 
     A header that the body or another header overrides is judged too: a mistake is told,
@@ -57,7 +57,7 @@ def asked_of(book: SloBook, headers: Headers, body: Any, *, is_open: bool = Fals
     Args:
         headers: As ASGI has them.
         body: The parsed JSON; ``None`` when there is nothing in it for us.
-        is_open: Whether nobody has checked that the client may be here.
+        is_stranger: Whether the client shows no key of the server, where vLLM asks for none.
 
     Raises:
         UserError: Something asked for is a mistake or not allowed.
@@ -71,7 +71,7 @@ def asked_of(book: SloBook, headers: Headers, body: Any, *, is_open: bool = Fals
     client: dict[str, Any] = {
         "api_key": api_key_of(headers),
         "model": model if isinstance(model, str) else None,
-        "is_open": is_open,
+        "is_stranger": is_stranger,
     }
     for field, value, label in asked_in(headers):
         if field not in asked:

@@ -6,15 +6,18 @@ What is read here is what vLLM will act on, or a client could say one thing to e
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from headway.errors import UserError
 from headway.slo_rules import is_ours, shown
 
-HINTS = (b'"slo', *(rb"\u00%d" % digit for digit in (4, 5, 6, 7)))
-"""In lower case; a body in UTF-8 with none of these has no field of ours, in small or capital
-letters. The escapes begin those of all letters."""
+HINT = b'"slo'
+"""In lower case; a body in UTF-8 without it and without :data:`ESCAPED` has no field of ours."""
+
+ESCAPED = re.compile(rb"\\u00[4-7]")
+"""How JSON may write a letter, small or capital."""
 
 HOLDERS = ("vllm_xargs", "sampling_params", "extra_args")
 """Objects that hold fields of ours, beside those of others."""
@@ -30,8 +33,7 @@ def can_matter(body: bytes) -> bool:
     """Return whether there may be a field of ours in *body*: not to parse it twice for nothing."""
     if not json.detect_encoding(body).startswith("utf-8"):
         return True
-    lowered = body.lower()
-    return any(hint in lowered for hint in HINTS)
+    return HINT in body.lower() or ESCAPED.search(body) is not None
 
 
 def parsed(body: bytes) -> Any:
