@@ -86,6 +86,8 @@ def _with_weird_value(rng: random.Random, data: bytes) -> bytes:
 
 async def send_damaged(exchange: Exchange) -> None:
     """Answer with :func:`damaged` of the seed that the prompt is, in pieces, and hang up."""
+    if exchange.body is None:  # A damaged redirect led back here.
+        return exchange.close()
     seed = int(exchange.asks)
     data, rng = damaged(seed), random.Random(seed)
     for _ in range(rng.randrange(3)):
@@ -94,4 +96,4 @@ async def send_damaged(exchange: Exchange) -> None:
         data = data[cut:]
         await asyncio.sleep(0)
     await exchange.send(data)
-    exchange.close()
+    return exchange.close()

@@ -251,7 +251,7 @@ def check(result: LoadResult, num_streams: int, folder: Path) -> None:
 
 
 def test_no_bytes_end_a_run_or_lose_its_results(tmp_path: Path) -> None:
-    """A few hundred of the streams; bench/streams.py sends a hundred thousand."""
+    """A few hundred of the streams; experiments/LOG.md tells of a hundred thousand."""
     result = fuzzed(0, 400)
     check(result, 400, tmp_path)
     outcomes = {record.outcome for record in result.records}

@@ -10,11 +10,15 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from click.testing import CliRunner, Result
 
+from headway.bench.access import Access
 from headway.bench.client import Call
 from headway.bench.load import LoadResult, run_load
+from headway.bench.probe import ask_server
 from headway.cli.bench import bench
+from headway.errors import UserError
 from headway.slo import Slo
 
 Handler = Callable[["Exchange"], Awaitable[None]]
@@ -152,6 +156,18 @@ def load_of(
             return await run_load(url, planned, timeout_s=timeout_s, **options)
 
     return asyncio.run(run())
+
+
+def refusal_of(handler: Handler, access: Access | None = None, **served: Any) -> str:
+    """Return the sentence with which a server is turned down."""
+
+    async def run() -> None:
+        async with serving(handler, **served) as url:
+            await ask_server(url, access)
+
+    with pytest.raises(UserError) as told:
+        asyncio.run(run())
+    return str(told.value)
 
 
 def benched(handler: Handler, *args: str, num_requests: int = 4, **served: Any) -> Result:
