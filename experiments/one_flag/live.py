@@ -87,7 +87,7 @@ async def closed_loop(url: str, pending: Iterator[Call], num_clients: int) -> li
 
     async def client(session: aiohttp.ClientSession) -> None:
         for call in pending:
-            records.append(await send(session, url, call, clock, TIMEOUT_S))
+            records.append((await send(session, url, call, clock, TIMEOUT_S)).record)
 
     async with aiohttp.ClientSession(read_bufsize=2**20) as session:
         await asyncio.gather(*(client(session) for _ in range(num_clients)))

@@ -52,8 +52,8 @@ async def told_s(session: aiohttp.ClientSession, url: str, call: Call) -> tuple[
     async with aiohttp.ClientSession(
         connector=connector, connector_owner=False, trace_configs=[trace], read_bufsize=2**20
     ) as own:
-        record = await send(own, url, replace(call, arrived_at_s=0.0), clock, TIMEOUT_S)
-    return record, heard[0] if heard else None
+        reply = await send(own, url, replace(call, arrived_at_s=0.0), clock, TIMEOUT_S)
+    return reply.record, heard[0] if heard else None
 
 
 async def follow(

@@ -29,10 +29,11 @@ import aiohttp
 import click
 import psutil
 
-from headway.bench.client import events, message_of
+from headway.bench.client import chunks
 from headway.bench.machine import commit, machine
 from headway.bench.probe import scrape
 from headway.bench.server import LiveServer, stop_on_sigterm
+from headway.bench.words import message_of
 from headway.workloads.realtext import made_up_prompt
 
 HERE = Path(__file__).parent
@@ -136,12 +137,12 @@ class Clients:
         """Read the stream as this client does; return how it ended."""
         leaves_after, reason = rng.randrange(1, 30), None
         number = 0
-        async for event in events(answer.content):
+        async for chunk in chunks(answer.content):
             number += 1
-            if "error" in event:
-                return f"lost: {event['error']}"
-            for choice in event.get("choices", ()):
-                reason = choice.get("finish_reason") or reason
+            if chunk.error:
+                return f"lost: {chunk.error}"
+            for choice in chunk.choices or ():
+                reason = choice.finish_reason or reason
             if manners == "hangs up" and number >= leaves_after:
                 return "hung up"
             if manners == "slow":

@@ -16,11 +16,15 @@ from typing import Any
 from headway.errors import UserError
 from headway.slo_rules import (
     ANY,
+    CLASS_NAMES,
     MAX_WEIGHT,
     SPANS,
+    UNJUDGED,
     Grant,
     Limits,
-    digest_of,
+    can_be_class,
+    grant_of,
+    is_ours,
     keys_of,
     models_of,
     number,
@@ -46,11 +50,6 @@ sampling parameters whole (``/inference/v1/generate``), so what is in it is chec
 
 EXPLAIN_IN_STAMP = "explain"
 """A key of the stamp beside the promise: the client asked how late it was."""
-
-MAX_CLASS_CHARS = 100
-"""The name of a class becomes a label of metrics and a heading: it is printable, and short."""
-
-CLASS_NAMES = f"1 to {MAX_CLASS_CHARS} printable characters"
 
 FILE_TABLES = ("default", "classes", "keys", "models", "limits")
 
@@ -157,6 +156,9 @@ class SloBook:
     def resolve(self, extra_args: Mapping[str, Any] | None) -> Slo:
         """Return the promise of a request as an engine sees it (``vllm_xargs``).
 
+        An engine sees no API keys: where the file has some, only what the HTTP edge has judged
+        is believed. Other requests hold no promise then, nor the file's default class.
+
         Raises:
             UserError: An ``slo_*`` name or value is not allowed.
         """
@@ -164,6 +166,10 @@ class SloBook:
         stamp = asked.get(STAMP)
         if stamp is not None:
             return _stamped(stamp)
+        if self.keys:
+            if any(is_ours(name) for name in asked):
+                raise UserError(UNJUDGED)
+            return NO_PROMISE
         if EXPLAIN not in asked:
             return self.promise(asked)
         if truth(EXPLAIN, asked[EXPLAIN]):
@@ -180,25 +186,29 @@ class SloBook:
         api_key: bytes | None = None,
         model: str | None = None,
         labels: Mapping[str, str] | None = None,
+        is_stranger: bool = False,
     ) -> Slo:
         """Return the promise of a request that asks for *asked*.
 
         Args:
-            asked: :data:`REQUEST_FIELDS` and their values; names that do not begin with
-                ``slo_`` do not count.
+            asked: :data:`REQUEST_FIELDS` and their values; names that are not ours
+                (:func:`is_ours`) do not count.
             api_key: What the client identified itself by.
             labels: How the client wrote a field, where that was not its name here.
+            is_stranger: Whether the server has keys, and the client comes in without. It is told
+                no class, nor may it name one if the file has keys: it may hold one of them.
 
         Raises:
             UserError: An ``slo_*`` name or value is not allowed.
         """
-        given = {k: v for k, v in (asked or {}).items() if k.startswith("slo_")}
+        given = {k: v for k, v in (asked or {}).items() if is_ours(k)}
         for name in given:
             if name not in REQUEST_FIELDS:
                 allowed = ", ".join((*REQUEST_FIELDS, EXPLAIN))
                 raise UserError(f"{shown(name)} is not an SLO field; allowed are {allowed}.")
         labels = labels or {}
-        slo = self._base(given.pop("slo_class", None), api_key, model, labels)
+        label = labels.get("slo_class", "slo_class")
+        slo = self._base(given.pop("slo_class", None), label, api_key, model, is_stranger)
         if not given:
             return slo
         if not slo.is_promise and slo.class_name == "none":
@@ -222,26 +232,26 @@ class SloBook:
         return key, result
 
     def _base(
-        self, named: Any, api_key: bytes | None, model: str | None, labels: Mapping[str, str]
+        self, named: Any, label: str, api_key: bytes | None, model: str | None, is_stranger: bool
     ) -> Slo:
         """Return the class a request is in, before its own fields."""
-        grant = self.keys.get(digest_of(api_key)) if api_key and self.keys else None
+        grant = grant_of(self.keys, api_key)
         by_model = self.models.get(model) if model is not None else None
         base = next((g.class_name for g in (grant, by_model) if g and g.class_name), self.default)
         if named is None:
             return self.classes[base] if base is not None else NO_PROMISE
-        restricted = grant.classes if grant is not None and grant.classes is not None else None
-        if restricted is None:
-            restricted = self.limits.classes
-        allowed = set(self.classes if restricted is None else restricted)
+        may_name = grant.classes if grant is not None else None
+        if may_name is None:
+            may_name = frozenset() if is_stranger and self.keys else self.limits.classes
+        allowed = set(self.classes if may_name is None else may_name)
         allowed.update(() if base is None else (base,))
         if not isinstance(named, str) or named not in allowed:
+            what = f"{label} {shown(named)}"
+            if is_stranger:
+                raise UserError(f"{what} is not known, or not allowed without an API key.")
             names = ", ".join(sorted(allowed)) or "none"
             why = "" if self.classes else ", since no SLO file was given"
-            raise UserError(
-                f"{labels.get('slo_class', 'slo_class')} {shown(named)} is not known or not"
-                f" allowed; the classes are: {names}{why}."
-            )
+            raise UserError(f"{what} is not known or not allowed; the classes are: {names}{why}.")
         return self.classes[named]
 
 
@@ -251,7 +261,7 @@ def _stamped(stamp: Any) -> Slo:
     if not isinstance(stamp, Mapping) or not set(stamp) <= known:
         raise UserError(f"{STAMP} is set by the server itself; leave it out.")
     class_name = stamp.get("class_name", "none")
-    if not _can_be_class(class_name):
+    if not can_be_class(class_name):
         raise UserError(f"{STAMP} class_name must be {CLASS_NAMES}, not {shown(class_name)}.")
     values = {
         key: number(f"{STAMP} {key}", stamp[key], unit="seconds", maximum=MAX_PROMISE_S)
@@ -262,14 +272,9 @@ def _stamped(stamp: Any) -> Slo:
     return Slo(**values, weight=weight, class_name=class_name)
 
 
-def _can_be_class(name: Any) -> bool:
-    """Whether *name* may be the name of a class, in some SLO file if not in ours."""
-    return isinstance(name, str) and 0 < len(name) <= MAX_CLASS_CHARS and name.isprintable()
-
-
 def _class_of(name: str, table: Any, source: str) -> Slo:
     """Return the class *name* described by one TOML table."""
-    if not _can_be_class(name):
+    if not can_be_class(name):
         raise UserError(f"{source}: a class is named by {CLASS_NAMES}, not {shown(name)}.")
     where = f"{source}: [classes.{name}]"
     if not isinstance(table, Mapping):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
+import threading
 from pathlib import Path
 
 from headway.errors import UserError
@@ -12,6 +15,11 @@ logger = logging.getLogger("vllm.headway")
 
 LOOK_EVERY_S = 1.0
 """How often the file is looked at, at most: a change applies about this much later."""
+
+
+WAIT_S = 0.5
+"""How long one request waits for a look, at most, so that it gets what the file says now. A working
+disk answers in less than a thousandth of it; the requests behind that one do not wait."""
 
 
 class WatchedBook:
@@ -34,15 +42,36 @@ class WatchedBook:
         self._seen = _signature(self._path)
         self._book = SloBook.load(self._path)
         self._look_at_s = now_s + LOOK_EVERY_S
+        self._is_looking = False
 
-    def at(self, now_s: float) -> SloBook:
-        """Return the promises that hold at *now_s*, a monotonic instant."""
-        if now_s >= self._look_at_s:
+    async def at(self, now_s: float) -> SloBook:
+        """Return the promises that hold at *now_s*, a monotonic instant.
+
+        The file is looked at in a thread of its own: a disk that hangs keeps back the file's
+        next version, and nobody's request.
+        """
+        if now_s >= self._look_at_s and not self._is_looking:
             self._look_at_s = now_s + LOOK_EVERY_S
-            self._look()
+            self._is_looking = True
+            loop, has_looked = asyncio.get_running_loop(), asyncio.Event()
+            # A daemon: the server ends though its disk does not answer.
+            threading.Thread(target=self._look, args=(loop, has_looked), daemon=True).start()
+            try:
+                async with asyncio.timeout(WAIT_S):
+                    await has_looked.wait()
+            except TimeoutError:
+                logger.warning("The SLO file %s does not answer; its promises stay.", self._path)
         return self._book
 
-    def _look(self) -> None:
+    def _look(self, loop: asyncio.AbstractEventLoop, has_looked: asyncio.Event) -> None:
+        try:
+            self._read_if_changed()
+        finally:
+            self._is_looking = False
+            with contextlib.suppress(RuntimeError):  # The server has ended meanwhile.
+                loop.call_soon_threadsafe(has_looked.set)
+
+    def _read_if_changed(self) -> None:
         signature = _signature(self._path)
         if signature == self._seen:
             return

@@ -21,9 +21,33 @@ MAX_WEIGHT = 1e6
 MAX_NUMBER_CHARS = 40
 """A number written as text is not longer than this."""
 
+MAX_CLASS_CHARS = 100
+"""The name of a class becomes a label of metrics and a heading: it is printable, and short."""
+
+CLASS_NAMES = f"1 to {MAX_CLASS_CHARS} printable characters"
+
+UNJUDGED = (
+    "This server's SLO file has [keys], which Headway's middleware alone can check; it did not"
+    " read this request, so that it may ask for no promise."
+)
+
+LEAST_NUMBER = 1e-300
+"""As good as 0, and still above it in whatever unit it is converted to."""
+
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
 _SHA256 = re.compile("sha256:[0-9a-f]{64}")
+
+
+def is_ours(name: str) -> bool:
+    """Return whether *name* is one of our fields, or is meant to be: with capitals, or misspelt."""
+    lowered = name.lower()
+    return lowered == "slo" or lowered.startswith("slo_")
+
+
+def can_be_class(name: Any) -> bool:
+    """Whether *name* may be the name of a class, in some SLO file if not in ours."""
+    return isinstance(name, str) and 0 < len(name) <= MAX_CLASS_CHARS and name.isprintable()
 
 
 def shown(value: object) -> str:
@@ -40,18 +64,23 @@ def number(name: str, value: Any, *, unit: str, maximum: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise UserError(f"{name} must be a number of {unit} greater than 0, not {shown(value)}.")
     try:
-        if isinstance(value, str) and (len(value) > MAX_NUMBER_CHARS or "_" in value):
+        if isinstance(value, str) and not _can_be_number(value):
             raise ValueError(value)
         result = float(value)
     except (ValueError, OverflowError):
         raise UserError(
             f"{name} must be a number of {unit} greater than 0, not {shown(value)}."
         ) from None
-    if not math.isfinite(result) or not 0 < result <= maximum:
+    if not math.isfinite(result) or not LEAST_NUMBER <= result <= maximum:
         raise UserError(
             f"{name} must be greater than 0 and at most {maximum:g} {unit}, not {shown(value)}."
         )
     return result
+
+
+def _can_be_number(text: str) -> bool:
+    """Whether *text* may be one: digits of other scripts are none, nor is Python's ``1_000``."""
+    return len(text) <= MAX_NUMBER_CHARS and text.isascii() and "_" not in text
 
 
 def truth(name: str, value: Any) -> bool:
@@ -160,6 +189,18 @@ def keys_of(table: Any, known: Collection[str], source: str) -> dict[str, Grant]
         _check_keys(where, entry, ("class", "classes"))
         grants[digest] = Grant(_class_of(where, entry, known), _classes_of(where, entry, known))
     return grants
+
+
+def grant_of(grants: Mapping[str, Grant], api_key: bytes | None) -> Grant | None:
+    """Return what *api_key*, bytes of a header, stands for.
+
+    A key with other letters than ASCII's is in the file as UTF-8; clients send it so, or as
+    ISO 8859-1, which is how vLLM reads it.
+    """
+    if not api_key or not grants:
+        return None
+    found = grants.get(digest_of(api_key))
+    return found or grants.get(digest_of(api_key.decode("latin-1")))
 
 
 def models_of(table: Any, known: Collection[str], source: str) -> dict[str, Grant]:

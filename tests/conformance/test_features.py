@@ -171,6 +171,15 @@ def test_adapters_of_those_who_sit_out_hold_their_slots(lab: Any) -> None:
     both(lab, calls, extras, max_loras=2)
 
 
+def test_the_adapter_of_a_prompt_that_sits_out_keeps_its_slot(lab: Any) -> None:
+    """Two with other adapters come while it sits out: one waits, or the next step has three."""
+    calls = [Call("long", 0.0, 30_000, 20), Call("stream", 0.0, 50, 400, {"slo_tbt_ms": 12.0})]
+    calls += [Call(f"new {i}", 0.1 + 0.05 * (i // 2), 500, 20, PROMISED) for i in range(40)]
+    extras = {"long": Extra(adapter=1)} | {f"new {i}": Extra(adapter=2 + i % 2) for i in range(40)}
+    _, _, scheduler = both(lab, calls, extras, max_loras=2, num_blocks=6_000)
+    assert scheduler.headway_aside.num_steps == 0
+
+
 def test_a_grammar_that_is_compiled_blocks_nobody(lab: Any) -> None:
     """Chats behind it are answered as soon, and it is when it is ready."""
     calls = [STREAM, Call("json", 0.1, 4_000, 5, {"slo_ttft_ms": 900.0}), *chats(8, 0.02)]

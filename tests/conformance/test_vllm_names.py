@@ -257,3 +257,23 @@ def test_the_server_keeps_what_the_edge_looks_for(attribute: str) -> None:
     folder = Path(vllm.__file__).parent / "entrypoints"
     files = [p for p in folder.rglob("*.py") if f"state.{attribute} = " in p.read_text()]
     assert files
+
+
+@pytest.mark.parametrize(
+    ("words", "word"),
+    [
+        (["--max-model-lenn", "5"], "Did you mean --max-model-len?"),
+        (["--max_model_lenn=5"], "Did you mean --max-model-len?"),
+        (["--overlod", "refuse"], "Did you mean --overload?"),
+        (["--port", "many"], "--port"),
+    ],
+)
+def test_a_mistyped_option_is_one_sentence(
+    words: list[str], word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not 300 lines of usage and then the sentence."""
+    with pytest.raises(UserError) as caught:
+        _parse_vllm_args(["m", *words])
+    assert word in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "usage" not in capsys.readouterr().err

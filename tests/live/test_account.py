@@ -62,6 +62,7 @@ def test_whole_answers(client: Any, n: int) -> None:
     text = client.completions.create(**ask, prompt="Count: 1, 2,", **LATE)
     for answer in (chat, text):
         late_by(answer.usage.headway, 0.001)
+        assert answer.usage.headway["offered"] == n
         assert answer.usage.completion_tokens > 0
         assert all(choice.stop_reason is None for choice in answer.choices)
         assert all(choice.finish_reason in ("length", "stop") for choice in answer.choices)

@@ -161,6 +161,15 @@ async def test_without_a_key_nothing_is_told(server: LiveServer, path: str) -> N
     assert "calm" not in text
 
 
+async def test_where_no_key_is_asked_for_no_class_is_told(server: LiveServer) -> None:
+    """Nor may one be named: its holder may have left out a key that restricts it."""
+    for name in ("gold", "calm"):
+        body = {**BODIES["/invocations"], "slo": {"class": name}}
+        status, _, text = await post(server, "/invocations", body, key="wrong")
+        assert status == 400
+        assert "hasty" not in text
+
+
 def test_openais_sdk(server: LiveServer) -> None:
     """``extra_body`` and ``extra_headers``, streamed and not, and its own error class."""
     client = client_of(server)

@@ -160,7 +160,7 @@ async def test_it_is_asked_for_in_body_or_header(body: Any, headers: Any) -> Non
     """The scheduler hears of it with the promise, and the answer has it."""
     server = Server(late())
     answer = await server.answer(body, headers)
-    assert answer["usage"] == {"total_tokens": 9, "headway": LATE}
+    assert answer["usage"] == {"total_tokens": 9, "headway": {**LATE, "offered": 1}}
     extra_args = server.params[0].extra_args
     assert extra_args[STAMP][EXPLAIN_IN_STAMP] is True
     assert SloBook.empty().resolve(extra_args).is_promise == ("ttft_ms" in str(body))
@@ -235,12 +235,13 @@ async def test_of_several_choices_the_worst_is_told() -> None:
     """A broken promise before a kept one, then the latest; one without an account is none."""
     later = {**LATE, "late_ms": 300}
     ends = [wire.account(told, None) for told in (KEPT, LATE, later, LATE)]
-    assert (await Server(output(*ends)).answer(ASKS))["usage"]["headway"] == later
+    assert (await Server(output(*ends)).answer(ASKS))["usage"]["headway"] == {**later, "offered": 4}
     one_by_one = Server(*(output(end) for end in reversed(ends)))
-    assert (await one_by_one.events(ASKS))[-1]["usage"]["headway"] == later
+    assert (await one_by_one.events(ASKS))[-1]["usage"]["headway"] == {**later, "offered": 4}
     broken = {**KEPT, "kept": False}
     ends = [wire.account(told, None) for told in (KEPT, broken)]
-    assert (await Server(output(*ends, "a stop string")).answer(ASKS))["usage"]["headway"] == broken
+    answer = await Server(output(*ends, "a stop string")).answer(ASKS)
+    assert answer["usage"]["headway"] == {**broken, "offered": 3}
 
 
 async def test_an_answer_without_an_account_says_null() -> None:
@@ -252,7 +253,7 @@ async def test_an_answer_without_an_account_says_null() -> None:
 async def test_a_stream_ends_with_a_chunk_of_usage() -> None:
     """Shaped as vLLM's own: the last chunk's head, no choices."""
     events = await Server(output(None), late("x")).events(ASKS)
-    assert events[-1] == {**HEAD, "choices": [], "usage": {"headway": LATE}}
+    assert events[-1] == {**HEAD, "choices": [], "usage": {"headway": {**LATE, "offered": 1}}}
     assert len(events) == 3
 
 
@@ -265,7 +266,7 @@ async def test_vllms_own_chunk_of_usage_gets_it(pieces: int) -> None:
     assert [each.get("usage") for each in events] == [
         None,
         None,
-        {"total_tokens": 9, "headway": LATE},
+        {"total_tokens": 9, "headway": {**LATE, "offered": 1}},
     ]
 
 

@@ -18,13 +18,14 @@ from click.testing import CliRunner
 
 from headway.bench import calls as calls_module
 from headway.bench import contenders
-from headway.bench.client import Call, message_of
+from headway.bench.client import Call
 from headway.bench.compare import rows_of, verdict
 from headway.bench.load import Tally, run_load
 from headway.bench.probe import ask_server, parse_metrics, preemptions_between
 from headway.bench.server import LiveServer, ServerDied
 from headway.bench.session import Plan, measure
 from headway.bench.show import tally_text
+from headway.bench.words import message_of
 from headway.cli.bench import bench, priorities_of
 from headway.errors import HeadwayError, UserError
 from headway.slo import Slo, SloBook
@@ -255,7 +256,10 @@ def test_other_servers_get_plain_openai_bodies() -> None:
     """A server that is not vLLM is sent no field it might refuse."""
     server = FakeServer(owned_by="someone")
     measured_with(server, demo_plan(warm_up=False, priority_by_class={"chat": 2}))
-    assert set(server.bodies[0]) == {"model", "messages", "max_tokens", "temperature", "stream"}
+    plain = {"model", "messages", "max_tokens", "temperature", "stream"}
+    assert set(server.bodies[0]) == {*plain, "stream_options"}
+    measured_with(server, demo_plan(warm_up=False, asks_usage=False))
+    assert set(server.bodies[1]) == plain
 
 
 def test_a_trace_without_text_gets_a_prompt_and_its_exact_length() -> None:

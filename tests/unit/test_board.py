@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from told import CHAT, counts, late_board, serve_one
 
 from headway.metrics.board import BROKEN_KEPT, Board
 from headway.metrics.observed import Observed
+from headway.metrics.tally import combine
 
 
 def test_the_window_forgets_and_the_total_does_not() -> None:
@@ -41,6 +45,16 @@ def test_two_schedulers_make_one_picture() -> None:
     assert len(state["points"]) == 1
 
 
+def test_many_schedulers_make_as_many_points_as_one() -> None:
+    """Eight that tell twice a second, each at its own time: there is always one within a blink."""
+    board, observed = Board(), Observed()
+    for i in range(160):  # Ten seconds.
+        board.take(counts(observed, 1000.0 + i / 16, str(i % 8)))
+    points = board.state(1010.0)["points"]
+    assert 20 <= len(points) <= 40
+    assert len({point["number"] for point in points}) == len(points)
+
+
 def test_points_of_time_are_sent_once() -> None:
     """The page asks for what came after the last point it has."""
     observed, board = Observed(), Board()
@@ -51,6 +65,48 @@ def test_points_of_time_are_sent_once() -> None:
     assert [p["attained"] for p in everything] == [0, 1, 1, 1, 1], "the first has no before"
     later = board.state(5.0, after=everything[2]["number"])["points"]
     assert later == everything[3:]
+
+
+steps = st.lists(st.floats(1e-4, 100.0), max_size=4)
+tellings = st.lists(
+    st.tuples(steps, st.sampled_from(["0", "1"]), st.floats(0.01, 2.0), st.booleans()), min_size=1
+)
+
+
+@given(tellings)
+def test_no_point_of_time_contradicts_itself(tellings: list[Any]) -> None:
+    """Of two schedulers, told together or apart, some of it lost: the longest step is no shorter
+    than the mean one, nothing is negative, and the points add up to what was counted."""
+    observed = {"0": Observed(), "1": Observed()}
+    board, unix_s, at_s, num = Board(), 1000.0, 0.0, 0
+    for engine in observed:  # What came before the first point of each is in none.
+        board.take(counts(observed[engine], unix_s, engine))
+    before = board.counts()
+    for spans_s, engine, later_s, is_lost in [*tellings, ([], "0", 1.0, 0), ([], "1", 1.0, 0)]:
+        for span_s in spans_s:
+            num += 1
+            serve_one(observed[engine], f"r{num}", CHAT, 2 * span_s, at_s)
+            at_s += 2 * span_s
+        unix_s += later_s
+        message = counts(observed[engine], unix_s, engine)
+        if not is_lost:
+            board.take(message)
+    points = board.state(unix_s)["points"]
+    for point in points:
+        mean_s, longest_s = point["mean_step_s"], point["longest_step_s"]
+        assert (mean_s is None) == (point["num_steps"] == 0)
+        assert 0 <= (mean_s or 0) <= longest_s
+        assert min(point["num_steps"], point["attained"], point["broken"]) >= 0
+        assert point["attained"] + point["broken"] == point["num_steps"], "one step each"
+    total = combine(board.counts(), before, -1)
+    row = total["classes"].get("chat", {"attained": 0, "promised": 0})
+    assert sum(p["attained"] for p in points) == row["attained"]
+    assert sum(p["broken"] for p in points) == row["promised"] - row["attained"]
+    for shown in board.state(unix_s)["classes"]:
+        assert 0 <= shown["attained"] <= shown["promised"] <= shown["ended"]
+        assert shown["live"] == 0
+        for quantiles in (shown["ttft_s"], shown["gap_s"]):
+            assert (quantiles["p50"] or 0) <= (quantiles["p99"] or math.inf)
 
 
 def test_its_memory_is_bounded() -> None:

@@ -92,6 +92,16 @@ def test_every_command_exists(name: str, capsys: pytest.CaptureFixture[str]) -> 
         (["serve", "--port", "8000", "m"], "model first"),
         (["launch"], "launch"),
         (["serve", "m", "--policy"], "--policy"),
+        (["serve", "m", "--additional-config", "{"], "valid JSON"),
+        (["serve", "m", "--additional_config=[1]"], "JSON object"),
+        (["serve", "m", "--additional-config", '{"headway": {"policy": "nope"}}'], "slack"),
+        (["serve", "m", "--additional-config", '{"headway": {"slo_file": "no"}}'], "Cannot read"),
+        (["serve", "m", "--additional-config", '{"headway": {"policies": 1}}'], "allowed"),
+        (["serve", "m", "--scheduler-cls", "x.Y"], "--policy stock"),
+        (["serve", "m", "--scheduling-policy=priority"], "priority"),
+        (["serve", "m", "--swap-gib", "-1"], "--swap-gib"),
+        (["serve", "./no/such/folder"], "no such file"),
+        (["serve", "/no/such/folder", "--policy", "stock"], "no such file"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_2(
@@ -249,6 +259,8 @@ def test_the_embedded_model_gets_defaults_a_user_may_override(
     monkeypatch.setattr(serve, "_parse_vllm_args", parse)
     monkeypatch.setattr(serve, "_prefer_one_engine_process", lambda args: None)
     monkeypatch.setattr(serve, "_run", lambda args: None)
+    for check in ("check_port", "check_model"):
+        monkeypatch.setattr(serve.start_checks, check, lambda *what: None)
     for name in serve.QUIET_ENVIRONMENT:
         monkeypatch.setenv(name, "0")
     given = ("--dtype=bfloat16", "--served_model_name", "mine")

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headway.engines.vllm import edge, wire
+from headway.engines.vllm import wire
 from headway.engines.vllm.edge import SLO_FILE_VARIABLE, SloEdge
 
 CHAT = "/v1/chat/completions"
@@ -155,6 +155,14 @@ class Exchange:
         return b"".join(m.get("body", b"") for m in self.sent[1:]).decode()
 
 
+class Tripping(Exchange):
+    """An exchange whose application passes on what its handler raises."""
+
+    async def app(self, scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await self._handler(self.engine, b"", receive, send)
+
+
 def body_of(**xargs: Any) -> bytes:
     return json.dumps({"model": "m", "messages": [], "vllm_xargs": xargs}).encode()
 
@@ -222,15 +230,6 @@ async def test_what_the_edge_cannot_read_is_left_to_vllm(body: bytes) -> None:
     assert exchange.seen_by_app == body
 
 
-async def test_a_huge_body_is_not_collected(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beyond the bound the edge stops reading along, and vLLM still gets everything."""
-    monkeypatch.setattr(edge, "MAX_BODY_BYTES", 1000)
-    body = b'{"x": "' + b"a" * 1000 + b'", "vllm_xargs": {"slo_ttft_ms": -1}}'
-    exchange = await Exchange(FakeEngine(TOKENS), plain_answer, body, pieces=70).run()
-    assert exchange.status == 200
-    assert exchange.seen_by_app == body
-
-
 @pytest.mark.parametrize("handler", [streamed_chat, streamed_responses, plain_answer])
 async def test_a_refusal_becomes_429_with_retry_after(handler: Handler) -> None:
     """Streaming or not, the client sees the status before anything else."""
@@ -248,6 +247,25 @@ async def test_a_request_the_scheduler_cannot_ever_serve_becomes_400(handler: Ha
     exchange = await Exchange(FakeEngine(INVALID), handler, b"{}").run()
     assert exchange.status == 400
     assert "never fit" in exchange.text
+
+
+@pytest.mark.parametrize(("outputs", "status"), [(REFUSED, 429), (INVALID, 400)])
+@pytest.mark.parametrize("is_late", [False, True])
+async def test_a_refusal_that_vllm_trips_over_stays_one(
+    outputs: list[Any], status: int, is_late: bool
+) -> None:
+    """Its output has no logprobs of the prompt, which ``echo`` looks for; whole or streamed."""
+
+    async def handler(engine: Any, body: bytes, receive: Any, send: Any) -> None:
+        if is_late:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        async for _ in engine.generate("p"):
+            pass
+        raise AssertionError("no logprobs")
+
+    assert (await Tripping(FakeEngine(outputs), handler, b"{}").run()).status == status
+    with pytest.raises(AssertionError, match="no logprobs"):
+        await Tripping(FakeEngine(TOKENS), handler, b"{}").run()
 
 
 async def test_headers_of_other_middleware_survive_a_refusal() -> None:

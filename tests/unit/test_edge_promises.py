@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -226,38 +227,73 @@ async def test_an_application_that_raises_for_a_hang_up_does_not_make_it_500(fil
         await server.post({})
 
 
-async def test_what_the_edge_did_not_read_is_judged_by_the_scheduler(
-    file: Path, monkeypatch: pytest.MonkeyPatch
+WITHOUT_MODELS = FILE.replace('[models.large]\nclass = "batch"\n', "")
+"""With models every body is read, whatever it looks like."""
+
+ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le"]
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("place", ["slo", "vllm_xargs"])
+async def test_a_promise_counts_in_every_encoding_of_json(
+    file: Path, encoding: str, place: str
 ) -> None:
-    """A body too large to look into keeps its own words; a header's promise does not hide them."""
-    monkeypatch.setattr(edge, "MAX_BODY_BYTES", 10)
+    """vLLM reads them all; so do we, and what is not allowed is 400 in all of them."""
+    write(file, WITHOUT_MODELS)
     server = Server()
-    await server.post({"vllm_xargs": {"slo_ttft_ms": 700}}, [(b"x-slo-ttft-ms", b"900")])
-    assert server.params[-1].extra_args == {"slo_ttft_ms": 700}
-    await server.post({"messages": "a long text"}, [(b"x-slo-ttft-ms", b"900")])
-    assert SloBook.empty().resolve(server.params[-1].extra_args).ttft_s == 0.9
+    name = {"slo": "ttft_ms", "vllm_xargs": "slo_ttft_ms"}[place]
+    for value, expected in ((700, 0.7), (5, None)):
+        text = json.dumps({"x": "é", place: {name: value}}, ensure_ascii=False)
+        status, _, _ = await server.post(text.encode(encoding))
+        assert status == (200 if expected else 400)
+    assert SloBook.empty().resolve(server.params[-1].extra_args).ttft_s == 0.7
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+async def test_a_large_body_is_read_too(file: Path, encoding: str) -> None:
+    """There is no size from which on a client is believed."""
+    write(file, WITHOUT_MODELS)
+    server = Server()
+    body = {"messages": "a" * (65 * 1024 * 1024), "vllm_xargs": {"slo_class": "lead"}}
+    assert (await server.post(json.dumps(body).encode(encoding)))[0] == 400
+    assert server.params == []
+
+
+@pytest.mark.parametrize("path", sorted(edge.PATHS))
+async def test_what_was_not_judged_is_not_believed(file: Path, path: str) -> None:
+    """A server that asks its engine before the body has ended, or for more than was in it."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        params = SimpleNamespace(extra_args={"slo_class": "gold", "SLO_X": 1, "a": 1, **FORGED})
+        async for _ in server.client.generate("p", params, "id"):
+            pass
+        server.params.append(params)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    server = Server(app)
+    assert (await server.post({}, path=path))[0] == 200
+    extra_args = server.params[-1].extra_args
+    assert extra_args == {"a": 1, STAMP: Slo(1.0, class_name="chat").stamp()}
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "app": SimpleNamespace(state=SimpleNamespace(engine_client=server.client)),
+    }
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"{", "more_body": True}
+
+    async def send(message: Any) -> None:
+        return None
+
+    await server.edge(scope, receive, send)
+    assert server.params[-1].extra_args == {"a": 1, STAMP: Slo().stamp()}
 
 
 FORGED = {STAMP: {"ttft_s": 0.001, "weight": 1e6, "class_name": "gold"}}
-
-
-@pytest.mark.parametrize("with_file", [True, False])
-@pytest.mark.parametrize("path", [CHAT, "/inference/v1/generate", "/v1/audio/transcriptions"])
-async def test_a_stamp_is_the_edges_or_nobodys(
-    file: Path, monkeypatch: pytest.MonkeyPatch, path: str, with_file: bool
-) -> None:
-    """A client's own is dropped where the body was not looked into, whatever the endpoint."""
-    if not with_file:
-        monkeypatch.delenv(SLO_FILE_VARIABLE)
-    monkeypatch.setattr(edge, "MAX_BODY_BYTES", 10)
-    server = Server()
-    assert (await server.post({"vllm_xargs": {**FORGED, "a": 1}}, path=path))[0] == 200
-    extra_args = server.params[-1].extra_args
-    assert extra_args["a"] == 1
-    promised = SloBook.empty().resolve(extra_args)
-    listed = path in edge.PATHS
-    expected = Slo(1.0, class_name="chat") if listed and with_file else Slo()
-    assert promised == expected
 
 
 async def test_a_forged_stamp_that_is_seen_is_a_mistake(plain: Server) -> None:
@@ -285,7 +321,7 @@ async def test_where_nobody_answers_a_refusal_nothing_is_promised(file: Path) ->
         assert (await server.post(asked, path=path))[0] == 200
         extra_args = server.params[0].extra_args
         assert extra_args["a"] == 1
-        book = SloBook.load(file)
+        book = replace(SloBook.load(file), keys={})
         assert book.resolve({"slo_ttft_ms": 500}).is_promise
         assert book.resolve(extra_args) == Slo()
 

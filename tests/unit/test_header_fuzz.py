@@ -196,7 +196,7 @@ async def test_a_hundred_thousand_header_values(chain: Chain) -> None:
             slo = await chain.judged(headers, b"{}", rng.choice(paths))
             served += slo is not None
             mistaken += slo is None
-    assert served > 5_000
+    assert served > 4_000
     assert mistaken > 20_000
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 import os
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headway import slo_file
 from headway.errors import UserError
 from headway.slo import MAX_PROMISE_S, NO_PROMISE, STAMP, Slo, SloBook
 from headway.slo_file import LOOK_EVERY_S, WatchedBook
@@ -113,7 +116,38 @@ def test_limits_bound_what_a_client_asks_for(
 def test_limits_hold_without_the_http_edge_too(book: SloBook) -> None:
     """The scheduler reads the same file, and a request may reach it another way."""
     with pytest.raises(UserError, match="between 200"):
-        book.resolve({"slo_ttft_ms": 5})
+        replace(book, keys={}).resolve({"slo_ttft_ms": 5})
+
+
+@pytest.mark.parametrize("name", ["slo_class", "slo_ttft_ms", "slo_explain", "SLO_CLASS", "slo"])
+def test_where_there_are_keys_the_scheduler_believes_the_edge_alone(
+    book: SloBook, name: str
+) -> None:
+    """It sees no keys: what the edge has not judged holds no promise, nor the default class."""
+    assert book.resolve({STAMP: GOLD.stamp()}) == GOLD
+    assert book.resolve({"top_x": 1}) == book.resolve(None) == NO_PROMISE
+    with pytest.raises(UserError, match="middleware"):
+        book.resolve({name: "chat"})
+
+
+@pytest.mark.parametrize("sent", ["ключ", "schlüssel"])
+def test_a_key_with_any_letters_is_known(sent: str) -> None:
+    """Clients write it as UTF-8 or as ISO 8859-1, as far as it has the letters."""
+    document = {
+        "classes": {"chat": {"ttft_s": 1}, "gold": {"ttft_s": 0.1}},
+        "keys": {sent: {"class": "chat", "classes": []}},
+    }
+    book = SloBook.parse(document)
+    codings = ["utf-8", "latin-1"] if max(sent) < "\u0100" else ["utf-8"]
+    for coding in codings:
+        with pytest.raises(UserError, match="not allowed"):
+            book.promise({"slo_class": "gold"}, api_key=sent.encode(coding))
+
+
+def test_a_file_with_a_byte_order_mark_is_read(path: Path) -> None:
+    """Some editors write one."""
+    path.write_text(FILE, encoding="utf-8-sig")
+    assert SloBook.load(path).promise({}) == CHAT
 
 
 def test_classes_of_the_operator_are_not_limited() -> None:
@@ -150,8 +184,11 @@ def test_a_bad_table_is_one_sentence(tmp_path: Path, text: str, word: str) -> No
     assert "hush" not in str(caught.value)
 
 
-def rewrite(path: Path, text: str) -> None:
-    """Replace the file as an operator should, and make sure that its time differs."""
+def rewrite(path: Path, text: str | None) -> None:
+    """Replace the file as an operator should, and make sure that its time differs; or remove it."""
+    if text is None:
+        path.unlink()
+        return
     before = path.stat().st_mtime_ns if path.exists() else 0
     new = path.with_suffix(".new")
     new.write_text(text)
@@ -159,15 +196,17 @@ def rewrite(path: Path, text: str) -> None:
     new.replace(path)
 
 
-def test_a_new_file_counts_within_a_second(path: Path) -> None:
+async def test_a_new_file_counts_within_a_second(path: Path) -> None:
     """It is looked at once a second, whatever the load."""
     watched = WatchedBook(path, now_s=100.0)
     rewrite(path, FILE.replace("ttft_s = 1.0", "ttft_s = 3.0"))
-    assert watched.at(100.0 + 0.9 * LOOK_EVERY_S).promise({}).ttft_s == 1.0
-    assert watched.at(100.0 + LOOK_EVERY_S).promise({}).ttft_s == 3.0
+    assert (await watched.at(100.0 + 0.9 * LOOK_EVERY_S)).promise({}).ttft_s == 1.0
+    assert (await watched.at(100.0 + LOOK_EVERY_S)).promise({}).ttft_s == 3.0
 
 
-def test_looking_is_rare_and_reading_rarer(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_looking_is_rare_and_reading_rarer(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A thousand requests in a second cost one look; an unchanged file is not read again."""
     looks, loads = [], []
     stat, load = Path.stat, SloBook.load
@@ -175,28 +214,54 @@ def test_looking_is_rare_and_reading_rarer(path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(SloBook, "load", lambda p: (loads.append(p), load(p))[1])
     watched = WatchedBook(path, now_s=0.0)
     for i in range(3000):
-        watched.at(i / 1000)
+        await watched.at(i / 1000)
     assert (len(looks), len(loads)) == (3, 1)
 
 
 @pytest.mark.parametrize("text", ["= broken", "", "[classes.a]\nttft_s = -1", None])
-def test_a_bad_file_changes_nothing_and_says_so_once(
+async def test_a_bad_file_changes_nothing_and_says_so_once(
     path: Path, text: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The old promises hold until the file is right again."""
     watched = WatchedBook(path, now_s=0.0)
-    if text is None:
-        path.unlink()
-    else:
-        rewrite(path, text)
+    rewrite(path, text)
     with caplog.at_level(logging.INFO, logger="vllm.headway"):
         for now_s in (1.0, 2.0, 3.0):
-            assert watched.at(now_s).promise({}) == CHAT
+            assert (await watched.at(now_s)).promise({}) == CHAT
         assert len(caplog.records) == 1
         assert "slo.toml" in caplog.text
         rewrite(path, "[classes.new]\nttft_s = 7\n")
-        assert set(watched.at(4.0).classes) == {"new"}
+        assert set((await watched.at(4.0)).classes) == {"new"}
     assert [r.levelname for r in caplog.records] == ["WARNING", "INFO"]
+
+
+async def test_a_hung_disk_keeps_nobody_waiting(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The promises read before hold for every request; the next version counts when it comes."""
+    watched = WatchedBook(path, now_s=0.0)
+    answers, stat, num_looks = threading.Event(), Path.stat, 0
+
+    def hung(path: Path, **how: Any) -> os.stat_result:
+        nonlocal num_looks
+        num_looks += 1
+        answers.wait()
+        return stat(path, **how)
+
+    rewrite(path, "[classes.new]\nttft_s = 7\n")
+    monkeypatch.setattr(Path, "stat", hung)
+    monkeypatch.setattr(slo_file, "WAIT_S", 0.01)
+    try:
+        for i in range(1, 100):
+            assert (await watched.at(float(i))).promise({}) == CHAT
+    finally:
+        answers.set()
+    assert num_looks == 1
+    assert "does not answer" in caplog.text
+    at_s = 100.0
+    while set((await watched.at(at_s)).classes) != {"new"}:
+        at_s += 1.0
+        await asyncio.sleep(0)
 
 
 def test_a_bad_file_to_begin_with_is_an_error(tmp_path: Path) -> None:

@@ -163,6 +163,10 @@ MISTAKES = [
     (["simulate", *SMALL, "--rate", "3,x"], "--rate"),
     (["simulate", *SMALL, "--rate", "3", "--policy", "best"], "the policies are"),
     (["simulate", *SMALL, "--rate", "3", "--policy", "stock"], "--engine vllm"),
+    (["simulate", *SMALL, "--rate", "3", "--attention", "full,wide"], "allowed are full"),
+    (["simulate", *SMALL, "--rate", "3", "--attention", "full,state"], "--engine vllm"),
+    (["simulate", *SMALL, "--rate", "3", "--engine", "vllm", "--policy", "headway", "--bound",
+      "--attention", "full,state"], "leave out --attention"),
     (["simulate", *SMALL, "--rate", "3", "--gpu", "abacus"], "llama-3.1-8b@h100"),
     (["simulate", *SMALL, "--rate", "3", "--kv-tokens", "0"], "--kv-tokens"),
     (["simulate", *SMALL, "--rate", "3", "--seed", "-1"], "--seed"),
@@ -176,7 +180,7 @@ MISTAKES = [
     (["capacity", *SMALL, "--engine", "vllm", "--policy", "stock-hindsight"], "use simulate"),
     (["replay", "/no/such/file"], "Cannot read"),
     (["replay", __file__], "line 1"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("args", "hint"), MISTAKES, ids=lambda v: " ".join(v)[-40:])

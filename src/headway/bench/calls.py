@@ -35,12 +35,14 @@ class CallOptions:
         is_vllm: Whether the server takes vLLM's own body fields; others get plain OpenAI ones.
         send_slo: Promises as explicit milliseconds, by class name, or not at all.
         priority_by_class: vLLM's ``priority`` field (lower goes first) for the named classes.
+        asks_usage: Whether the server is asked to count the tokens of an answer at its end.
     """
 
     model: str
     is_vllm: bool = True
     send_slo: SendSlo = "ms"
     priority_by_class: Mapping[str, int] = field(default_factory=dict)
+    asks_usage: bool = True
 
 
 def workload_of(
@@ -118,6 +120,8 @@ def body_of(
         "temperature": 0,
         "stream": True,
     }
+    if options.asks_usage:
+        body["stream_options"] = {"include_usage": True}
     if not options.is_vllm:
         return body
     body["return_token_ids"] = True
@@ -153,7 +157,7 @@ def warm_up_calls(book: SloBook, options: CallOptions) -> list[Call]:
     each been computed once before the first promise is at stake.
     """
     requests = demo_workload(WARM_UP_REQUESTS, WARM_UP_SEED)
-    plain = CallOptions(options.model, options.is_vllm, "no")
+    plain = CallOptions(options.model, options.is_vllm, "no", asks_usage=options.asks_usage)
     calls = []
     for index, request in enumerate(requests):
         slo = book.classes.get(request.slo_class or "", Slo())

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import json
+import time
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import aiohttp
 
+from headway.bench.access import post, start_of
+from headway.bench.chunks import Answer, BadStream, ChatChunk, CountedBy, Lines, chunk_of
+from headway.bench.words import in_one_line, message_of
 from headway.metrics.record import Outcome, RequestRecord
 from headway.slo import Slo
 
 REFUSED_STATUSES = (429, 503)
+DROPPING_REDIRECTS = (301, 302, 303)
+"""After these HTTP clients ask anew without the body, so the request is gone."""
+
 MAX_DETAIL_CHARS = 300
+MAX_ERROR_BYTES = 2**16
+"""64 KiB of an error's body are enough to find its message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +44,20 @@ class Call:
     num_prompt_tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came of one call.
+
+    Attributes:
+        counted_by: What its tokens were counted by; ``None`` when there were none.
+        num_retries: How often it was sent again after a ``Retry-After``.
+    """
+
+    record: RequestRecord
+    counted_by: CountedBy | None
+    num_retries: int
+
+
 class RunClock:
     """Seconds since the start of a run, on the event loop's monotonic clock."""
 
@@ -51,113 +74,145 @@ class RunClock:
         await asyncio.sleep(max(0.0, at_s - self.now_s()))
 
 
-@dataclass(slots=True)
-class _Seen:
-    """What has come back so far."""
+@dataclass(frozen=True, slots=True)
+class _End:
+    """How one try ended; *retry_after_s* is what a refusal told the client to wait."""
 
-    emitted_at_s: list[float] = field(default_factory=list)
-    num_prompt_tokens: int | None = None
-    finish_reason: str | None = None
-    error: str | None = None
+    outcome: Outcome
+    detail: str = ""
+    retry_after_s: float | None = None
+
+
+_STOPPED = _End("aborted", "the run was stopped")
 
 
 async def send(
-    session: aiohttp.ClientSession, url: str, call: Call, clock: RunClock, timeout_s: float
-) -> RequestRecord:
+    session: aiohttp.ClientSession,
+    url: str,
+    call: Call,
+    clock: RunClock,
+    timeout_s: float,
+    max_retries: int = 0,
+) -> Reply:
     """Send *call* and follow its stream to the end.
 
     Never raises for what the server or the network does: that is the outcome. A cancelled call
     (the user stopped the run) is recorded as ``aborted``.
+
+    Args:
+        timeout_s: Bound of each try, and of a wait between two.
+        max_retries: How often a refusal's ``Retry-After`` is followed.
     """
-    seen = _Seen()
     sent_at_s = clock.now_s()
-    outcome: Outcome
-    try:
-        async with asyncio.timeout(timeout_s):
-            outcome, detail = await _stream(session, url, call, clock, seen)
-    except TimeoutError:
-        outcome, detail = "timed_out", f"no end after {timeout_s:g} s"
-    except (aiohttp.ClientError, ConnectionError) as error:
-        outcome, detail = "failed", f"connection: {error}" if str(error) else type(error).__name__
-    except asyncio.CancelledError:
-        outcome, detail = "aborted", "the run was stopped"
-    return RequestRecord(
+    num_retries = 0
+    while True:
+        answer = Answer(int(call.body.get("max_tokens") or 0))
+        end = await _try(session, url, call, clock, timeout_s, answer)
+        wait_s = end.retry_after_s
+        if wait_s is None or num_retries == max_retries:
+            break
+        if wait_s > timeout_s:
+            why = f"told to wait {wait_s:g} s, longer than the timeout; {end.detail}"
+            end = _End(end.outcome, why)
+            break
+        try:
+            await clock.sleep_until(clock.now_s() + wait_s)
+        except asyncio.CancelledError:
+            end = _STOPPED
+            break
+        num_retries += 1
+    record = RequestRecord(
         id=call.id,
         slo=call.slo,
         arrived_at_s=call.arrived_at_s,
-        emitted_at_s=tuple(seen.emitted_at_s),
-        outcome=outcome,
-        num_prompt_tokens=seen.num_prompt_tokens or call.num_prompt_tokens,
+        emitted_at_s=tuple(answer.emitted_at_s),
+        outcome=end.outcome,
+        num_prompt_tokens=answer.num_prompt_tokens or call.num_prompt_tokens,
         sent_at_s=sent_at_s,
         ended_at_s=clock.now_s(),
-        detail=detail[:MAX_DETAIL_CHARS],
+        detail=in_one_line(end.detail)[:MAX_DETAIL_CHARS],
     )
+    return Reply(record, answer.counted_by if answer.emitted_at_s else None, num_retries)
+
+
+async def _try(
+    session: aiohttp.ClientSession,
+    url: str,
+    call: Call,
+    clock: RunClock,
+    timeout_s: float,
+    answer: Answer,
+) -> _End:
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await _stream(session, url, call, clock, answer)
+    except TimeoutError:
+        what = "end" if answer.num_chunks else "answer"
+        return _End("timed_out", f"no {what} after {timeout_s:g} s")
+    except BadStream as error:
+        return _End("failed", str(error))
+    except aiohttp.TooManyRedirects as error:
+        return _End("failed", f"redirected {len(error.history)} times")
+    except aiohttp.ClientResponseError as error:
+        return _End("failed", f"the answer is no HTTP: {error.message}")
+    except (aiohttp.ClientError, OSError) as error:
+        return _End("failed", f"connection: {str(error) or type(error).__name__}")
+    except asyncio.CancelledError:
+        return _STOPPED
+    except Exception as error:  # A fault of ours must not cost the other requests' figures.
+        return _End("failed", f"load generator: {type(error).__name__}: {error}")
 
 
 async def _stream(
-    session: aiohttp.ClientSession, url: str, call: Call, clock: RunClock, seen: _Seen
-) -> tuple[Outcome, str]:
-    async with session.post(f"{url}/v1/chat/completions", json=call.body) as response:
+    session: aiohttp.ClientSession, url: str, call: Call, clock: RunClock, answer: Answer
+) -> _End:
+    async with await post(session, f"{url}/v1/chat/completions", call.body) as response:
+        for step in response.history:
+            if step.status in DROPPING_REDIRECTS:
+                return _End("failed", f"HTTP {step.status}: redirected to {response.url}")
         if response.status != 200:
-            text = await response.text()
-            outcome: Outcome = "refused" if response.status in REFUSED_STATUSES else "failed"
-            return outcome, f"HTTP {response.status}: {message_of(text)}"
-        async for event in events(response.content):
-            read_event(event, clock.now_s(), seen)
-            if seen.error is not None:
-                return "failed", seen.error
-    if seen.finish_reason is None:
-        return "failed", "the stream ended without a finish reason"
-    if seen.finish_reason in ("abort", "error"):
-        return "aborted" if seen.finish_reason == "abort" else "failed", "ended by the server"
-    return "finished", ""
+            message = message_of(await start_of(response, MAX_ERROR_BYTES))
+            detail = f"HTTP {response.status}: {message}"
+            if response.status not in REFUSED_STATUSES:
+                return _End("failed", detail)
+            return _End("refused", detail, told_wait_s(response.headers.get("Retry-After", "")))
+        async for chunk in chunks(response.content):
+            answer.take(chunk, clock.now_s())
+        if answer.num_chunks == 0:
+            return _End("failed", f"an answer of {response.content_type} without any chat chunk")
+    if answer.finish_reason is None:
+        return _End("failed", "the stream ended without a finish reason")
+    if answer.finish_reason in ("abort", "error"):
+        return _End(
+            "aborted" if answer.finish_reason == "abort" else "failed", "ended by the server"
+        )
+    return _End("finished")
 
 
-async def events(stream: aiohttp.StreamReader) -> AsyncIterator[dict[str, Any]]:
-    """Yield the JSON objects of a server-sent event stream."""
-    async for line in stream:
-        if not line.startswith(b"data:"):
-            continue
-        data = line[5:].strip()
-        if data == b"[DONE]":
-            return
-        try:
-            event = json.loads(data)
-        except json.JSONDecodeError:
-            event = {"error": {"message": f"a chunk that is not JSON: {data[:80]!r}"}}
-        yield event
+async def chunks(stream: aiohttp.StreamReader) -> AsyncIterator[ChatChunk]:
+    """Yield the chunks of a server-sent event stream.
 
-
-def read_event(event: Mapping[str, Any], now_s: float, seen: _Seen) -> None:
-    """Count the tokens of one chunk.
-
-    A server that sends ``token_ids`` is counted exactly; tokens sharing a chunk share its time.
-    Of any other server each chunk with text counts as one token.
+    Raises:
+        BadStream: There is something else in it.
     """
-    if "error" in event:
-        error = event["error"]
-        seen.error = str(error.get("message", error) if isinstance(error, Mapping) else error)
-        return
-    if event.get("prompt_token_ids"):
-        seen.num_prompt_tokens = len(event["prompt_token_ids"])
-    for choice in event.get("choices") or ():
-        token_ids = choice.get("token_ids")
-        if token_ids is not None:
-            num_tokens = len(token_ids)
-        else:
-            delta = choice.get("delta") or {}
-            num_tokens = int(bool(delta.get("content") or delta.get("reasoning_content")))
-        seen.emitted_at_s.extend([now_s] * num_tokens)
-        seen.finish_reason = choice.get("finish_reason") or seen.finish_reason
+    lines = Lines()
+    async for part in stream.iter_any():
+        for data in lines.feed(part):
+            if data == b"[DONE]":
+                return
+            yield chunk_of(data)
+    for data in lines.end():
+        if data != b"[DONE]":
+            yield chunk_of(data)
 
 
-def message_of(text: str) -> str:
-    """Return the message of an error body, or the body itself when it has none."""
+def told_wait_s(retry_after: str) -> float | None:
+    """Return the seconds of a ``Retry-After``, a number or a date; ``None`` when it is neither."""
     try:
-        body = json.loads(text)
-    except json.JSONDecodeError:
-        return text.strip()
-    error = body.get("error", body) if isinstance(body, dict) else body
-    if isinstance(error, dict):
-        return str(error.get("message") or error.get("detail") or error)
-    return str(error)
+        wait_s = float(retry_after)
+    except ValueError:
+        try:
+            wait_s = max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
+        except (ValueError, OverflowError):
+            return None
+    return wait_s if wait_s >= 0.0 else None

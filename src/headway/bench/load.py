@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import aiohttp
 
-from headway.bench.client import Call, RunClock, send
+from headway.bench.access import Access
+from headway.bench.client import Call, Reply, RunClock, send
 from headway.metrics.define import quantiles
 from headway.metrics.record import RequestRecord
 
@@ -59,11 +61,18 @@ class ClientLag:
 
 @dataclass(frozen=True, slots=True)
 class LoadResult:
-    """Records in order of arrival, and the client's own lag."""
+    """Records in order of arrival, and what the client knows of itself.
+
+    Attributes:
+        counted_by: Requests whose tokens were counted by ``ids``, ``usage`` and ``chunks``.
+        num_retries: How often requests were sent again after a ``Retry-After``.
+    """
 
     records: list[RequestRecord]
     lag: ClientLag
     was_stopped: bool = False
+    counted_by: Mapping[str, int] = field(default_factory=dict)
+    num_retries: int = 0
 
 
 @dataclass(slots=True)
@@ -71,8 +80,9 @@ class _Run:
     url: str
     clock: RunClock
     timeout_s: float
+    max_retries: int
     tally: Tally
-    records: list[RequestRecord] = field(default_factory=list)
+    replies: list[Reply] = field(default_factory=list)
 
 
 async def run_load(
@@ -82,6 +92,8 @@ async def run_load(
     timeout_s: float,
     on_progress: Callable[[Tally], None] = lambda tally: None,
     progress_every_s: float = 0.5,
+    access: Access | None = None,
+    max_retries: int = 0,
 ) -> LoadResult:
     """Send every call at its time and wait for all of them.
 
@@ -89,12 +101,8 @@ async def run_load(
     those not yet sent are not offered, and the result is returned with ``was_stopped``.
     """
     tally = Tally(len(calls))
-    connector = aiohttp.TCPConnector(limit=0)
-    no_timeout = aiohttp.ClientTimeout(total=None)
-    async with aiohttp.ClientSession(
-        connector=connector, timeout=no_timeout, read_bufsize=2**20
-    ) as session:
-        run = _Run(url.rstrip("/"), RunClock(), timeout_s, tally)
+    async with (access or Access()).session() as session:
+        run = _Run(url.rstrip("/"), RunClock(), timeout_s, max_retries, tally)
         lags_s: list[float] = []
         helpers = [
             asyncio.create_task(_tick(lags_s)),
@@ -108,9 +116,15 @@ async def run_load(
             await asyncio.gather(*helpers, return_exceptions=True)
     on_progress(tally)
     order = {call.id: index for index, call in enumerate(calls)}
-    records = sorted(run.records, key=lambda record: order[record.id])
+    records = sorted((r.record for r in run.replies), key=lambda record: order[record.id])
     late_s = [r.sent_at_s - r.arrived_at_s for r in records if r.sent_at_s is not None]
-    return LoadResult(records, ClientLag(quantiles(late_s), quantiles(lags_s)), was_stopped)
+    return LoadResult(
+        records,
+        ClientLag(quantiles(late_s), quantiles(lags_s)),
+        was_stopped,
+        Counter(reply.counted_by for reply in run.replies if reply.counted_by is not None),
+        sum(reply.num_retries for reply in run.replies),
+    )
 
 
 async def _offer(session: aiohttp.ClientSession, run: _Run, calls: Sequence[Call]) -> bool:
@@ -131,9 +145,9 @@ async def _offer(session: aiohttp.ClientSession, run: _Run, calls: Sequence[Call
 
 
 async def _follow(session: aiohttp.ClientSession, run: _Run, call: Call) -> None:
-    record = await send(session, run.url, call, run.clock, run.timeout_s)
-    run.records.append(record)
-    run.tally.add(record)
+    reply = await send(session, run.url, call, run.clock, run.timeout_s, run.max_retries)
+    run.replies.append(reply)
+    run.tally.add(reply.record)
 
 
 async def _tick(lags_s: list[float]) -> None:

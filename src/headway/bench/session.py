@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from headway.bench.access import Access
 from headway.bench.calls import CallOptions, SendSlo, calls_of, warm_up_calls
 from headway.bench.client import Call
 from headway.bench.load import LoadResult, Tally, run_load
@@ -34,6 +35,8 @@ class Plan:
     send_slo: SendSlo = "ms"
     priority_by_class: Mapping[str, int] = field(default_factory=dict)
     warm_up: bool = True
+    max_retries: int = 0
+    asks_usage: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,7 @@ async def measure(
     *,
     on_stage: Callable[[str], None] = lambda stage: None,
     on_progress: Callable[[Tally], None] = lambda tally: None,
+    access: Access | None = None,
 ) -> Measured:
     """Run *plan* against the server at *url*. A SIGINT ends the load early but not the summary.
 
@@ -59,17 +63,28 @@ async def measure(
         UserError: No such server there, or the plan and its SLO classes do not fit.
         HeadwayError: The warm-up got no answer at all, so nothing worth measuring would follow.
     """
-    url = url.rstrip("/")
-    server = await ask_server(url)
-    options = CallOptions(server.model, server.is_vllm, plan.send_slo, plan.priority_by_class)
+    url, access = url.rstrip("/"), access or Access()
+    server = await ask_server(url, access)
+    options = CallOptions(
+        server.model, server.is_vllm, plan.send_slo, plan.priority_by_class, plan.asks_usage
+    )
     calls = calls_of(plan.workload, plan.book, options)
     if plan.warm_up:
         on_stage("warming up")
-        await _warm_up(url, warm_up_calls(plan.book, options))
-    before = await scrape(url)
+        await _warm_up(url, warm_up_calls(plan.book, options), access)
+    before = await scrape(url, access)
     on_stage("measuring")
-    load = await _stoppable_load(url, calls, plan.timeout_s, on_progress)
-    after = await scrape(url)
+    load = await _stoppable(
+        run_load(
+            url,
+            calls,
+            timeout_s=plan.timeout_s,
+            on_progress=on_progress,
+            access=access,
+            max_retries=plan.max_retries,
+        )
+    )
+    after = await scrape(url, access)
     facts = RunFacts(
         policy=plan.policy,
         engine="live",
@@ -79,21 +94,21 @@ async def measure(
     )
     run = summarise(load.records, facts)
     run["client_lag_s"] = {"send": load.lag.send_s, "loop": load.lag.loop_s}
+    run["tokens_counted_by"] = dict(load.counted_by)
+    run["num_retries"] = load.num_retries
     return Measured(run, load.records, load, server)
 
 
-async def _warm_up(url: str, calls: Sequence[Call]) -> None:
-    result = await run_load(url, calls, timeout_s=WARM_UP_TIMEOUT_S)
+async def _warm_up(url: str, calls: Sequence[Call], access: Access) -> None:
+    result = await run_load(url, calls, timeout_s=WARM_UP_TIMEOUT_S, access=access)
     if not any(record.finished for record in result.records):
         why = next((r.detail for r in result.records if r.detail), "no reason given")
         raise HeadwayError(f"No warm-up request was answered by {url}: {why}.")
 
 
-async def _stoppable_load(
-    url: str, calls: Sequence[Call], timeout_s: float, on_progress: Callable[[Tally], None]
-) -> LoadResult:
+async def _stoppable(load: Coroutine[Any, Any, LoadResult]) -> LoadResult:
     """Run the load as a task that Ctrl-C stops, so that what was measured is still summarised."""
-    task = asyncio.create_task(run_load(url, calls, timeout_s=timeout_s, on_progress=on_progress))
+    task = asyncio.create_task(load)
     if threading.current_thread() is not threading.main_thread():
         return await task  # Signals belong to the main thread.
     loop = asyncio.get_running_loop()

@@ -11,8 +11,9 @@ from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
-from headway.bench.load import ClientLag, Tally
+from headway.bench.load import ClientLag, LoadResult, Tally
 from headway.metrics.record import RequestRecord
 from headway.units import format_s
 
@@ -117,7 +118,7 @@ def percent(share: float | None) -> str:
 
 def run_table(run: Mapping[str, Any], title: str) -> Table:
     """Return the summary of one run, a row a class and one for all; fits 80 columns."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD)
     table.pad_edge = False
     table.collapse_padding = True
     table.add_column("class", no_wrap=True)
@@ -126,7 +127,7 @@ def run_table(run: Mapping[str, Any], title: str) -> Table:
     ):  # fmt: skip
         table.add_column(name, justify="right", no_wrap=True)
     for name, figures in run["per_class"].items():
-        table.add_row(name, *_cells(figures))
+        table.add_row(Text(name), *_cells(figures))
     table.add_section()
     table.add_row("all", *_cells(run), style="bold")
     return table
@@ -161,6 +162,33 @@ def lag_sentence(lag: ClientLag) -> str:
         f"Client lag: sending p50 {format_s(lag.send_s['p50'])}, p99 {format_s(lag.send_s['p99'])},"
         f" max {format_s(lag.send_s['max'])}; event loop p99 {format_s(lag.loop_s['p99'])},"
         f" max {format_s(lag.loop_s['max'])}."
+    )
+
+
+def counting_sentence(load: LoadResult) -> str | None:
+    """Return how tokens were counted where the server did not send their ids."""
+    by_usage, by_chunks = (load.counted_by.get(how, 0) for how in ("usage", "chunks"))
+    parts = []
+    if by_usage:
+        parts.append(
+            f"of {by_usage} requests by the server's usage, spread over their chunks (tokens of"
+            " one chunk share its time)"
+        )
+    if by_chunks:
+        parts.append(
+            f"of {by_chunks} requests as one a chunk, for want of a usage: too few where"
+            " chunks carry several"
+        )
+    return f"Tokens were counted {'; '.join(parts)}." if parts else None
+
+
+def retry_sentence(load: LoadResult) -> str | None:
+    """Return how often requests went again, or ``None`` when none did."""
+    if not load.num_retries:
+        return None
+    return (
+        f"Retries: {load.num_retries}, each after the wait its refusal told; a request counts"
+        " once, from its first arrival."
     )
 
 

@@ -5,15 +5,27 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
 
+from headway.bench.access import access_of
 from headway.bench.calls import SendSlo, workload_of
 from headway.bench.session import Measured, Plan, measure
-from headway.bench.show import display, failure_sentence, goodput_sentence, lag_sentence, run_table
+from headway.bench.show import (
+    counting_sentence,
+    display,
+    failure_sentence,
+    goodput_sentence,
+    lag_sentence,
+    retry_sentence,
+    run_table,
+)
+from headway.bench.words import in_one_line
+from headway.cli.access_options import access_options
 from headway.cli.trace_options import read_options, tell, trace_options
 from headway.errors import UserError
 from headway.metrics.record import write_records
@@ -25,10 +37,11 @@ from headway.workloads.realtext import SLO_FILE
 from headway.workloads.schema import number
 
 DEFAULT_RATE_RPS = 1.5
+OTHER_SERVER = "The server does not say it is vLLM: no SLOs or priorities were sent."
 
 
 @click.command()
-@click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="Base of the API.")
+@access_options
 @click.option(
     "--workload", default="demo", show_default=True, help="demo, a named workload, or a trace file."
 )
@@ -43,6 +56,10 @@ DEFAULT_RATE_RPS = 1.5
 )
 @click.option("--slo", type=click.Path(path_type=Path), help="SLO file [demo: its own].")
 @click.option("--timeout-s", default="120", show_default=True, help="Until a request is given up.")
+@click.option(
+    "--retries", default=0, show_default=True, type=click.IntRange(0),
+    help="How often the Retry-After of a refusal is followed, if it is within --timeout-s.",
+)  # fmt: skip
 @click.option("--priority-by-class", default="", help="Such as chat=0,batch=1 (lower goes first).")
 @click.option(
     "--send-slo/--no-send-slo", default=True, show_default=True, help="Tell the server the SLOs."
@@ -51,12 +68,21 @@ DEFAULT_RATE_RPS = 1.5
     "--slo-as", type=click.Choice(["ms", "class"]), default="ms", show_default=True,
     help="As milliseconds, or as the name of a class the server knows.",
 )  # fmt: skip
+@click.option(
+    "--usage/--no-usage", default=True, show_default=True,
+    help="Ask the server to count its tokens (stream_options.include_usage).",
+)  # fmt: skip
 @click.option("--warm-up/--no-warm-up", default=True, show_default=True, help="A few uncounted.")
 @click.option("--policy", default="unknown", help="Name of the policy, for the report only.")
 @click.option("--out", type=click.Path(path_type=Path), help="JSONL, one line a request.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Summary as JSON.")
 def bench(
     url: str,
+    api_key: str | None,
+    headers: tuple[str, ...],
+    ca: Path | None,
+    insecure: bool,
+    unix_socket: Path | None,
     workload: str,
     rate: str | None,
     requests: str | None,
@@ -64,9 +90,11 @@ def bench(
     seed: int,
     slo: Path | None,
     timeout_s: str,
+    retries: int,
     priority_by_class: str,
     send_slo: bool,
     slo_as: SendSlo,
+    usage: bool,
     warm_up: bool,
     policy: str,
     out: Path | None,
@@ -76,10 +104,12 @@ def bench(
     """Load a live OpenAI-compatible server and count the promises it keeps.
 
     Requests leave at their time whatever the server does; refused, failed and timed-out ones
-    count as offered.
+    count as offered. When a request failed, or none was served, the exit code is 1; the files are
+    written all the same.
     """
     if not url.startswith(("http://", "https://")):
         raise UserError(f"--url must start with http:// or https://, not {url!r:.60}.")
+    access = access_of(url, api_key, headers, ca, insecure, unix_socket)
     is_demo = workload == "demo"
     rate_rps = _positive("--rate", rate)
     if is_demo and rate_rps is None:
@@ -100,6 +130,8 @@ def bench(
         send_slo=slo_as if send_slo else "no",
         priority_by_class=priorities_of(priority_by_class),
         warm_up=warm_up,
+        max_retries=retries,
+        asks_usage=usage,
     )
     for path in (out, json_path):
         if path is not None and not path.absolute().parent.is_dir():
@@ -107,8 +139,9 @@ def bench(
     console = Console()
     tell(console, trace)
     with display(console, "bench") as shown:
-        measured = asyncio.run(measure(url, plan, on_stage=shown.stage, on_progress=shown.tally))
-    _report(console, measured, plan, url)
+        measured = asyncio.run(
+            measure(url, plan, on_stage=shown.stage, on_progress=shown.tally, access=access)
+        )
     if out is not None:
         write_records(out, measured.records)
     if json_path is not None:
@@ -116,26 +149,33 @@ def bench(
         if trace is not None:
             document["trace"] = trace.facts()
         json_path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    _report(console, measured, plan, url)
+    sys.exit(_exit_code(measured))
+
+
+def _exit_code(measured: Measured) -> int:
+    """Return 130 for a stopped run, 1 where what was measured is not the server alone."""
     if measured.load.was_stopped:
-        sys.exit(130)
-    if not any(record.finished for record in measured.records):
-        sys.exit(1)
+        return 130
+    outcomes = Counter(record.outcome for record in measured.records)
+    return int(outcomes["failed"] > 0 or outcomes["finished"] == 0)
 
 
 def _report(console: Console, measured: Measured, plan: Plan, url: str) -> None:
     rate = f"{plan.rate_rps:g}/s" if plan.rate_rps else "as recorded"
-    title = f"{len(measured.records)} requests to {measured.server.model} at {url}, {rate}"
+    model = in_one_line(measured.server.model)
+    title = f"{len(measured.records)} requests to {model} at {url}, {rate}"
     console.print(run_table(measured.run, title))
     console.print(goodput_sentence(measured.run), highlight=False)
     console.print(lag_sentence(measured.load.lag), highlight=False)
-    why = failure_sentence(measured.records)
-    if why is not None:
-        console.print(why, highlight=False, markup=False)
-    if not measured.server.is_vllm:
-        console.print(
-            "The server does not say it is vLLM: no SLOs or priorities were sent, and each chunk"
-            " with text counts as one token."
-        )
+    told = (
+        counting_sentence(measured.load),
+        retry_sentence(measured.load),
+        failure_sentence(measured.records),
+        None if measured.server.is_vllm else OTHER_SERVER,
+    )
+    for sentence in filter(None, told):
+        console.print(sentence, highlight=False, markup=False)
     if measured.load.lag.is_suspect:
         console.print(
             "[yellow]Warning: the load generator itself was late (p99 above 20 ms); the machine"

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from headway.cli.trace_options import read_options, trace_options
+from headway.engines.attention import FULL, kinds_of
 from headway.errors import UserError
 from headway.latency import profile as profiles
 from headway.policy import registry
@@ -42,6 +43,8 @@ _OPTIONS = [
     click.option("--gpu", default=DEFAULT_GPU, show_default=True, help="Step-time profile."),
     click.option("--kv-tokens", help="KV cache in tokens [the profile's]."),
     click.option("--block-size", default="16", show_default=True, help="Tokens of a KV block."),
+    click.option("--attention", default="full", show_default=True,
+                 help="Groups of layers, full,sliding:1024x5 … (--engine vllm)."),
     click.option("--max-num-seqs", help="Requests running at once [the profile's]."),
     click.option("--overload", type=click.Choice(registry.OVERLOADS), default="demote",
                  show_default=True, help="What happens to a promise that is lost."),
@@ -117,6 +120,7 @@ def spec_of(given: dict[str, Any]) -> RunSpec:
         copy_gib_per_s=number(
             "--copy-gib-s", "a bandwidth", given["copy_gib_s"], minimum=0.0, above=True
         ),
+        attention=attention_of(given["attention"], given["engine"]),
     )
     options = _object("--options", given["policy_options"])
     policy = policies_of(given["policy"], given["engine"], given["overload"], options)[0]
@@ -130,6 +134,18 @@ def _prefix_caching(given: bool | None, load: Load) -> bool:
     would find something, and the simulator is quicker without.
     """
     return shares_prefixes(load) if given is None else given
+
+
+def attention_of(text: str, engine: str) -> tuple[str, ...]:
+    """Read ``full,sliding:1024x5``.
+
+    Raises:
+        UserError: A kind is not known, or the engine has one group that keeps every token.
+    """
+    kinds = kinds_of(text)
+    if kinds != FULL and engine != "vllm":
+        raise UserError("--attention other than full needs vLLM's own scheduler: --engine vllm.")
+    return kinds
 
 
 def check_load(spec: RunSpec) -> None:

@@ -26,6 +26,7 @@ from headway.cli.run_options import (
     writable,
 )
 from headway.cli.trace_options import tell
+from headway.engines.attention import FULL
 from headway.errors import UserError
 from headway.policy import registry
 from headway.study import stock
@@ -255,4 +256,5 @@ def title_of(spec: RunSpec) -> str:
     kv = f", {spec.machine.kv_tokens} KV tokens" if spec.machine.kv_tokens else ""
     where = "vLLM's scheduler" if spec.engine == "vllm" else "Headway's simulator"
     caching = ", prefix caching" if spec.machine.prefix_caching else ""
-    return f"{spec.load.source} on {spec.machine.gpu}{kv}{caching}, {where}"
+    groups = "" if spec.machine.attention == FULL else f", {' + '.join(spec.machine.attention)}"
+    return f"{spec.load.source} on {spec.machine.gpu}{kv}{groups}{caching}, {where}"

@@ -39,7 +39,8 @@ LATE_SHOWN = 8
 """Of those who are late right now, the latest; each scheduler tells as many."""
 
 SAME_POINT_S = 0.25
-"""Snapshots closer than this, from several schedulers, make one point of the timeline."""
+"""Snapshots within this, from several schedulers, make one point of the timeline; the newest point
+may still grow."""
 
 PAST_EVERY_S = 5.0
 """Seconds between two whole counts that are kept to compare with."""
@@ -60,6 +61,7 @@ class Board:
         self._shadows: dict[str, Json] = {}
         self._past: deque[tuple[float, Json]] = deque()
         self._points: deque[Json] = deque()
+        self._begun_unix_s = -math.inf
         self._base: Json = {}
         self._newest: Json = {}
 
@@ -72,7 +74,7 @@ class Board:
             return False
         if kind == "counts" and isinstance(message.get("counts"), Mapping):
             self.latest[engine] = dict(message)
-            self._remember(float(unix_s))
+            self._remember(float(unix_s), message["now"]["longest_step_s"])
             return True
         if kind == "broken" and isinstance(message.get("by_cause_s"), Mapping):
             self.broken.append(dict(message))
@@ -83,17 +85,27 @@ class Board:
             return True
         return False
 
-    def _remember(self, unix_s: float) -> None:
-        """Add what is known now to the past, and drop what is too old."""
+    def _remember(self, unix_s: float, longest_step_s: float) -> None:
+        """Add what is known now to the past, and drop what is too old.
+
+        A point's steps are all of those between it and the point before, so that is its
+        longest step too: *longest_step_s* of one message is of a part of them.
+        """
         counts = self.counts()
         # Milliseconds: the same for every API server of one engine, and larger after a restart.
         number = int(unix_s * 1e3)
-        if self._points and unix_s - self._points[-1]["unix_s"] < SAME_POINT_S:
-            number = self._points.pop()["number"]
+        if self._points and unix_s - self._begun_unix_s < SAME_POINT_S:
+            merged = self._points.pop()
+            number = merged["number"]
+            longest_step_s = max(longest_step_s, merged["longest_step_s"])
         else:
+            self._begun_unix_s = unix_s  # Or messages of many would follow for ever.
             self._base, self._newest = self._newest or counts, counts
-        point = {"number": number, "unix_s": unix_s, **self.now()}
-        self._points.append({**point, **_since(counts, self._base)})
+        gone = _since(counts, self._base)
+        # A message that was lost took the longest of its steps along; their mean is known.
+        longest_step_s = max(longest_step_s, gone["mean_step_s"] or 0.0)
+        point = {"number": number, "unix_s": unix_s, **self.now(), **gone}
+        self._points.append({**point, "longest_step_s": longest_step_s})
         self._newest = counts
         while self._points[0]["unix_s"] < unix_s - HISTORY_S:
             self._points.popleft()

@@ -12,6 +12,7 @@ from headway.policy.chunk import Chunker
 from headway.policy.context import PlanContext
 from headway.policy.plan import Chunk, Preempt
 from headway.policy.preempt import Preemptor
+from headway.policy.price import LEAST_CHUNK_TOKENS
 from headway.request import Request, State
 
 UNCONFIRMED_STEPS = 200
@@ -83,7 +84,9 @@ class InOrder(Batcher):
             tokens = chunker.largest(ctx, filled.shape, prefix, wanted, must_go_on)
             if tokens <= 0:
                 break
-            if waits and not self._make_room(ctx, request, gate, preemptor, filled):
+            passing = ctx.passing_tokens(request, filled.shape.num_prefill_tokens, tokens)
+            tokens = max(passing, min(tokens, LEAST_CHUNK_TOKENS))
+            if waits and not self._make_room(ctx, request, tokens, gate, preemptor, filled):
                 # Nobody who waits passes an overdue one, or one that came back when it was told
                 # to: the next KV that comes free is its own.
                 first = overdue or request.is_expected
@@ -106,12 +109,13 @@ class InOrder(Batcher):
         self,
         ctx: PlanContext,
         request: Request,
+        tokens: int,
         gate: Gate,
         preemptor: Preemptor,
         filled: Filled,
     ) -> bool:
         """Return whether a waiting request gets its KV, preempting for it when allowed."""
-        needed = ctx.new_blocks(request)
+        needed = ctx.blocks_to_start(request, filled.shape.num_prefill_tokens + tokens)
         victims: list[Request] = []
         if needed > ctx.num_spare_blocks:  # Cheaper to tell than what the future holds.
             victims = self._victims(ctx, request, needed, preemptor, filled)
@@ -120,7 +124,7 @@ class InOrder(Batcher):
         if not gate.fits(ctx, request):
             return False
         self._give_up(ctx, request, victims, filled)
-        ctx.num_spare_blocks -= needed
+        ctx.num_spare_blocks -= ctx.lasting_blocks(request)
         return True
 
     def _give_up(

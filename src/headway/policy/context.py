@@ -14,7 +14,7 @@ from headway.policy.live import LiveRequests
 from headway.policy.plan import Preempt
 from headway.policy.swap_choice import AlwaysRecompute, SwapChoice
 from headway.policy.view import EngineView
-from headway.request import Request
+from headway.request import Request, State
 
 if TYPE_CHECKING:
     from headway.policy.price import StepPrice
@@ -82,6 +82,7 @@ class PlanContext:
     until_s: float = math.inf
     risks: dict[str, str] = field(default_factory=dict)
     layout: KvLayout = field(init=False)
+    _room_tokens: int | None = None
 
     def __post_init__(self) -> None:
         self.layout = self.view.layout
@@ -102,6 +103,8 @@ class PlanContext:
         The engine says how many blocks are in use; where requests hold more between them, they
         hold some of them together. A decode's newest token has no KV yet.
         """
+        if self.layout.groups:
+            return self._room_in_groups
         live, view = self.live, self.view
         theirs = live.sum_decode_context_tokens - len(live.decoding)
         theirs += sum(r.num_computed_tokens for r in live.prefilling.values())
@@ -109,11 +112,74 @@ class PlanContext:
         loaded = sum(r.num_computed_tokens for r in live.hindered.values())
         return self.capacity_tokens + max(theirs - held, 0) - loaded
 
+    @property
+    def _room_in_groups(self) -> int:
+        """The same with several groups: a layout counts full windows, which not all requests hold.
+
+        So no more is counted twice than what requests found held when they started, as far as
+        their windows still reach back to it.
+        """
+        if self._room_tokens is None:
+            live, view, held = self.live, self.view, self.layout.held_tokens
+            sizes = [(r.num_tokens - 1, r.num_shared_tokens) for r in live.decoding.values()]
+            sizes += [
+                (r.num_computed_tokens, r.num_shared_tokens) for r in live.prefilling.values()
+            ]
+            theirs = sum(held(num_tokens) for num_tokens, _ in sizes)
+            theirs -= self.layout.tokens(view.num_total_blocks - view.num_free_blocks)
+            most = sum(held(n) - held(max(n - shared, 0)) for n, shared in sizes if shared)
+            loaded = sum(held(r.num_computed_tokens) for r in live.hindered.values())
+            self._room_tokens = self.capacity_tokens + max(min(most, theirs), 0) - loaded
+        return self._room_tokens
+
+    def prompt_blocks(self) -> int:
+        """Return the blocks that the prompts in progress will keep and do not hold yet."""
+        return sum(self.missing_blocks(r) for r in self.live.prefilling.values())
+
+    def missing_blocks(self, request: Request) -> int:
+        """Return what :meth:`prompt_blocks` counts for one of them."""
+        kept = self.layout.kept_blocks
+        return max(kept(request.prefill_target_tokens) - kept(request.num_computed_tokens), 0)
+
     def new_blocks(self, request: Request) -> int:
         """Return the free blocks a waiting request takes: those nobody running holds."""
         layout = self.layout
         held = layout.whole_blocks(max(request.num_held_tokens, self.coming_tokens(request)))
         return layout.blocks(request.num_tokens) - held - layout.blocks(request.num_computed_tokens)
+
+    def lasting_blocks(self, request: Request) -> int:
+        """Return the free blocks of :meth:`new_blocks` that a request still has as it decodes."""
+        layout = self.layout
+        if not layout.groups:
+            return self.new_blocks(request)
+        held = layout.whole_blocks(max(request.num_held_tokens, self.coming_tokens(request)))
+        kept = layout.kept_blocks(request.num_tokens)
+        return kept - held - layout.kept_blocks(request.num_computed_tokens)
+
+    def blocks_to_start(self, request: Request, num_step_tokens: int) -> int:
+        """Return the spare blocks a waiting request must find.
+
+        Bounded groups hold a step's prompt tokens until the next step is planned: beside what all
+        keep, room for the steps under way is enough, of all their prompts together.
+
+        Args:
+            num_step_tokens: Prompt tokens of this step, the request's chunk included.
+        """
+        num_tokens = num_step_tokens * (1 + self.view.num_steps_in_flight)
+        return self.lasting_blocks(request) + self.layout.passing_blocks(num_tokens)
+
+    def passing_tokens(self, request: Request, num_step_tokens: int, most_tokens: int) -> int:
+        """Return how many of a prompt's next tokens bounded groups have room for in this step.
+
+        Args:
+            num_step_tokens: Prompt tokens that the step has already.
+        """
+        if not self.layout.groups:
+            return most_tokens
+        waits = request.state is not State.RUNNING
+        spare = self.num_spare_blocks - (self.lasting_blocks(request) if waits else 0)
+        steps, most = 1 + self.view.num_steps_in_flight, num_step_tokens + most_tokens
+        return self.layout.passing_tokens(spare, most * steps) // steps - num_step_tokens
 
     def coming_tokens(self, request: Request) -> int:
         """Return the tokens of a waiting request that this plan has another one compute first.

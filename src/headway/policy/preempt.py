@@ -19,6 +19,21 @@ class Preemptor(Protocol):
         """Yield victims whose KV a waiting claim may take over."""
 
 
+class Nobody(Preemptor):
+    """For an engine that takes nobody's KV: a plan that counted on it would start nobody."""
+
+    def for_running(self, ctx: PlanContext) -> Iterator[Request]:
+        """Yield nobody."""
+        yield from ()
+
+    def for_claim(self, ctx: PlanContext, claim: Request) -> Iterator[Request]:
+        """Yield nobody."""
+        yield from ()
+
+
+NOBODY = Nobody()
+
+
 class Youngest(Preemptor):
     """The request that started last, as stock vLLM does; nobody yields to a newcomer."""
 

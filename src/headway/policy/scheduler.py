@@ -15,6 +15,7 @@ from headway.policy.context import PlanContext
 from headway.policy.overload import overflow, refusals
 from headway.policy.parts import Parts
 from headway.policy.plan import Cap, Preempt, Reject, StepPlan
+from headway.policy.preempt import NOBODY, Preemptor
 from headway.policy.tracker import Tracker
 from headway.policy.view import EngineView
 from headway.request import Request, State
@@ -50,11 +51,12 @@ class Scheduler(Tracker):
         ctx = self._context(view, now_s)
         ctx.gone.update(r.request_id for r in reject)
         ctx.gone.update(r.request_id for r in cap)
+        preemptor = self.parts.preemptor if view.may_preempt else NOBODY
         funder = self.parts.funder
         if funder is None:
-            preempt = self._fund_running(ctx)
+            preempt = self._fund_running(ctx, preemptor)
         else:
-            preempt = funder.fund(ctx, self.parts.predictor, self.parts.preemptor)
+            preempt = funder.fund(ctx, self.parts.predictor, preemptor)
         holder = self.parts.holder
         nobody_held = holder is None or not live.decoding
         if nobody_held and not live.prefilling and not live.num_waiting:
@@ -75,7 +77,7 @@ class Scheduler(Tracker):
             self.parts.prioritizer.candidates(ctx),
             self.parts.chunker,
             self.parts.gate,
-            self.parts.preemptor,
+            preemptor,
         )
         self.ledger.rub_out()
         preempt = (*preempt, *filled.preempt)
@@ -196,16 +198,14 @@ class Scheduler(Tracker):
             request.predicted_output_tokens = self.parts.predictor.predict(request)
             self.ledger.enter(request, self._step)
 
-    def _fund_running(self, ctx: PlanContext) -> tuple[Preempt, ...]:
+    def _fund_running(self, ctx: PlanContext, preemptor: Preemptor) -> tuple[Preempt, ...]:
         """Set aside the blocks running requests need now; preempt when there are too few."""
         live, view, layout = self.live, ctx.view, ctx.layout
         free = view.num_free_blocks
-        prompts = sum(
-            ctx.blocks(r.prefill_target_tokens) - ctx.blocks(r.num_computed_tokens)
-            for r in live.prefilling.values()
-        )
+        prompts = ctx.prompt_blocks()
         most = prompts + layout.most_growth * len(live.decoding)
         if free >= most and not live.num_waiting:
+            ctx.num_spare_blocks = free - most
             return ()
         ahead = view.num_steps_in_flight - 1
         growing = {
@@ -217,7 +217,7 @@ class Scheduler(Tracker):
         victims: list[Preempt] = []
         if needed > free:
             ctx.num_short_blocks = needed - free
-            for victim in self.parts.preemptor.for_running(ctx):
+            for victim in preemptor.for_running(ctx):
                 if needed <= free or live.num_running - len(victims) <= 1:
                     break
                 if victim.request_id in ctx.gone:
@@ -226,9 +226,7 @@ class Scheduler(Tracker):
                 free += ctx.freed_blocks(victim)
                 needed -= growing.get(victim.request_id, 0)
                 if victim.request_id in live.prefilling:
-                    prompts -= ctx.blocks(victim.prefill_target_tokens) - ctx.blocks(
-                        victim.num_computed_tokens
-                    )
+                    prompts -= ctx.missing_blocks(victim)
         drafts = view.num_drafts * len(live.decoding) // layout.block_size_tokens
         ctx.num_spare_blocks = max(free - needed - drafts - prompts, 0)
         return tuple(victims)

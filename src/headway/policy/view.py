@@ -24,6 +24,7 @@ class EngineView:
         kv_bytes_per_token: Bytes of KV of one token over all layers, as the link sees them.
         num_queued_copy_blocks: Blocks whose copies, either way, have not been made yet.
         num_drafts: Draft tokens that a stream may have verified in a step.
+        may_preempt: Whether the KV of who runs can be taken; not where a step in flight keeps it.
         kv_groups: What each group of layers keeps of a request; empty for one that keeps all.
     """
 
@@ -38,6 +39,7 @@ class EngineView:
     kv_bytes_per_token: int = 0
     num_queued_copy_blocks: int = 0
     num_drafts: int = 0
+    may_preempt: bool = True
     kv_groups: tuple[KvGroup, ...] = ()
 
     @property

@@ -96,9 +96,10 @@ class Weighed(Gate):
         """
         if not request.num_preemptions:
             return True
-        spare = ctx.layout.tokens(ctx.num_spare_blocks) - request.num_tokens
+        own = ctx.layout.held_tokens(request.num_tokens)
+        spare = ctx.layout.tokens(ctx.num_spare_blocks) - own
         wanted = 2.0 ** min(request.num_preemptions, 32) * ctx.claim_tokens
-        return spare >= min(wanted, ctx.capacity_tokens - 2 * request.num_tokens)
+        return spare >= min(wanted, ctx.capacity_tokens - 2 * own)
 
     def admitted(self, ctx: PlanContext, request: Request) -> None:
         """Count *request* in for the rest of the plan."""
@@ -147,7 +148,8 @@ class Weighed(Gate):
         growth = self._lifetimes.mean_remaining(
             request.slo.class_name, request.num_output_tokens, request.max_output_tokens
         )
-        steps = forecast.steps_until(request.num_tokens + growth / 2, capacity)
+        held = ctx.layout.held_tokens(request.num_tokens)
+        steps = forecast.steps_until(held + growth / 2, capacity)
         room_s = steps * ctx.step_s / request.tokens_a_step
         slack_s = request.due_at_s - ctx.ref_s - self._prefill.work_s(request)
         if slack_s <= 0 or room_s == math.inf:

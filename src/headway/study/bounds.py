@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from headway.engines.attention import FULL
 from headway.errors import UserError
 from headway.latency import profile as profiles
 from headway.oracle.bound import bound
@@ -23,12 +24,13 @@ def check_bound(spec: RunSpec) -> None:
         "use --no-prefix-caching": machine.prefix_caching,
         "leave out --noise": machine.noise > 0,
         "leave out --drift": machine.drift is not None,
+        "leave out --attention": machine.attention != FULL,
     }
     for remedy, is_on in outside.items():
         if is_on:
             raise UserError(
-                f"--bound holds for one server, no shared prefixes and steps that cost what the"
-                f" profile says; {remedy}."
+                f"--bound holds for one server, one group of layers, no shared prefixes and steps"
+                f" that cost what the profile says; {remedy}."
             )
 
 

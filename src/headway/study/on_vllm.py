@@ -73,7 +73,8 @@ def engine_of(spec: RunSpec, profile: Profile) -> Engine:
         max_num_batched_tokens=step_tokens,
         max_num_seqs=min(machine.max_num_seqs or profile.max_num_seqs, step_tokens),
         # vLLM does not start with more than its cache holds: a longer request would wait for ever.
-        max_model_len=num_blocks * machine.block_size,
+        # With several groups as long as fits whatever the size of a step: none counted as bounded.
+        max_model_len=max(num_blocks // len(machine.attention), 1) * machine.block_size,
         scheduling_policy="priority" if knobs.by_class else "fcfs",
         asynchronous=machine.asynchronous,
         prefix_caching=machine.prefix_caching,
@@ -82,6 +83,7 @@ def engine_of(spec: RunSpec, profile: Profile) -> Engine:
         headway=None if spec.is_stock else headway,
         host_blocks=0 if spec.is_stock else machine.host_tokens // machine.block_size,
         copy_gib_per_s=machine.copy_gib_per_s,
+        groups=tuple(machine.attention),
     )
     if profile.kv_bytes_per_token:
         engine = replace(engine, kv_bytes_per_token=profile.kv_bytes_per_token)

@@ -60,13 +60,13 @@ def shares_prefixes(load: Load) -> bool:
 
 
 def book_of(load: Load) -> SloBook:
-    """Return the SLO classes that apply to *load*.
+    """Return the SLO classes that apply to *load*; nobody in a simulation has an API key.
 
     Raises:
         UserError: The SLO file is not one.
     """
     if load.slo_file is not None:
-        return SloBook.load(load.slo_file)
+        return replace(SloBook.load(load.slo_file), keys={})
     return SloBook.builtin() if is_file(load.source) else named.book(load.source)
 
 

@@ -92,6 +92,8 @@ class Machine:
         host_tokens: Host memory for swapped KV, in tokens; 0 recomputes every victim. Stock
             vLLM cannot swap and ignores it.
         copy_gib_per_s: Bandwidth of the link to that memory, one copy at a time.
+        attention: The model's groups of layers, which share the cache; several need vLLM's
+            scheduler. See :mod:`headway.engines.attention`.
     """
 
     gpu: str
@@ -107,6 +109,7 @@ class Machine:
     router: str = "round-robin"
     host_tokens: int = 0
     copy_gib_per_s: float = 25.0
+    attention: tuple[str, ...] = ("full",)
 
 
 @dataclass(frozen=True, slots=True)

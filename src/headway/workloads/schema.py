@@ -77,7 +77,7 @@ def slo_of(request: WorkloadRequest, book: SloBook) -> Slo:
         UserError: The class is not in *book*.
     """
     named = {"slo_class": request.slo_class} if request.slo_class is not None else None
-    base = book.resolve(named)
+    base = book.promise(named)
     own = {
         "ttft_s": request.ttft_slo_s,
         "tbt_s": request.tbt_slo_s,

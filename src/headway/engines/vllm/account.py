@@ -118,10 +118,13 @@ class Accounted:
 
     Attributes:
         accounts: What has been heard of the request's choices.
+        num_offered: Its choices that have ended. vLLM makes a request of each, which is promised,
+            and counted, by itself.
     """
 
     def __init__(self, send: Callable[[Message], Awaitable[None]]) -> None:
         self.accounts: list[Told] = []
+        self.num_offered = 0
         self._send = send
         self._held: Message | None = None
         self._body = bytearray()
@@ -149,9 +152,13 @@ class Accounted:
                 message = {**message, "body": self._in_stream(is_last)}
         await self._send(message)
 
+    def _told(self) -> Told | None:
+        told = worst(self.accounts)
+        return None if told is None else {**told, "offered": self.num_offered}
+
     def _in_whole(self) -> bytes:
         body = bytes(self._body)
-        return _with_usage(body, worst(self.accounts)) or body
+        return _with_usage(body, self._told()) or body
 
     def _in_stream(self, is_last: bool) -> bytes:
         """Return the events that are complete by now, ours among them."""
@@ -167,13 +174,13 @@ class Accounted:
 
     def _event(self, event: bytes) -> bytes:
         if event.startswith(DONE) and not self._is_told:
-            ours = _usage_chunk(self._last_chunk, worst(self.accounts))
+            ours = _usage_chunk(self._last_chunk, self._told())
             return event if ours is None else b"data: " + ours + b"\n\n" + event
         if not event.startswith(b"data: {"):
             return event
         self._last_chunk = event.removeprefix(b"data: ")
         if NO_CHOICES in event and not self._is_told:
-            amended = _with_usage(self._last_chunk, worst(self.accounts))
+            amended = _with_usage(self._last_chunk, self._told())
             if amended is not None:
                 self._is_told = True
                 return b"data: " + amended

@@ -33,6 +33,7 @@ from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.outputs import KVConnectorOutput
 from vllm.v1.structured_output import StructuredOutputManager
 
+from headway.engines.attention import FULL
 from headway.engines.vllm.attention import groups_of
 from headway.engines.vllm.scheduler import AsyncHeadway, SyncHeadway
 from headway.engines.vllm.swap import CopyTimes, SwapMetadata, transfer_config
@@ -78,8 +79,8 @@ class Engine:
     """Bandwidth of the link to the host, one copy at a time."""
     kv_bytes_per_token: int = 131_072
     """Bytes of KV the link moves for a token; the default is that of an 8B model in 16 bits."""
-    groups: tuple[str, ...] = ("full",)
-    """Groups of layers, which share the blocks; see :mod:`headway.engines.vllm.attention`."""
+    groups: tuple[str, ...] = FULL
+    """Groups of layers, which share the blocks; see :mod:`headway.engines.attention`."""
     chunked_prefill: bool = True
     """Whether a prompt may be computed in pieces."""
     max_loras: int = 0

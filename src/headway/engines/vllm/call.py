@@ -18,7 +18,10 @@ class Party(Protocol):
     """One HTTP request, as the engine's calls for it know it."""
 
     def tell(self, params: Any) -> None:
-        """Put what was promised into *params*, vLLM's ``SamplingParams`` of a call."""
+        """Put what was promised into *params*, vLLM's ``SamplingParams`` of a call.
+
+        Nothing that a client wrote there in our names stays.
+        """
 
     def hear(self, output: Any) -> None:
         """Note one output of the engine (vLLM's ``RequestOutput``)."""
@@ -53,7 +56,6 @@ def attach_to(client: Any) -> None:
     def heard(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
         params = args[1] if len(args) > 1 else kwargs.get("sampling_params")
         if params is not None:
-            _unstamp(params)
             party = current.get()
             if party is not None:
                 party.tell(params)
@@ -63,12 +65,6 @@ def attach_to(client: Any) -> None:
 
     heard.heard_by_headway = True  # type: ignore[attr-defined]
     client.generate = heard
-
-
-def _unstamp(params: Any) -> None:
-    """Drop a promise that nobody here has put into *params*: a client may have written it."""
-    if params.extra_args and STAMP in params.extra_args:
-        params.extra_args = {k: v for k, v in params.extra_args.items() if k != STAMP}
 
 
 async def _heard(outputs: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:

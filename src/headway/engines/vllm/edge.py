@@ -13,7 +13,6 @@ from then on every message passes at once, so a stream is not delayed.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -23,12 +22,15 @@ from typing import Any
 
 from headway.engines.vllm import account
 from headway.engines.vllm.answers import http_error
+from headway.engines.vllm.api_keys import is_allowed
 from headway.engines.vllm.call import attach_to, current, engine_client, slo_file_of
 from headway.engines.vllm.promise import Asked, asked_of
+from headway.engines.vllm.request_body import can_matter, parsed
 from headway.engines.vllm.wire import Invalid, Refused, parse, parse_account
 from headway.errors import UserError
 from headway.slo import EXPLAIN_IN_STAMP, NO_PROMISE, STAMP, SloBook
 from headway.slo_file import WatchedBook
+from headway.slo_rules import is_ours
 
 logger = logging.getLogger("vllm.headway")
 
@@ -61,11 +63,8 @@ NO_CLIENT = (
     " (app.state.engine_client): promises in headers, and the SLO file's, have no effect."
 )
 
-MAX_BODY_BYTES = 64 * 1024 * 1024
-"""A larger body is not looked into: it goes to vLLM, and the scheduler judges its promise."""
-
-HINTS = (b'"slo', rb"\u006", rb"\u007")
-"""A body with none of these has no field of ours; the escapes begin those of small letters."""
+OPEN_PATHS = frozenset({"/invocations"})
+"""Of :data:`PATHS` those on which vLLM asks for no API key, even where the server has one."""
 
 
 class SloEdge:
@@ -97,13 +96,14 @@ class SloEdge:
         if client is None and not self._has_complained:
             self._has_complained = True
             logger.error("%s", NO_CLIENT)
-        exchange = _Exchange(self._book(), scope, receive, send)
+        exchange = _Exchange(await self._book(), scope, receive, send)
         token = current.set(exchange)
         try:
             await self._app(scope, exchange.receive, exchange.send)
         except Exception:
-            # An application that was shown a hang-up may answer it with an exception.
-            if not exchange.has_shown_hang_up:
+            # An application may raise where it was shown a hang-up, or a refused request's
+            # output, which lacks what it looks for: we answer such requests.
+            if not exchange.is_ours_to_answer:
                 raise
         finally:
             current.reset(token)
@@ -114,8 +114,8 @@ class SloEdge:
         if slo_file:
             self._watched = WatchedBook(slo_file, self._now_s())
 
-    def _book(self) -> SloBook | None:
-        return self._watched.at(self._now_s()) if self._watched is not None else None
+    async def _book(self) -> SloBook | None:
+        return await self._watched.at(self._now_s()) if self._watched is not None else None
 
 
 class _Exchange:
@@ -123,9 +123,6 @@ class _Exchange:
 
     Args:
         book: The operator's promises; ``None`` where there is no SLO file.
-
-    Attributes:
-        has_shown_hang_up: Whether vLLM was told that the client is gone, which is not.
     """
 
     def __init__(self, book: SloBook | None, scope: Scope, receive: Receive, send: Send) -> None:
@@ -135,8 +132,8 @@ class _Exchange:
         self._receive = receive
         self._send = send
         self._path = _path(scope)
-        self._body = bytearray()
-        self._has_read = False
+        self._is_stranger = self._path in OPEN_PATHS and not ("app" in scope and is_allowed(scope))
+        self._pieces: list[bytes] = []
         self._asked: Asked | None = None
         self._accounted: account.Accounted | None = None
         self._held: list[Message] = []
@@ -144,24 +141,27 @@ class _Exchange:
         self._answered = False
         self._engine_spoke = False
         self._problem: Refused | Invalid | None = None
-        self.has_shown_hang_up = False
+
+    @property
+    def is_ours_to_answer(self) -> bool:
+        """Whether the request is a mistake or refused, and its client knows nothing yet."""
+        return self._problem is not None and not self._passing
 
     def tell(self, params: Any) -> None:
         """Put the promise into *params*, vLLM's ``SamplingParams`` of an engine's call.
 
-        Nothing was promised and no file says what others hold: nothing is written. A body that
-        was not looked into keeps what it asks for itself; the scheduler judges that.
+        What was judged counts, whatever else *params* hold; what was not judged is no promise.
+        Where nothing was asked for and no file says what others hold, nothing is written.
         """
-        if self._asked is None:
+        asked = self._asked or Asked(NO_PROMISE)
+        given = params.extra_args or {}
+        others = {name: value for name, value in given.items() if not is_ours(name)}
+        if asked == Asked(NO_PROMISE) and not self._has_file and len(others) == len(given):
             return
-        if self._asked == Asked(NO_PROMISE) and not self._has_file:
-            return
-        others = params.extra_args or {}
-        if self._has_read or not any(name.startswith("slo_") for name in others):
-            stamp = self._asked.slo.stamp()
-            if self._asked.explain:
-                stamp[EXPLAIN_IN_STAMP] = True
-            params.extra_args = {**others, STAMP: stamp}
+        stamp = asked.slo.stamp()
+        if asked.explain:
+            stamp[EXPLAIN_IN_STAMP] = True
+        params.extra_args = {**others, STAMP: stamp}
 
     def hear(self, output: Any) -> None:
         """Note one output of the engine (vLLM's ``RequestOutput``) for this request."""
@@ -169,6 +169,8 @@ class _Exchange:
         for completion in output.outputs:
             if completion.finish_reason is None:
                 continue
+            if self._accounted is not None:
+                self._accounted.num_offered += 1
             if self._accounted is not None and (told := parse_account(completion.stop_reason)):
                 completion.stop_reason = told.stop_reason
                 self._accounted.accounts.append(told.told)
@@ -184,20 +186,19 @@ class _Exchange:
         message = await self._receive()
         if message["type"] != "http.request" or self._problem is not None:
             return message
-        if len(self._body) <= MAX_BODY_BYTES:
-            self._body += message.get("body", b"")
+        self._pieces.append(message.get("body", b""))
         if not message.get("more_body", False):
             self._problem = self._judge()
-            self._body.clear()
+            self._pieces.clear()
             if self._problem is not None:
-                self.has_shown_hang_up = True
                 return {"type": "http.disconnect"}
         return message
 
     def _judge(self) -> Invalid | None:
         """Work out what is asked for, or return what is wrong with it."""
         try:
-            self._asked = asked_of(self._book, self._headers, self._read_body())
+            body = self._read_body()
+            self._asked = asked_of(self._book, self._headers, body, is_stranger=self._is_stranger)
             if self._asked.explain:
                 account.check(self._path)
                 self._send = self._accounted = account.Accounted(self._send)
@@ -206,16 +207,8 @@ class _Exchange:
         return None
 
     def _read_body(self) -> Any:
-        """Return the parsed body where it can matter: not to parse it twice for nothing."""
-        matters = bool(self._book.models) or any(hint in self._body for hint in HINTS)
-        if not matters or len(self._body) > MAX_BODY_BYTES:
-            return None
-        try:
-            body = json.loads(self._body)
-        except (ValueError, RecursionError):
-            return None  # vLLM has its own words for a malformed body
-        self._has_read = True
-        return body
+        body = b"".join(self._pieces)
+        return parsed(body) if self._book.models or can_matter(body) else None
 
     async def send(self, message: Message) -> None:
         """Pass vLLM's answer on, or replace it when the request was refused."""
@@ -245,8 +238,8 @@ class _Exchange:
         )
 
     async def finish(self) -> None:
-        """Answer a mistake that vLLM left unanswered because the client seemed gone."""
-        if self._problem is not None and not self._passing and not self._answered:
+        """Answer a mistake or refusal that vLLM left unanswered."""
+        if self.is_ours_to_answer and not self._answered:
             await self._answer({"headers": []})
 
     async def _answer(self, start: Message) -> None:

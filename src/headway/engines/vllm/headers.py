@@ -46,11 +46,11 @@ Headers = Iterable[tuple[bytes, bytes]]
 """As ASGI has them: names in lower case."""
 
 
-def asked_in(headers: Headers) -> tuple[dict[str, str | float], dict[str, str]]:
-    """Return the request fields that *headers* ask for, and each one's header.
+def asked_in(headers: Headers) -> list[tuple[str, str | float, str]]:
+    """Return what *headers* ask for: request fields, their values, and how to name each.
 
-    Where several headers stand for one field, ours count first, then in the order of
-    :data:`OTHERS`, then :data:`TOKENS_PER_S`.
+    Where several headers stand for one field, ours come first, then those of :data:`OTHERS` in
+    its order, then :data:`TOKENS_PER_S`.
 
     Raises:
         UserError: A header beginning with ``X-Slo-`` is none of ours, one is there twice with
@@ -67,15 +67,13 @@ def asked_in(headers: Headers) -> tuple[dict[str, str | float], dict[str, str]]:
                 f"{shown(raw_name.decode('latin-1'))} is not an SLO header; allowed are"
                 f" {', '.join((*OWN, EXPLAIN_HEADER, *OTHERS, TOKENS_PER_S))}."
             )
-    asked: dict[str, str | float] = {}
-    labels: dict[str, str] = {}
-    for name, field in _FIELDS.values():
-        if name in found and field not in asked:
-            asked[field], labels[field] = found[name], name
-    if TOKENS_PER_S in found and "slo_tbt_ms" not in asked:
-        asked["slo_tbt_ms"] = _gap_ms(found[TOKENS_PER_S])
-        labels["slo_tbt_ms"] = f"the gap that {TOKENS_PER_S} asks for"
-    return asked, labels
+    asked: list[tuple[str, str | float, str]] = [
+        (field, found[name], name) for name, field in _FIELDS.values() if name in found
+    ]
+    if TOKENS_PER_S in found:
+        label = f"the gap that {TOKENS_PER_S} asks for"
+        asked.append(("slo_tbt_ms", _gap_ms(found[TOKENS_PER_S]), label))
+    return asked
 
 
 def api_key_of(headers: Headers) -> bytes | None:

@@ -7,7 +7,7 @@ Only requests that something can hinder are looked at, few before each plan.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from vllm.v1.request import Request, RequestStatus
@@ -94,16 +94,18 @@ class Hindrances:
                 self._looked_at.discard(request_id)
         return CannotStart(at_s, why, loaded) if why else None
 
-    def startable(self, request_ids: Iterable[str]) -> Iterator[str]:
+    def startable(
+        self, request_ids: Iterable[str], sitting_out: Sequence[Request]
+    ) -> Iterator[str]:
         """Yield those of a plan's new requests whose adapters have slots together.
 
-        The stock loop counts the adapters of whom it computes in this step; whoever sits it out
-        holds a slot as well.
+        The stock loop counts the adapters of whom it computes in this step. Whoever sits it out
+        holds a slot as well: the step after this may compute all of them.
         """
         if not self._num_slots:
             yield from request_ids
             return
-        in_use = self._adapters_in_use()
+        in_use = self._adapters_in_use() | adapters_of(sitting_out)
         for request_id in request_ids:
             request = self._scheduler.requests.get(request_id)
             adapter = _adapter(request) if request is not None else 0
@@ -116,7 +118,7 @@ class Hindrances:
     def _adapters_in_use(self) -> set[int]:
         if not self._num_slots:
             return set()
-        return {adapter for r in self._scheduler.running if (adapter := _adapter(r))}
+        return adapters_of(self._scheduler.running)
 
     def _why(self, request: Request) -> str:
         if request.status == RequestStatus.WAITING_FOR_REMOTE_KVS:
@@ -134,6 +136,11 @@ class Hindrances:
         if adapter and adapter not in self._in_use and len(self._in_use) >= self._num_slots:
             return NO_SLOT
         return ""
+
+
+def adapters_of(requests: Iterable[Request]) -> set[int]:
+    """Return the numbers of the adapters that *requests* use."""
+    return {adapter for request in requests if (adapter := _adapter(request))}
 
 
 def _adapter(request: Request) -> int:

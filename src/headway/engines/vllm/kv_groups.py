@@ -57,7 +57,7 @@ def _group(manager: Any, longest: int) -> KvGroup:
     manager.req_to_blocks.pop(NOBODY, None)  # Some managers open an entry when they are asked.
     window = max(n - int(manager.get_num_skipped_tokens(n)) for n in range(size, longest + 1, size))
     kept = -(-window // size) + 1  # A window rarely begins where a block does.
-    if kept >= all_blocks and most >= all_blocks:
+    if all_blocks > 1 and kept >= all_blocks and most >= all_blocks:
         return KvGroup(size)
     kept = min(kept, all_blocks)
     return KvGroup(size, max(min(most, all_blocks), kept), kept)
@@ -75,6 +75,7 @@ def view_of(scheduler: Any, groups: tuple[KvGroup, ...] | None) -> dict[str, Any
         "num_free_blocks": compat.free_blocks(scheduler) if is_limited else PLENTY_BLOCKS,
         "block_size_tokens": min(sizes, default=int(scheduler.block_size)),
         "kv_groups": groups or (),
+        "may_preempt": not scheduler.defer_block_free,
     }
 
 

@@ -9,9 +9,6 @@ check it themselves: as a bearer token, or as the password of the browser's own 
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
-import hmac
 import json
 import logging
 import os
@@ -22,6 +19,7 @@ from importlib.resources import files
 from typing import Any
 from urllib.parse import parse_qs
 
+from headway.engines.vllm.api_keys import is_allowed
 from headway.engines.vllm.channel import CHANNEL_VARIABLE, Receiver
 from headway.engines.vllm.edge import App, Message, Receive, Scope, Send
 from headway.metrics.board import BROKEN_KEPT, Board
@@ -112,7 +110,7 @@ class LiveView:
     async def _answer(self, path: str, scope: Scope, send: Send) -> None:
         if scope["method"] not in ("GET", "HEAD"):
             await _respond(send, HTTPStatus.METHOD_NOT_ALLOWED, b"", [(b"allow", b"GET, HEAD")])
-        elif not _is_allowed(scope):
+        elif not is_allowed(scope):
             challenge = [(b"www-authenticate", b'Basic realm="Headway: any name, the API key"')]
             body = b'{"error": "Unauthorized"}'
             await _respond(send, HTTPStatus.UNAUTHORIZED, body, challenge)
@@ -186,34 +184,6 @@ def _plain_text(scope: Scope) -> Scope:
 
 def _query(scope: Scope) -> dict[str, list[str]]:
     return parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
-
-
-def _is_allowed(scope: Scope) -> bool:
-    """Whether the server has no API key, or this request carries it."""
-    keys = _keys(scope)
-    if not keys:
-        return True
-    given = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
-    scheme, _, word = given.partition(" ")
-    if scheme.lower() == "basic":
-        try:
-            word = base64.b64decode(word, validate=True).decode("latin-1").partition(":")[2]
-        except (binascii.Error, ValueError):
-            return False
-    elif scheme.lower() != "bearer":
-        return False
-    # Every key is compared, so that the time taken tells nothing.
-    matches = [hmac.compare_digest(word.encode(), key.encode()) for key in keys]
-    return any(matches)
-
-
-def _keys(scope: Scope) -> list[str]:
-    """Return the server's API keys as vLLM finds them: the option, else the environment.
-
-    A server that keeps its options elsewhere shows nothing, rather than all to everybody.
-    """
-    given = scope["app"].state.args.api_key
-    return [key for key in given or [os.environ.get("VLLM_API_KEY")] if key]
 
 
 def _whole(query: dict[str, list[str]], name: str, default: int, most: int) -> int | None:

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from headway.engines.vllm.headers import Headers, api_key_of, asked_in
+from headway.engines.vllm.request_body import HOLDERS
 from headway.errors import UserError
 from headway.slo import EXPLAIN, Slo, SloBook
-from headway.slo_rules import shown, truth
+from headway.slo_rules import is_ours, shown, truth
 
 BODY_FIELDS = {
     "class": "slo_class",
@@ -25,6 +26,13 @@ BODY_FIELDS = {
     "explain": EXPLAIN,
 }
 """What the body's ``slo`` object may hold, and the request fields it stands for."""
+
+WHOLE = ("sampling_params", "extra_args")
+"""Where vLLM takes sampling parameters whole."""
+
+LIKE_HOLDERS = (*HOLDERS, "extra_body")
+"""Names, in lower case, under which a client may mean to ask us something; the last is what the
+OpenAI SDK calls its own argument."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,34 +48,40 @@ class Asked:
     explain: bool = False
 
 
-def asked_of(book: SloBook, headers: Headers, body: Any) -> Asked:
+def asked_of(book: SloBook, headers: Headers, body: Any, *, is_stranger: bool = False) -> Asked:
     """Return what a request asks for, and is promised.
+
+    A header that the body or another header overrides is judged too: a mistake is told,
+    whether it would have counted or not.
 
     Args:
         headers: As ASGI has them.
         body: The parsed JSON; ``None`` when there is nothing in it for us.
+        is_stranger: Whether the client shows no key of the server, where vLLM asks for none.
 
     Raises:
         UserError: Something asked for is a mistake or not allowed.
     """
-    model = None
     asked: dict[str, Any] = {}
     labels: dict[str, str] = {}
-    by_header, header_labels = asked_in(headers)
+    model = None
     if isinstance(body, Mapping):
         asked, labels = asked_in_body(body)
         model = body.get("model")
-    for field, value in by_header.items():
+    client: dict[str, Any] = {
+        "api_key": api_key_of(headers),
+        "model": model if isinstance(model, str) else None,
+        "is_stranger": is_stranger,
+    }
+    for field, value, label in asked_in(headers):
         if field not in asked:
-            asked[field], labels[field] = value, header_labels[field]
+            asked[field], labels[field] = value, label
+        elif field == EXPLAIN:
+            truth(label, value)
+        else:
+            book.promise({field: value}, labels={field: label}, **client)
     explain = EXPLAIN in asked and truth(labels.get(EXPLAIN, EXPLAIN), asked.pop(EXPLAIN))
-    slo = book.promise(
-        asked,
-        api_key=api_key_of(headers),
-        model=model if isinstance(model, str) else None,
-        labels=labels,
-    )
-    return Asked(slo, explain)
+    return Asked(book.promise(asked, labels=labels, **client), explain)
 
 
 def asked_in_body(body: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -78,18 +92,15 @@ def asked_in_body(body: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, st
     Raises:
         UserError: A field is where it has no effect, unknown, or said twice differently.
     """
-    for name in body:
-        if name.startswith("slo_"):
-            raise UserError(
-                f"Put {shown(name)} into 'vllm_xargs', or say it in 'slo'; where it is,"
-                " it has no effect."
-            )
-    asked = {
-        name: value
-        for xargs in _extra_arguments(body)
-        for name, value in xargs.items()
-        if name.startswith("slo_")
-    }
+    _check_places(body)
+    asked: dict[str, Any] = {}
+    for xargs in _extra_arguments(body):
+        for name, value in xargs.items():
+            if not is_ours(name):
+                continue
+            if name in asked:
+                raise UserError(f"{shown(name)} is there twice; say it once.")
+            asked[name] = value
     labels: dict[str, str] = {}
     plain = body.get("slo")
     if plain is None:
@@ -110,6 +121,31 @@ def asked_in_body(body: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, st
             raise UserError(f"slo.{name} and vllm_xargs.{field} differ; say it once.")
         asked[field], labels[field] = value, f"slo.{name}"
     return asked, labels
+
+
+def _check_places(body: Mapping[str, Any]) -> None:
+    """Raise a sentence for a field of ours where neither vLLM nor we look for one."""
+    for name, value in body.items():
+        if is_ours(name) and name != "slo":
+            raise _misplaced(name)
+        if not _is_like_a_holder(name, value):
+            continue
+        for inner, deeper in value.items():
+            if is_ours(inner) and name != "vllm_xargs":
+                raise _misplaced(f"{name}.{inner}")
+            if _is_like_a_holder(inner, deeper) and (name, inner) != WHOLE:
+                for innermost in filter(is_ours, deeper):
+                    raise _misplaced(f"{name}.{inner}.{innermost}")
+
+
+def _is_like_a_holder(name: str, value: Any) -> bool:
+    return name.lower() in LIKE_HOLDERS and isinstance(value, Mapping)
+
+
+def _misplaced(name: str) -> UserError:
+    return UserError(
+        f"Put {shown(name)} into 'vllm_xargs', or say it in 'slo'; where it is, it has no effect."
+    )
 
 
 def _extra_arguments(body: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

@@ -62,6 +62,10 @@ class HeadwayMixin(Steering):
         self._hindrances = Hindrances(self, self._external)
         elsewhere = self._external.find if self._external.exists else None
         self._kv_groups = kv_groups(self)
+        # Where blocks come free as a prompt is computed, it need not find room for all at once.
+        passes = any(group.most_blocks > group.kept_blocks for group in self._kv_groups or ())
+        needed = self.scheduler_reserve_full_isl
+        self._needs_whole = (needed and not passes, needed)  # In a step of ours, in one of stock's.
         look_up = compat.prefix_look_up(self)
         whole = None if look_up else whole_hits(self, self._kv_groups)
         self._prefixes = Prefixes(self.block_size, look_up, compat.block_name, whole, elsewhere)
@@ -177,7 +181,8 @@ class HeadwayMixin(Steering):
             aside = SteppedAside(self.headway_clock.now_s(), self.headway_aside.planned)
             self.headway.observe(aside)
         hidden = [] if is_stocks else self._arrange_running(plan)
-        self._open_gate(plan, is_stocks)
+        self._open_gate(plan, is_stocks, hidden)
+        self.scheduler_reserve_full_isl = self._needs_whole[is_stocks]
         self.max_num_active_reqs -= len(hidden)  # They keep their places.
         try:
             output = super().schedule(*args, **kwargs)

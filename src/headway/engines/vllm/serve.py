@@ -15,12 +15,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from headway.config import Settings
-from headway.engines.vllm import embedded, recorder, shadow
+from headway.engines.vllm import embedded, recorder, shadow, start_checks
 from headway.engines.vllm.channel import private_channel
 from headway.engines.vllm.edge import SLO_FILE_VARIABLE
+from headway.engines.vllm.start_checks import additional_config, last_value, mistyped
 from headway.engines.vllm.vllm_names import moved, refuse_options
 from headway.errors import UserError
 from headway.policy import registry
@@ -104,6 +105,9 @@ def serve(options: ServeOptions) -> None:
         UserError: An option is a mistake; found before vLLM is imported where it is ours.
     """
     check(options)
+    start_checks.check_port(options.vllm_args)
+    if options.model != embedded.NAME:
+        start_checks.check_model(options.model, options.vllm_args)
     model, defaults = _resolve_model(options.model)
     named = {arg.partition("=")[0].replace("_", "-") for arg in options.vllm_args}
     extra = [word for words in defaults if words[0] not in named for word in words]
@@ -129,7 +133,10 @@ def check(options: ServeOptions) -> None:
         if options.shadow is not None and options.shadow not in registry.names():
             allowed = ", ".join(registry.names())
             raise UserError(f"--shadow {options.shadow!r} is not known; it can be: {allowed}.")
-        Settings.parse(options.settings()).book()
+        given = options.vllm_args
+        scheduler = last_value("--scheduler-cls", given)
+        _refuse_others(scheduler, last_value("--scheduling-policy", given) or "fcfs")
+        _settings_of(additional_config(given), options)
     gib = options.swap_gib
     if gib is not None and not (math.isfinite(gib) and gib > 0):
         raise UserError(f"--swap-gib must be a number of GiB greater than 0, not {gib}.")
@@ -138,6 +145,18 @@ def check(options: ServeOptions) -> None:
             "vLLM is not installed; install it with: pip install 'headway[vllm]' "
             "(or 'headway[cpu]' for a machine without a GPU)."
         )
+
+
+def _settings_of(given: Any, options: ServeOptions) -> Settings:
+    """Return the settings in the ``--additional-config`` *given* and in *options*, checked.
+
+    Raises:
+        UserError: One is a mistake.
+    """
+    settings = Settings.parse(merged_config(given, options.settings())["headway"])
+    settings.book()
+    recorder.check_writable(settings)  # Here it is a sentence; in the engine, a traceback.
+    return settings
 
 
 def _resolve_model(model: str) -> tuple[str, list[tuple[str, ...]]]:
@@ -165,7 +184,12 @@ def _parse_vllm_args(argv: list[str]) -> argparse.Namespace:
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     moved("cli_env_setup")()
-    parser = moved("make_arg_parser")(FlexibleArgumentParser(prog="headway serve"))
+
+    class Parser(FlexibleArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            raise UserError(mistyped(message, self._option_string_actions))
+
+    parser = moved("make_arg_parser")(Parser(prog="headway serve"))
     args: argparse.Namespace = parser.parse_args(argv)
     args.model = args.model_tag  # vLLM does this, but later than we look at it
     configure_logging_from_args(args)
@@ -186,20 +210,21 @@ def _prefer_one_engine_process(args: argparse.Namespace) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(min(MAX_EMBEDDED_THREADS, os.cpu_count() or 1)))
 
 
+def _refuse_others(scheduler: str | None, policy: str, long_prefill_tokens: int = 0) -> None:
+    if scheduler is not None:
+        raise UserError(
+            f"--scheduler-cls {scheduler} replaces Headway; use --policy stock with it, or drop it."
+        )
+    refuse_options(policy, long_prefill_tokens)
+
+
 def _plug_in(args: argparse.Namespace, options: ServeOptions) -> None:
     """Put scheduler, settings and HTTP edge into vLLM's parsed arguments."""
-    if args.scheduler_cls is not None:
-        raise UserError(
-            f"--scheduler-cls {args.scheduler_cls} replaces Headway; "
-            "use --policy stock with it, or drop it."
-        )
-    refuse_options(args.scheduling_policy, args.long_prefill_token_threshold)
+    _refuse_others(args.scheduler_cls, args.scheduling_policy, args.long_prefill_token_threshold)
     args.additional_config = merged_config(args.additional_config, options.settings())
     if options.shadow is not None:
         shadow.see_to_recording(args.additional_config["headway"])
-    settings = Settings.parse(args.additional_config["headway"])
-    settings.book()
-    recorder.check_writable(settings)  # Here it is a sentence; in the engine, a traceback.
+    settings = _settings_of(args.additional_config, options)
     os.environ.pop(SLO_FILE_VARIABLE, None)  # the edge shall read what the scheduler reads
     if settings.slo_file:
         os.environ[SLO_FILE_VARIABLE] = settings.slo_file
@@ -223,7 +248,10 @@ def _plug_in_swap(args: argparse.Namespace, swap_gib: float) -> None:
         UserError: The user named a connector; vLLM runs one.
     """
     if args.kv_transfer_config is not None:
-        raise UserError("--swap-gib is a KV connector, and so is --kv-transfer-config; drop one.")
+        raise UserError(
+            "--swap-gib is a KV connector, and so is --kv-transfer-config; drop one, or name both "
+            "in one MultiConnector."
+        )
     from vllm.config import KVTransferConfig
 
     from headway.engines.vllm.swap import transfer_config

@@ -58,7 +58,7 @@ class Steering:
         self.running = decodes + [prompts[i] for i in chunk_order if i in prompts]
         return hidden
 
-    def _open_gate(self, plan: StepPlan, is_stocks: bool) -> None:
+    def _open_gate(self, plan: StepPlan, is_stocks: bool, hidden: list[Request]) -> None:
         """Set the budget, the one cap for all chunks, and whom the waiting loop may see.
 
         A step that is stock's has the whole budget and sees everybody, in our order. So has a
@@ -77,7 +77,7 @@ class Steering:
             ended = {e.request_id for e in (*plan.refuse, *plan.reject, *plan.preempt)}
             waiting = (r.request_id for r in self.headway.live.waiting())
             admit = [*admit, *(i for i in waiting if i not in ended and i not in admit)]
-        shown = [*self._sessions, *self._hindrances.startable(admit)]
+        shown = [*self._sessions, *self._hindrances.startable(admit, hidden)]
         self.waiting.present(shown)
         self.kv_holding_waiting.present(shown)
 

@@ -205,9 +205,12 @@ class SwapConnector(KVConnectorBase_V1):
 
 
 def swap_connector(scheduler: Any) -> SwapConnector | None:
-    """Return the scheduler's connector when it is ours."""
+    """Return our connector, the scheduler's only one or one of vLLM's ``MultiConnector``."""
     connector = scheduler.connector
-    return connector if isinstance(connector, SwapConnector) else None
+    for one in (connector, *getattr(connector, "sub_connectors", ())):
+        if isinstance(one, SwapConnector):
+            return one
+    return None
 
 
 def block_bytes(kv_cache_config: KVCacheConfig) -> int:

@@ -32,6 +32,7 @@ class MinimumFirst(InOrder):
         self,
         ctx: PlanContext,
         request: Request,
+        tokens: int,
         gate: Gate,
         preemptor: Preemptor,
         filled: Filled,

@@ -117,7 +117,6 @@ class Forecast:
     def __init__(self, lifetimes: Lifetimes, layout: KvLayout) -> None:
         self._lifetimes = lifetimes
         self._layout = layout
-        self._ahead = HORIZONS + layout.block_size_tokens / 2  # Last blocks are partly filled.
         self.mean: Floats = np.zeros(len(HORIZONS))
         self.variance: Floats = np.zeros(len(HORIZONS))
         self.most: Floats = np.zeros(len(HORIZONS))
@@ -132,21 +131,16 @@ class Forecast:
             by_class.setdefault(request.slo.class_name, []).append(request)
         self._victims = None
         for class_name, members in by_class.items():
-            held = np.array(
-                [self._held(max(r.prefill_target_tokens, r.num_tokens)) for r in members]
-            )
+            tokens = [max(r.prefill_target_tokens, r.num_tokens) for r in members]
             so_far = np.array([float(r.num_output_tokens) for r in members])
             bound = np.array([float(r.max_output_tokens) for r in members])
             alive = self._lifetimes.survive(class_name, so_far, bound)
-            use = held[:, None] + self._ahead[None, :]
+            use = self._layout.usual_tokens(np.array(tokens, float)[:, None] + HORIZONS[None, :])
             self.mean = self.mean + (use * alive).sum(axis=0)
             self.variance = self.variance + (use * use * alive * (1.0 - alive)).sum(axis=0)
             self.most = self.most + (use * (alive > 0.0)).sum(axis=0)
             self.num_residents += len(members)
-            self.held_tokens += float(held.sum())
-
-    def _held(self, num_tokens: int) -> float:
-        return float(num_tokens + self._layout.aside_tokens(num_tokens))
+            self.held_tokens += float(sum(map(self._layout.held_tokens, tokens)))
 
     @property
     def victim_tokens(self) -> float:
@@ -167,7 +161,7 @@ class Forecast:
         alive, _ = self._lifetimes.of_one(
             request.slo.class_name, request.num_output_tokens, request.max_output_tokens
         )
-        use = self._held(request.num_tokens) - request.num_held_tokens + self._ahead
+        use = self._layout.usual_tokens(request.num_tokens + HORIZONS) - request.num_held_tokens
         mean = use * alive
         return expected_victims(
             self.mean + mean,

@@ -12,7 +12,6 @@ Differs: prompts in progress count as spoken for in full, since they were admitt
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from headway.policy.context import PlanContext
@@ -22,7 +21,6 @@ from headway.policy.parts import Funder
 from headway.policy.plan import Preempt
 from headway.policy.predict import Predictor
 from headway.policy.preempt import Preemptor
-from headway.request import Request
 
 WHY = "running requests need its KV"
 
@@ -112,8 +110,7 @@ class Proactive(Funder):
         """Return what the running need, decodes by whether they are critical."""
         view, live = ctx.view, ctx.live
         size, in_flight = view.block_size_tokens, view.num_steps_in_flight - 1
-        prompts = sum(_prompt_blocks(ctx, r) for r in live.prefilling.values())
-        needs = Needs({}, set(), 0, 0, prompts)
+        needs = Needs({}, set(), 0, 0, ctx.prompt_blocks())
         for request_id, request in live.decoding.items():
             computed = request.num_tokens + in_flight
             room = -computed % size
@@ -151,17 +148,8 @@ class Proactive(Funder):
             if victim.request_id in ctx.gone:
                 continue
             free += ctx.freed_blocks(victim)
-            needs.strike(victim.request_id, _prompt_blocks(ctx, victim, ctx.live.prefilling))
+            is_prompt = victim.request_id in ctx.live.prefilling
+            needs.strike(victim.request_id, ctx.missing_blocks(victim) if is_prompt else 0)
             victims.append(ctx.preempt(victim, WHY))
             short = needs.num_short(free, reserve)
         return free, tuple(victims)
-
-
-def _prompt_blocks(
-    ctx: PlanContext, request: Request, prefilling: Mapping[str, Request] | None = None
-) -> int:
-    """Return blocks a prompt in progress still needs; 0 for one that is not in *prefilling*."""
-    if prefilling is not None and request.request_id not in prefilling:
-        return 0
-    missing = ctx.blocks(request.prefill_target_tokens) - ctx.blocks(request.num_computed_tokens)
-    return max(missing, 0)

@@ -200,8 +200,9 @@ function take(state) {
   }
   for (const p of state.points) {
     seen.after = Math.max(seen.after, p.number);
+    if (points.length && points[points.length - 1].number === p.number) points.pop();  // It grew.
     points.push({
-      ...p.kv, at: p.unix_s, running: p.running, waiting: p.waiting, attained: p.attained,
+      ...p.kv, number: p.number, at: p.unix_s, running: p.running, waiting: p.waiting, attained: p.attained,
       broken: p.broken, capacity: p.kv.held + p.kv.reserved + p.kv.free,
       mean_ms: p.mean_step_s === null ? null : 1e3 * p.mean_step_s,
       longest_ms: p.num_steps ? 1e3 * p.longest_step_s : null,
@@ -278,7 +279,9 @@ function show(state) {
 async function ask() {
   const trouble = byId("trouble");
   try {
-    const answer = await fetch(ours(`state?after=${seen.after}`), { cache: "no-store" });
+    // The last point again: of several schedulers it may have been told by half.
+    const after = Math.max(seen.after - 1, 0);
+    const answer = await fetch(ours(`state?after=${after}`), { cache: "no-store" });
     if (!answer.ok) throw new Error(`the server answers ${answer.status}`);
     const state = await answer.json();
     if (state.ready) show(state);
