@@ -13,7 +13,7 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 from headway.engines.virtual import Call
 from headway.engines.vllm import compat
 from headway.engines.vllm.bare import build
-from headway.engines.vllm.kv_groups import block_size_tokens, kv_groups
+from headway.engines.vllm.kv_groups import kv_groups, view_of
 from headway.latency import profile
 from headway.latency.truth import Truth
 from headway.policy.kv.layout import KvLayout
@@ -49,7 +49,7 @@ class Pool:
         self.manager = self.scheduler.kv_cache_manager
         self.aligned = "aligned-state" in groups
         found = kv_groups(self.scheduler)
-        self.layout = KvLayout(block_size_tokens(self.scheduler, found), found)
+        self.layout = KvLayout(view_of(self.scheduler, found)["block_size_tokens"], found or ())
 
     @property
     def num_held(self) -> int:

@@ -311,7 +311,7 @@ def test_a_late_prompt_goes_first_only_by_the_letter() -> None:
 
         def __init__(self, *requests: Request) -> None:
             self.live = type("Live", (), {})()
-            self.live.requests = {r.request_id: r for r in requests}
+            self.live.startable = lambda: iter(requests)
             self.live.decoding = {}
 
         def is_overdue(self, request: Request) -> bool:
