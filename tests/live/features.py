@@ -95,7 +95,14 @@ FEATURES = {
         engine={"num_gpu_blocks_override": 40, "speculative_config": NGRAMS}, repeats=True
     ),
     "adapters": Feature(engine={"num_gpu_blocks_override": 40, **ADAPTERS}, num_adapters=3),
-    "grammars": Feature(engine={"num_gpu_blocks_override": 40}, has_grammars=True),
+    # A random model would go on with spaces until its answer is cut.
+    "grammars": Feature(
+        engine={
+            "num_gpu_blocks_override": 40,
+            "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
+        },
+        has_grammars=True,
+    ),
     # Where a prompt is cut, the CPU engine has no way to sample it with a seed: stock's neither.
     "n=4, whole prompts": Feature(
         engine={
