@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
 
 import click
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+from headway.cli.stacked import Command, stacked
 
 _FILE = click.Path(path_type=Path)
 _OPTIONS = [
@@ -26,6 +24,4 @@ _OPTIONS = [
 
 def access_options(command: Command) -> Command:
     """Add the options of reaching a server; the command receives them as keywords."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
+    return stacked(_OPTIONS, command)

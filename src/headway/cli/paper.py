@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from headway.cli.run_options import progress, save, seeds_of, whole
+from headway.cli.stacked import Command, stacked
 from headway.errors import UserError
 from headway.study.experiments import ACCELGEN, CACHEOPT, Experiment
 from headway.study.experiments import Table as Setup
@@ -32,10 +33,8 @@ _SHARED = [
 ]  # fmt: skip
 
 
-def _shared(command: Any) -> Any:
-    for option in reversed(_SHARED):
-        command = option(command)
-    return command
+def _shared(command: Command) -> Command:
+    return stacked(_SHARED, command)
 
 
 @click.group()

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from headway.cli.stacked import Command, stacked
 from headway.cli.trace_options import read_options, trace_options
 from headway.engines.attention import FULL, kinds_of
 from headway.errors import UserError
@@ -24,8 +25,6 @@ from headway.study.requests import book_of, is_file, requests_of, shares_prefixe
 from headway.study.run import parse_drift
 from headway.study.spec import STOCK_WAYS, Load, Machine, RunSpec
 from headway.workloads.schema import number
-
-Command = TypeVar("Command", bound=Callable[..., Any])
 
 DEFAULT_GPU = "llama-3.1-8b@h100"
 
@@ -67,9 +66,7 @@ _OPTIONS = [
 def run_options(command: Command) -> Command:
     """Add the options of a virtual run to a command; it receives them as keywords."""
     command = trace_options(command)
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
+    return stacked(_OPTIONS, command)
 
 
 def spec_of(given: dict[str, Any]) -> RunSpec:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 import click
 from rich.console import Console
 
+from headway.cli.stacked import Command, stacked
 from headway.errors import UserError
 from headway.workloads.reading import Reading, ReadOptions
 from headway.workloads.schema import count
 from headway.workloads.trace_columns import columns_of
 from headway.workloads.trace_times import UNITS_S
-
-Command = TypeVar("Command", bound=Callable[..., Any])
 
 OPTION_NAMES = ("time_unit", "hash_tokens", "sort", "column", "any_rate")
 
@@ -30,9 +29,7 @@ _OPTIONS = [
 
 def trace_options(command: Command) -> Command:
     """Add the options to a command; it receives them as the keywords of ``OPTION_NAMES``."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
+    return stacked(_OPTIONS, command)
 
 
 def read_options(given: Mapping[str, Any], is_file: bool) -> ReadOptions:

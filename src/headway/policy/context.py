@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Set
+from collections.abc import Callable, Set
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -132,6 +132,19 @@ class PlanContext:
             self._room_tokens = self.capacity_tokens + max(min(most, theirs), 0) - loaded
         return self._room_tokens
 
+    def growth_blocks(self) -> dict[str, int]:
+        """Return the blocks that decodes take in the step being planned; who is absent takes none.
+
+        Under async scheduling tokens of steps in flight come first.
+        """
+        layout, ahead = self.layout, self.view.num_steps_in_flight - 1
+        every = layout.grows_every_tokens
+        return {
+            request_id: layout.growth(num_tokens)
+            for request_id, request in self.live.decoding.items()
+            if not (num_tokens := request.num_tokens + ahead) % every
+        }
+
     def prompt_blocks(self) -> int:
         """Return the blocks that the prompts in progress will keep and do not hold yet."""
         return sum(self.missing_blocks(r) for r in self.live.prefilling.values())
@@ -143,18 +156,16 @@ class PlanContext:
 
     def new_blocks(self, request: Request) -> int:
         """Return the free blocks a waiting request takes: those nobody running holds."""
-        layout = self.layout
-        held = layout.whole_blocks(max(request.num_held_tokens, self.coming_tokens(request)))
-        return layout.blocks(request.num_tokens) - held - layout.blocks(request.num_computed_tokens)
+        return self._own_blocks(request, self.layout.blocks)
 
     def lasting_blocks(self, request: Request) -> int:
         """Return the free blocks of :meth:`new_blocks` that a request still has as it decodes."""
-        layout = self.layout
-        if not layout.groups:
-            return self.new_blocks(request)
-        held = layout.whole_blocks(max(request.num_held_tokens, self.coming_tokens(request)))
-        kept = layout.kept_blocks(request.num_tokens)
-        return kept - held - layout.kept_blocks(request.num_computed_tokens)
+        return self._own_blocks(request, self.layout.kept_blocks)
+
+    def _own_blocks(self, request: Request, blocks: Callable[[int], int]) -> int:
+        """Return what a waiting request takes as *blocks* counts it, beyond what is held now."""
+        held = self.layout.whole_blocks(max(request.num_held_tokens, self.coming_tokens(request)))
+        return blocks(request.num_tokens) - held - blocks(request.num_computed_tokens)
 
     def blocks_to_start(self, request: Request, num_step_tokens: int) -> int:
         """Return the spare blocks a waiting request must find.

@@ -207,12 +207,7 @@ class Scheduler(Tracker):
         if free >= most and not live.num_waiting:
             ctx.num_spare_blocks = free - most
             return ()
-        ahead = view.num_steps_in_flight - 1
-        growing = {
-            i: blocks
-            for i, r in live.decoding.items()
-            if (blocks := layout.growth(r.num_tokens + ahead))
-        }
+        growing = ctx.growth_blocks()
         needed = sum(growing.values())
         victims: list[Preempt] = []
         if needed > free:

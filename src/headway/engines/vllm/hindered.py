@@ -56,10 +56,6 @@ class Hindrances:
         for kept in (self._looked_at, self._with_adapter, self._loaded):
             kept.discard(request_id)
 
-    def holds_kv(self, request_id: str) -> bool:
-        """Return whether a waiting request has KV of its own: what is cached matters no more."""
-        return request_id in self._loaded
-
     def is_hindered(self, request_id: str) -> bool:
         """Return whether the engine could not have started a request just now."""
         request = self._scheduler.requests.get(request_id)

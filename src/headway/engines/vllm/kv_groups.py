@@ -64,18 +64,25 @@ def _group(manager: Any, longest: int) -> KvGroup:
 
 
 def view_of(scheduler: Any, groups: tuple[KvGroup, ...] | None) -> dict[str, Any]:
-    """Return what :class:`~headway.policy.view.EngineView` tells of the KV cache.
+    """Return what :class:`~headway.policy.view.EngineView` tells of the KV cache before any plan.
 
     A block is shown as large as where requests grow; vLLM's own size is common to all groups.
     """
     sizes = [group.block_size_tokens for group in groups or () if group.grows]
-    is_limited = groups is not None
     return {
-        "num_total_blocks": compat.total_blocks(scheduler) if is_limited else PLENTY_BLOCKS,
-        "num_free_blocks": compat.free_blocks(scheduler) if is_limited else PLENTY_BLOCKS,
         "block_size_tokens": min(sizes, default=int(scheduler.block_size)),
         "kv_groups": groups or (),
         "may_preempt": not scheduler.defer_block_free,
+    }
+
+
+def room_of(scheduler: Any, groups: tuple[KvGroup, ...] | None) -> dict[str, Any]:
+    """Return what the view tells of the blocks now."""
+    if groups is None:
+        return {"num_total_blocks": PLENTY_BLOCKS, "num_free_blocks": PLENTY_BLOCKS}
+    return {
+        "num_total_blocks": compat.total_blocks(scheduler),
+        "num_free_blocks": compat.free_blocks(scheduler),
     }
 
 

@@ -23,7 +23,7 @@ from headway.engines.vllm.aside import Aside
 from headway.engines.vllm.clock import WallClock
 from headway.engines.vllm.external import External
 from headway.engines.vllm.hindered import Hindrances
-from headway.engines.vllm.kv_groups import kv_groups, view_of, whole_hits
+from headway.engines.vllm.kv_groups import kv_groups, room_of, view_of, whole_hits
 from headway.engines.vllm.queue import gated
 from headway.engines.vllm.recorder import recorded
 from headway.engines.vllm.shapes import roofline
@@ -62,6 +62,7 @@ class HeadwayMixin(Steering):
         self._hindrances = Hindrances(self, self._external)
         elsewhere = self._external.find if self._external.exists else None
         self._kv_groups = kv_groups(self)
+        self._kv_view = view_of(self, self._kv_groups)
         # Where blocks come free as a prompt is computed, it need not find room for all at once.
         passes = any(group.most_blocks > group.kept_blocks for group in self._kv_groups or ())
         needed = self.scheduler_reserve_full_isl
@@ -204,7 +205,8 @@ class HeadwayMixin(Steering):
 
     def _view(self) -> EngineView:
         return EngineView(
-            **view_of(self, self._kv_groups),
+            **room_of(self, self._kv_groups),
+            **self._kv_view,
             max_num_running=compat.most_running(self),
             max_step_tokens=self._stock_max_step_tokens,
             num_steps_in_flight=self._steps_in_flight,

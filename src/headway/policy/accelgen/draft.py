@@ -45,12 +45,7 @@ class Draft:
         live, view = ctx.live, ctx.view
         gone = [r for r in live.running() if r.request_id in ctx.gone]
         free = view.num_free_blocks + sum(ctx.freed_blocks(r) for r in gone)
-        ahead = view.num_steps_in_flight - 1
-        growing = sum(
-            ctx.layout.growth(r.num_tokens + ahead)
-            for r in live.decoding.values()
-            if r.request_id not in ctx.gone
-        )
+        growing = sum(blocks for i, blocks in ctx.growth_blocks().items() if i not in ctx.gone)
         num_running = live.num_running - len(gone)
         slots = view.max_num_running - num_running
         return cls(ctx, budget, slots, ctx.num_spare_blocks, max(free - growing, 0))

@@ -8,6 +8,7 @@ keeps a bounded number, and a few more while a prompt is computed. The engine sa
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections import Counter
 from dataclasses import dataclass
@@ -162,6 +163,11 @@ class KvLayout:
         largest = max(group.block_size_tokens for group in self.groups)
         longest = range(num_tokens, num_tokens + (num_free_blocks + 1) * largest + 1)
         return bisect_right(longest, most, key=self.blocks) - 1
+
+    @cached_property
+    def grows_every_tokens(self) -> int:
+        """A request takes a further block only after a multiple of so many tokens."""
+        return math.gcd(*(g.block_size_tokens for g in self.groups)) or self.block_size_tokens
 
     @cached_property
     def _kinds(self) -> tuple[tuple[KvGroup, int], ...]:

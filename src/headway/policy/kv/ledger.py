@@ -39,8 +39,7 @@ class KvLedger:
 
     def enter(self, request: Request, step: int) -> None:
         """Book a running request (again): what it holds and when it should finish."""
-        held = max(request.prefill_target_tokens, request.kv_tokens)
-        held += self.layout.aside_tokens(held + _remaining(request))
+        held = self._with_aside(max(request.prefill_target_tokens, request.kv_tokens), request)
         self._book(request, held, step)
         name, total = request.request_id, held + _remaining(request)
         if total > self._first_tokens.setdefault(name, total):
@@ -61,10 +60,7 @@ class KvLedger:
 
     def pencil(self, request: Request, step: int) -> None:
         """Book a request that a plan under way admits, so that the next one is told of it."""
-        held = request.num_tokens + self.layout.aside_tokens(
-            request.num_tokens + _remaining(request)
-        )
-        self._book(request, held, step)
+        self._book(request, self._with_aside(request.num_tokens, request), step)
         self._pencilled.append(request.request_id)
 
     def rub_out(self) -> None:
@@ -76,8 +72,7 @@ class KvLedger:
         """Return the highest future usage, in tokens, if *request* were admitted now."""
         curve = self.claims if claims_only else self.everyone
         remaining = _remaining(request)
-        own = request.num_tokens - request.num_held_tokens
-        own += self.layout.aside_tokens(request.num_tokens + remaining)
+        own = self._with_aside(request.num_tokens, request) - request.num_held_tokens
         return curve.peak_with(own, step, step + remaining, self.layout.block_size_tokens / 2)
 
     def has_reservation_for(self, request: Request, step: int) -> bool:
@@ -93,6 +88,10 @@ class KvLedger:
             held = self.everyone.entry(name)[0] + step
             total += max(held - self._first_tokens[name], 0)
         return total
+
+    def _with_aside(self, num_tokens: int, request: Request) -> int:
+        """Return so many tokens and what bounded groups will hold of the request at its end."""
+        return num_tokens + self.layout.aside_tokens(num_tokens + _remaining(request))
 
     def _book(self, request: Request, held_tokens: int, step: int) -> None:
         name, finish = request.request_id, step + _remaining(request)
