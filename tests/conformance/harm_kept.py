@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from harm_scenarios import Ask, Scenario
+from harm_scenarios import Ask, Features, Scenario
 
 OPEN = "known and not yet mended: the comment before the load says what is wrong"
 
@@ -193,6 +193,29 @@ KEPT = (
             3000,
             warm=True,
             budget=512,
+        ),
+        is_light=False,
+    ),
+    # While a grammar was compiled and nothing else was there to do, the wait counted as a step; the
+    # longest wait then seemed over for whoever came.
+    Kept(
+        "a wait for a grammar is no step",
+        Scenario(
+            (
+                Ask(0.0, 929, 8, ttft_ms=10.39, tbt_ms=31.9, chat=2),
+                Ask(51.9, 3052, 53, ttft_ms=54.11, tbt_ms=0.65, jct_ms=41.04, limit=3),
+                Ask(64.3, 911, 1, ttft_ms=0.2, chat=0),
+                Ask(30.6, 924, 7, ttft_ms=0.21, tbt_ms=637.92, chat=0),
+                Ask(57.0, 1074, 5, tbt_ms=0.06, weight=3.0, chat=0),
+            ),
+            3358,
+            caching=False,
+            max_num_seqs=1,
+            budget=512,
+            asynchronous=True,
+            scale=0.05,
+            max_wait_ms=249.2,
+            features=Features(seed=4845, grammars=True),
         ),
         is_light=False,
     ),

@@ -84,8 +84,8 @@ class Scheduler(Tracker):
         shape = filled.shape
         out = ctx.gone.union(hold)
         num_decodes = sum(i not in out for i in live.decoding) if out else len(live.decoding)
-        if not filled.chunks and not ctx.shape.num_decodes and not self._in_flight:
-            self._idle = True  # Nothing runs: the next step does not follow on this one.
+        if not filled.chunks:
+            self._note_idle(ctx)
         return StepPlan(
             token_budget=num_decodes + shape.num_prefill_tokens,
             chunks=tuple(filled.chunks),
@@ -139,6 +139,7 @@ class Scheduler(Tracker):
         reject: tuple[Reject, ...],
         cap: tuple[Cap, ...],
     ) -> StepPlan:
+        self._note_idle(ctx)
         return StepPlan(
             token_budget=max(len(self.live.decoding), 1),
             preempt=preempt,
@@ -147,6 +148,11 @@ class Scheduler(Tracker):
             predicted_s=self.latency.predict_s(ctx.shape),
             promised_s=self.parts.chunker.upper_s(ctx, ctx.shape),
         )
+
+    def _note_idle(self, ctx: PlanContext) -> None:
+        """Where nothing runs, the next step does not follow on the one before."""
+        if not ctx.shape.num_decodes and not self._in_flight:
+            self._idle = True
 
     def _never_fit(self, view: EngineView) -> tuple[Reject, ...]:
         """Reject new requests whose prompt alone exceeds the whole cache."""
