@@ -15,7 +15,7 @@ import tracemalloc
 from pathlib import Path
 from typing import Any
 
-from headway.policy import registry
+from headway import registry
 from headway.policy.events import Arrived, Finished, StepDone, StepScheduled
 from headway.policy.scheduler import Scheduler
 from headway.policy.view import EngineView

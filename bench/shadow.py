@@ -29,7 +29,7 @@ from headway.engines.vllm.recorder import start_of
 from headway.latency import profile as profiles
 from headway.latency.roofline import Roofline
 from headway.latency.truth import Truth
-from headway.policy import registry
+from headway import registry
 from headway.policy.log import Recorder
 from headway.study.on_sim import engine_of
 from headway.study.requests import book_of, calls_of, requests_of

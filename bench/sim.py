@@ -30,7 +30,7 @@ from headway.latency.fixed import FixedModel
 from headway.latency.model import StepShape
 from headway.latency.online import OnlineModel
 from headway.latency.roofline import Roofline
-from headway.policy import registry
+from headway import registry
 
 CHAT = {"slo_ttft_ms": 1000, "slo_tbt_ms": 100}
 

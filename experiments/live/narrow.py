@@ -20,7 +20,7 @@ from pathlib import Path
 
 import click
 
-from headway.policy import registry
+from headway import registry
 from headway.study import stock
 from headway.study.spec import Load, Machine, RunSpec
 from headway.study.sweep import Ledger, Run, mean_attainment, run_all

@@ -21,7 +21,7 @@ from headway.latency import profile as profiles
 from headway.latency.model import StepShape
 from headway.latency.online import OnlineModel
 from headway.latency.truth import Drift, Truth
-from headway.policy import registry
+from headway import registry
 from headway.policy.events import Event, StepDone
 from headway.policy.plan import StepPlan
 from headway.policy.view import EngineView

@@ -27,7 +27,7 @@ from headway.engines.virtual import Call
 from headway.latency import profile
 from headway.latency.truth import Truth
 from headway.metrics.define import attained
-from headway.policy import registry
+from headway import registry
 from headway.slo import Slo
 from headway.study.requests import calls_of
 from headway.workloads import named

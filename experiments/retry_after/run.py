@@ -33,7 +33,7 @@ from headway.engines.virtual import Call, Outcome
 from headway.engines.vllm import wire
 from headway.latency import profile as profiles
 from headway.metrics import define
-from headway.policy import registry
+from headway import registry
 from headway.policy.appointments import MAX_RETRY_AFTER_S, Appointments
 from headway.policy.events import Arrived
 from headway.request import Request

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 from grounds import TRACES, grounds, unit_rps
 
-from headway.policy import registry
+from headway import registry
 from headway.study.paper import Contender
 from headway.study.run import execute
 from headway.study.spec import RunSpec

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from headway.policy import registry
+from headway import registry
 from headway.study.capacity import highest_rate
 from headway.study.paper import Contender, RunMany, Traffic
 from headway.study.spec import Machine, RunSpec

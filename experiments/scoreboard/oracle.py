@@ -18,7 +18,7 @@ from pathlib import Path
 import click
 from grounds import TRACES, grounds, unit_rps
 
-from headway.policy import registry
+from headway import registry
 from headway.study.bounds import bound_of
 from headway.study.on_oracle import ORACLE
 from headway.study.spec import RunSpec

@@ -24,7 +24,7 @@ from headway.engines.vllm.bare import Engine
 from headway.engines.vllm.harness import VirtualRun
 from headway.latency import profile as profiles
 from headway.latency.truth import Truth
-from headway.policy import registry
+from headway import registry
 from headway.workloads.public import traces
 
 HERE = Path(__file__).parent

@@ -26,7 +26,7 @@ from docstring_parser import DocstringStyle, parse
 from headway.config import Settings
 from headway.engines.vllm import account, channel, edge, headers, promise, serve
 from headway.metrics import prometheus
-from headway.policy import registry
+from headway import registry
 from headway.slo import EXPLAIN, MAX_PROMISE_S, Slo
 from headway.slo_rules import MAX_WEIGHT
 from headway.workloads import public

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from headway import registry
 from headway.errors import UserError
-from headway.policy import registry
 from headway.policy.scheduler import Scheduler
 from headway.slo import SloBook
 
@@ -19,7 +19,7 @@ class Settings:
     """Checked settings.
 
     Attributes:
-        policy: A preset of :mod:`headway.policy.registry`.
+        policy: A preset of :mod:`headway.registry`.
         overload: ``"demote"`` or ``"refuse"`` (see the registry).
         options: Keyword arguments of the preset.
         slo_file: TOML file of classes; without it only explicit promises count.
@@ -76,7 +76,7 @@ class Settings:
         return self.record is not None and self.record.endswith(".jsonl")
 
     def build(self, **core: Any) -> Scheduler:
-        """Return a new policy core; *core* goes to :func:`headway.policy.registry.build`."""
+        """Return a new policy core; *core* goes to :func:`headway.registry.build`."""
         return registry.build(self.policy, overload=self.overload, options=self.options, **core)
 
     def book(self) -> SloBook:

@@ -18,7 +18,7 @@ from headway.engines.virtual import Outcome
 from headway.engines.vllm.shapes import roofline
 from headway.latency.online import OnlineModel
 from headway.latency.truth import Truth
-from headway.policy import registry
+from headway import registry
 
 MOST_STEPS = 30_000
 """Of one run; more is a server that stands still."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from headway.policy import registry
+from headway import registry
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from headway.policy import registry
+from headway import registry
 from headway.study.run import execute
 from headway.study.spec import Load, Machine, RunSpec
 from headway.workloads.schema import WorkloadRequest, write_jsonl

@@ -25,7 +25,7 @@ from headway.engines.vllm.swap_scheduler import HostSlots
 from headway.engines.vllm.swap_worker import HostCopies
 from headway.errors import InvariantError, UserError
 from headway.latency.online import OnlineModel
-from headway.policy import registry
+from headway import registry
 from headway.policy.events import StepScheduled
 from headway.policy.plan import Preempt, StepPlan
 

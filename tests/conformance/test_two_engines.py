@@ -21,7 +21,7 @@ from headway.engines.sim.run import SimRun
 from headway.engines.virtual import Call
 from headway.engines.vllm.shapes import roofline
 from headway.latency.online import OnlineModel
-from headway.policy import registry
+from headway import registry
 from headway.slo import SloBook
 from headway.study.requests import calls_of
 from headway.workloads import named

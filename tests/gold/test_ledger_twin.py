@@ -15,9 +15,9 @@ from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_a
 
 from headway.latency.online import OnlineModel
 from headway.policy.context import PlanContext
-from headway.policy.kv.gate import Lending
+from headway.papers.cacheopt.c2_gate import Lending
 from headway.policy.kv.ledger import KvLedger
-from headway.policy.kv.lending import LendingBook
+from headway.papers.cacheopt.c2_lending import LendingBook
 from headway.policy.live import LiveRequests
 from headway.policy.price import StepPrice
 from headway.policy.recent import LongestRecent

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from headway.policy.learned import Trees
 from headway.policy.lengths.curve import SurvivalCurve
 from headway.policy.lengths.histogram import ClassBucketHistogram
-from headway.policy.padding import LEVELS, MOST_LEVEL, HoeffdingPadding, Track
+from headway.papers.cacheopt.c1_lengths import LEVELS, MOST_LEVEL, HoeffdingPadding, Track
 from headway.policy.predict import MaxTokens, Memoryless
 from headway.request import Request
 from headway.slo import Slo

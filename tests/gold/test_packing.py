@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headway.latency.model import StepShape
-from headway.policy.accelgen.budget import GRAIN_TOKENS, SATURATED, saturating_tokens
-from headway.policy.accelgen.packing import (
+from headway.papers.accelgen.a1_chunk import GRAIN_TOKENS, SATURATED, saturating_tokens
+from headway.papers.accelgen.a3_packing import (
     MOST_EXACT,
     Aligned,
     Amount,
@@ -19,7 +19,7 @@ from headway.policy.accelgen.packing import (
     Nearest,
     distance,
 )
-from headway.policy.accelgen.timeleft import time_left_s
+from headway.papers.accelgen.a2_order import time_left_s
 from headway.request import Request
 from headway.slo import Slo
 

@@ -16,10 +16,10 @@ from headway.policy.context import PlanContext
 from headway.policy.kv.ledger import KvLedger
 from headway.policy.live import LiveRequests
 from headway.policy.price import StepPrice
-from headway.policy.rivals.lookahead import SHARES, best_first_chunk, most_weight_on_time
-from headway.policy.rivals.mlfq import SkipJoin
-from headway.policy.rivals.resample import History, future_peak
-from headway.policy.rivals.reserve import Reserved, reserved_blocks
+from headway.rivals.sliding import SHARES, best_first_chunk, most_weight_on_time
+from headway.rivals.fastserve import SkipJoin
+from headway.rivals.pastfuture import History, future_peak
+from headway.rivals.reserved import Reserved, reserved_blocks
 from headway.policy.view import EngineView
 from headway.request import Request, State
 from headway.slo import NO_PROMISE

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from headway.policy import registry
+from headway import registry
 from headway.policy.log import replay
 
 
@@ -62,7 +62,7 @@ def test_the_same_seed_gives_the_same_bytes(lab: Any, tmp_path: Path) -> None:
 
 SCRIPT = """
 import hashlib, random, sys
-from headway.policy import registry
+from headway import registry
 from headway.policy.events import Arrived, Finished, StepDone, StepScheduled
 from headway.policy.log import event_line, plan_line
 from headway.policy.view import EngineView

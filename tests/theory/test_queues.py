@@ -19,7 +19,7 @@ from headway.engines.virtual import Call
 from headway.latency.fixed import FixedModel
 from headway.latency.model import StepShape
 from headway.latency.roofline import Roofline
-from headway.policy import registry
+from headway import registry
 
 Floats = npt.NDArray[np.float64]
 

@@ -12,9 +12,9 @@ from headway.errors import UserError
 from headway.latency import profile
 from headway.latency.fixed import FixedModel
 from headway.latency.model import StepShape
-from headway.policy import registry
-from headway.policy.accelgen.budget import GRAIN_TOKENS, DynamicChunk, saturating_tokens
-from headway.policy.accelgen.timeleft import ByTimeLeft, time_left_s
+from headway import registry
+from headway.papers.accelgen.a1_chunk import GRAIN_TOKENS, DynamicChunk, saturating_tokens
+from headway.papers.accelgen.a2_order import ByTimeLeft, time_left_s
 from headway.request import Request
 from headway.slo import NO_PROMISE, Slo
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from headway.latency.online import OnlineModel
-from headway.policy import registry
+from headway import registry
 from headway.policy.accepted import Accepted
 from headway.policy.events import Arrived, StepDone, StepScheduled
 from headway.request import Request

@@ -17,7 +17,7 @@ from headway.engines.vllm.channel import CHANNEL_VARIABLE
 from headway.engines.vllm.edge import PATHS, SLO_FILE_VARIABLE, SloEdge
 from headway.engines.vllm.watch import Watched
 from headway.metrics.tale import Verdict
-from headway.policy import registry
+from headway import registry
 from headway.slo import EXPLAIN, EXPLAIN_IN_STAMP, NO_PROMISE, STAMP, Slo, SloBook
 
 CHAT = "/v1/chat/completions"

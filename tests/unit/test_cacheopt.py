@@ -16,11 +16,11 @@ from headway.errors import UserError
 from headway.latency import profile as profiles
 from headway.latency.model import StepShape
 from headway.latency.truth import Truth
-from headway.policy import registry
+from headway import registry
 from headway.policy.context import PlanContext
 from headway.policy.events import Arrived, StepDone, StepScheduled
 from headway.policy.plan import StepPlan
-from headway.policy.presets.cacheopt import COMPONENTS
+from headway.papers.cacheopt.preset import COMPONENTS
 from headway.policy.swap_choice import (
     LONGEST_TOKENS,
     Cheaper,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from headway.policy import registry
+from headway import registry
 from headway.policy.events import Arrived, CannotStart, Finished, StepDone, StepScheduled
 from headway.policy.scheduler import Scheduler
 from headway.policy.view import EngineView

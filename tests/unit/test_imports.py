@@ -83,7 +83,7 @@ def test_imports_point_downwards() -> None:
 def test_the_core_loads_no_engine() -> None:
     """Importing the policies in a fresh interpreter brings in neither vLLM nor torch."""
     code = (
-        "import sys, headway.policy.registry, headway.policy.log\n"
+        "import sys, headway.registry, headway.policy.log\n"
         "bad = {'vllm', 'torch', 'aiohttp', 'headway.engines'} & set(sys.modules)\n"
         "assert not bad, bad\n"
     )

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from headway.engines.attention import kinds_of, parts_of
 from headway.errors import UserError
-from headway.policy import registry
+from headway import registry
 from headway.policy.events import Arrived, StepDone, StepScheduled
 from headway.policy.kv.forecast import HORIZONS, Forecast, Lifetimes
 from headway.policy.kv.layout import KvGroup, KvLayout

@@ -11,10 +11,10 @@ from headway.errors import InvariantError
 from headway.latency.online import OnlineModel
 from headway.policy.admit import AllOf, CurveGate
 from headway.policy.context import PlanContext
-from headway.policy.kv.critical import Critical
-from headway.policy.kv.gate import Lending
+from headway.papers.cacheopt.critical import Critical
+from headway.papers.cacheopt.c2_gate import Lending
 from headway.policy.kv.ledger import KvLedger
-from headway.policy.kv.lending import LendingBook
+from headway.papers.cacheopt.c2_lending import LendingBook
 from headway.policy.live import LiveRequests
 from headway.policy.price import StepPrice
 from headway.policy.view import EngineView

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headway.errors import UserError
-from headway.policy import registry
+from headway import registry
 from headway.policy.events import Arrived, Event, Finished, StepDone, StepScheduled
 from headway.policy.log import Recorder, event_line, events_in, parse_event, replay
 from headway.slo import Slo

@@ -15,7 +15,7 @@ from headway.metrics.overdue import MOST_SHOWN, overdue
 from headway.metrics.prometheus import exposition
 from headway.metrics.story import SlackLedger
 from headway.metrics.tally import Tallies, combine
-from headway.policy import registry
+from headway import registry
 from headway.policy.events import Arrived, Finished, StepScheduled
 from headway.policy.live import LiveRequests
 from headway.policy.log import event_line, parse_event

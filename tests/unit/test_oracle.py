@@ -24,7 +24,7 @@ from headway.oracle.model import Server, StepModel
 from headway.oracle.policy import scheduler
 from headway.oracle.search import search
 from headway.oracle.simulated import Simulated
-from headway.policy import registry
+from headway import registry
 from headway.policy.scheduler import Scheduler
 from headway.slo import NO_PROMISE, Slo
 from headway.study.bounds import bound_of

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from headway.policy import registry
+from headway import registry
 from headway.policy.appointments import LEAD_S
 from headway.policy.batch import UNCONFIRMED_STEPS
 from headway.policy.events import Arrived, Finished, PrefixFound, StepDone, StepScheduled

@@ -13,7 +13,7 @@ import pytest
 
 from headway.policy import padding
 from headway.policy.lengths.histogram import ClassBucketHistogram
-from headway.policy.padding import AdaptiveConformal, HoeffdingPadding
+from headway.papers.cacheopt.c1_lengths import AdaptiveConformal, HoeffdingPadding
 from headway.policy.predict import LengthDistribution, MaxTokens, Memoryless, Oracle
 from headway.request import Request
 from headway.slo import Slo

@@ -11,7 +11,7 @@ import pytest
 
 from headway.cli.paper import run_experiment
 from headway.errors import UserError
-from headway.policy import registry
+from headway import registry
 from headway.policy.presets import cacheopt
 from headway.study import stock
 from headway.study.drawn import Drawn

@@ -15,7 +15,7 @@ from headway.engines.virtual import Call
 from headway.latency import profile
 from headway.latency.truth import Truth
 from headway.metrics.define import attained
-from headway.policy import registry
+from headway import registry
 from headway.policy.price import RECENT_CLAIMS, lost_share
 from headway.slo import Slo, SloBook
 

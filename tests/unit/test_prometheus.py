@@ -20,7 +20,7 @@ from headway.engines.vllm.watch import Watched
 from headway.metrics.catalogue import METRICS, QUERIES
 from headway.metrics.prometheus import exposition, reference
 from headway.metrics.tally import Histogram, Tallies, combine, quantile
-from headway.policy import registry
+from headway import registry
 from headway.policy.view import EngineView
 from headway.slo import Slo
 

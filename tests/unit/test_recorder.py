@@ -27,7 +27,7 @@ from headway.engines.vllm.watch import Watched
 from headway.engines.vllm.writer import OneFile, RotatingLog, in_full, pump
 from headway.errors import UserError
 from headway.latency.roofline import Roofline
-from headway.policy import registry
+from headway import registry
 from headway.policy.events import Finished, StepDone, StepScheduled
 from headway.policy.log import event_line, plan_line, question_line, replay
 from headway.policy.plan import StepPlan

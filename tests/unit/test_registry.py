@@ -8,7 +8,7 @@ import pytest
 
 from headway.config import Settings
 from headway.errors import UserError
-from headway.policy import registry
+from headway import registry
 from headway.policy.scheduler import Scheduler
 
 

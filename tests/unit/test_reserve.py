@@ -10,16 +10,16 @@ import pytest
 
 from headway.latency.online import OnlineModel
 from headway.policy.context import PlanContext
-from headway.policy.kv.critical import Critical
+from headway.papers.cacheopt.critical import Critical
 from headway.policy.kv.ledger import KvLedger
-from headway.policy.kv.lending import LendingBook
-from headway.policy.kv.proactive import Proactive
-from headway.policy.kv.reserve import FixedReserve, MeasuredReserve, NoReserve
+from headway.papers.cacheopt.c2_lending import LendingBook
+from headway.papers.cacheopt.c3_ahead import Proactive
+from headway.papers.cacheopt.c3_reserve import FixedReserve, MeasuredReserve, NoReserve
 from headway.policy.live import LiveRequests
 from headway.policy.predict import MaxTokens, SlidingHistogram
 from headway.policy.preempt import Youngest
 from headway.policy.price import StepPrice
-from headway.policy.victims.buckets import Buckets
+from headway.papers.cacheopt.c4_victims import Buckets
 from headway.policy.victims.cheapest import CheapestSet
 from headway.policy.view import EngineView
 from headway.request import Request, Standing, State

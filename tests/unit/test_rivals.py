@@ -10,9 +10,9 @@ import pytest
 
 from headway.errors import UserError
 from headway.latency.fixed import FixedModel
-from headway.policy import registry
+from headway import registry
 from headway.policy.context import PlanContext
-from headway.policy.rivals.urgency import remaining_s, step_limit_s, urgent_s
+from headway.rivals.xllm import remaining_s, step_limit_s, urgent_s
 from headway.request import Request
 from headway.slo import NO_PROMISE, Slo
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from headway.errors import InvariantError
-from headway.policy import registry
+from headway import registry
 from headway.policy.context import OVERDUE_SHARE
 from headway.policy.events import Arrived, Finished, StepDone, StepScheduled
 from headway.policy.plan import StepPlan

@@ -24,7 +24,7 @@ from headway.latency.profile import parse
 from headway.latency.roofline import Roofline
 from headway.latency.truth import Truth
 from headway.metrics.board import Board
-from headway.policy import registry
+from headway import registry
 from headway.policy.events import Arrived, Event, Finished, StepDone, StepScheduled
 from headway.policy.log import Recorder, event_line, question_line
 from headway.policy.view import EngineView

@@ -18,7 +18,7 @@ from headway.errors import UserError
 from headway.latency.fixed import FixedModel
 from headway.latency.model import StepShape
 from headway.latency.roofline import Roofline
-from headway.policy import registry
+from headway import registry
 from headway.policy.events import Arrived, Event, Finished, StepDone, StepScheduled
 from headway.policy.plan import Preempt, StepPlan
 from headway.policy.scheduler import Scheduler

@@ -12,7 +12,7 @@ from headway.engines.virtual import Call
 from headway.errors import UserError
 from headway.latency.fixed import FixedModel
 from headway.latency.roofline import Roofline
-from headway.policy import registry
+from headway import registry
 
 
 def server(index: int, num_blocks: int = 400) -> SimRun:

@@ -14,7 +14,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from headway.policy import registry
+from headway import registry
 from headway.policy.kv.ledger import KvLedger
 from headway.request import Request, Standing, State
 from headway.slo import NO_PROMISE, Slo

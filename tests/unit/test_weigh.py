@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from headway.errors import UserError
-from headway.policy import registry
+from headway import registry
 from headway.policy.context import PlanContext
 from headway.policy.events import Arrived, Finished, StepDone, StepScheduled
 from headway.policy.preempt import BestEffortFirst

@@ -14,11 +14,11 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from headway import registry
 from headway.errors import UserError
 from headway.latency import calibrate as source
 from headway.latency import shapes as sizes
 from headway.latency.profile import FitError, Profile, StepCost
-from headway.policy import registry
 from headway.policy.log import NOTES, parse_event
 
 

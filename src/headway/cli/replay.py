@@ -13,6 +13,7 @@ import click
 from click.core import ParameterSource
 from rich.console import Console
 
+from headway import registry
 from headway.cli.run_options import (
     bands_of,
     policies_of,
@@ -27,7 +28,6 @@ from headway.cli.run_options import (
 from headway.cli.simulate import table_of, too_long_of
 from headway.cli.trace_options import OPTION_NAMES
 from headway.errors import UserError
-from headway.policy import registry
 from headway.study import recorded
 from headway.study.recorded import Recorded
 from headway.study.spec import STOCK, STOCK_WAYS, Machine, RunSpec

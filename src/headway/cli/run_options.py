@@ -14,12 +14,12 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from headway import registry
 from headway.cli.stacked import Command, stacked
 from headway.cli.trace_options import read_options, trace_options
 from headway.engines.attention import FULL, kinds_of
 from headway.errors import UserError
 from headway.latency import profile as profiles
-from headway.policy import registry
 from headway.study.on_sim import router_of
 from headway.study.requests import book_of, is_file, requests_of, shares_prefixes
 from headway.study.run import parse_drift

@@ -12,6 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from headway import registry
 from headway.cli.run_options import (
     bands_of,
     check_load,
@@ -28,7 +29,6 @@ from headway.cli.run_options import (
 from headway.cli.trace_options import tell
 from headway.engines.attention import FULL
 from headway.errors import UserError
-from headway.policy import registry
 from headway.study import stock
 from headway.study.bounds import bound_of, check_bound
 from headway.study.on_oracle import ORACLE, check_oracle

@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from headway.kit.parts import Parts
 from headway.latency.model import LatencyModel, StepShape
 from headway.oracle.search import Found
 from headway.policy.admit import CurveGate, Feasibility
 from headway.policy.batch import InOrder
 from headway.policy.chunk import Chunker, SlackChunk
 from headway.policy.context import PlanContext
-from headway.policy.parts import Parts
 from headway.policy.predict import Predictor
 from headway.policy.preempt import BestEffortFirst
 from headway.policy.prioritize import Prioritizer

@@ -2,7 +2,7 @@
 
 The file holds plain numbers: boosted trees for the logarithm of a few quantiles of the length.
 Nothing but numpy is needed to ask it. The model does not learn while it serves; wrapped in
-:class:`~headway.policy.padding.AdaptiveConformal` it stays honest when traffic drifts.
+:class:`~headway.papers.cacheopt.c1_lengths.AdaptiveConformal` it stays honest when traffic drifts.
 """
 
 from __future__ import annotations

@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 from heapq import heappop
 
+from headway.kit.parts import Parts
 from headway.latency.model import LatencyModel, StepShape
 from headway.policy.context import PlanContext
 from headway.policy.overload import overflow, refusals
-from headway.policy.parts import Parts
 from headway.policy.plan import Cap, Preempt, Reject, StepPlan
 from headway.policy.preempt import NOBODY, Preemptor
 from headway.policy.tracker import Tracker

@@ -7,6 +7,7 @@ from collections import deque
 from dataclasses import dataclass
 from heapq import heappush
 
+from headway.kit.parts import Parts
 from headway.latency.model import LatencyModel, StepShape
 from headway.policy.accepted import Accepted
 from headway.policy.appointments import Appointments
@@ -23,7 +24,6 @@ from headway.policy.events import (
 )
 from headway.policy.kv.ledger import KvLedger
 from headway.policy.live import LiveRequests
-from headway.policy.parts import Parts
 from headway.policy.price import StepPrice
 from headway.policy.recent import LongestRecent
 from headway.request import Request, Standing, State

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from headway import registry
 from headway.engines.sim.run import SimRun
 from headway.latency import profile as profiles
 from headway.latency.truth import Truth
-from headway.policy import registry
 from headway.study.on_sim import engine_of
 from headway.study.requests import calls_of
 from headway.study.spec import Machine

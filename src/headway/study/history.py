@@ -8,12 +8,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from headway import registry
 from headway.engines.sim.engine import GIB
 from headway.errors import UserError
 from headway.latency.calibrate import HOLD_OUT_EVERY, LEAST_STEPS, Listener, fit_steps
 from headway.latency.profile import Profile
 from headway.metrics.record import RequestRecord, RunFacts, summarise
-from headway.policy import registry
 from headway.policy.events import Arrived, Event, Finished, StepDone, StepScheduled
 from headway.policy.log import event_in
 from headway.slo import Slo

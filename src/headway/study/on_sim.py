@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from headway import registry
 from headway.engines.sim.engine import SimEngine
 from headway.engines.sim.fleet import Fleet
 from headway.engines.sim.routers import LeastKv, LeastWork, RoundRobin, Router
@@ -13,8 +14,7 @@ from headway.engines.virtual import Call
 from headway.errors import UserError
 from headway.latency.profile import Profile
 from headway.latency.truth import Truth
-from headway.policy import registry
-from headway.policy.padding import HoeffdingPadding
+from headway.papers.cacheopt.c1_lengths import HoeffdingPadding
 from headway.policy.predict import Oracle
 from headway.policy.scheduler import Scheduler
 from headway.slo import SloBook

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from headway.policy import registry
+from headway import registry
 from headway.study import stock
 from headway.study.capacity import crossing
 from headway.study.drawn import Drawn

@@ -18,11 +18,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from headway import registry
 from headway.errors import UserError
 from headway.latency.online import OnlineModel
 from headway.latency.roofline import Roofline
 from headway.metrics import kept
-from headway.policy import registry
 from headway.policy.log import parse_event, plan_line
 from headway.policy.scheduler import Scheduler
 from headway.policy.view import EngineView

@@ -24,12 +24,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from headway import registry
 from headway.engines.sim.run import SimRun
 from headway.engines.vllm.channel import Sender
 from headway.errors import HeadwayError
 from headway.latency.profile import Profile
 from headway.latency.truth import Truth
-from headway.policy import registry
 from headway.slo import SloBook
 from headway.study.history import History, Seen
 from headway.study.on_sim import engine_of

@@ -7,7 +7,7 @@ from typing import Any
 
 import plotly.graph_objects as go  # type: ignore[import-untyped]
 
-from headway.policy import registry
+from headway import registry
 
 INK, QUIET, GRID = "#1d2733", "#5b6675", "#e9edf2"
 BROKEN, LATE = "#e4572e", "#5c1a06"

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from headway import registry
 from headway.config import Settings
 from headway.engines.vllm import embedded, recorder, shadow, start_checks
 from headway.engines.vllm.channel import private_channel
@@ -24,7 +25,6 @@ from headway.engines.vllm.edge import SLO_FILE_VARIABLE
 from headway.engines.vllm.start_checks import additional_config, last_value, mistyped
 from headway.engines.vllm.vllm_names import moved, refuse_options
 from headway.errors import UserError
-from headway.policy import registry
 
 STOCK = "stock"
 """The policy name that means: vLLM alone, nothing of Headway in it."""

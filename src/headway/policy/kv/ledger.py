@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from headway.errors import InvariantError
+from headway.papers.cacheopt.c2_lending import LendingBook
 from headway.policy.kv.curve import UsageCurve
 from headway.policy.kv.layout import KvLayout
-from headway.policy.kv.lending import LendingBook
 from headway.request import Request, State
 
 

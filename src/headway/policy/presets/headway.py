@@ -13,17 +13,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from headway.kit.options import one_of, positive_s, positive_tokens, share
+from headway.kit.parts import Funder
+from headway.papers.cacheopt.c3_ahead import Proactive
+from headway.papers.cacheopt.c3_reserve import MeasuredReserve, NoReserve, Reserve
+from headway.papers.cacheopt.critical import Critical
 from headway.policy.admit import AllOf, CurveGate, Gate, MooreHodgson, StepGate
 from headway.policy.batch import InOrder
 from headway.policy.chunk import SlackChunk
-from headway.policy.kv.critical import Critical
 from headway.policy.kv.forecast import Lifetimes
-from headway.policy.kv.proactive import Proactive
-from headway.policy.kv.reserve import MeasuredReserve, NoReserve, Reserve
-from headway.policy.parts import Funder
 from headway.policy.predict import Predictor, SlidingHistogram
 from headway.policy.preempt import BestEffortFirst, Preemptor
-from headway.policy.presets.options import one_of, positive_s, positive_tokens, share
 from headway.policy.prioritize import ByDeadline
 from headway.policy.scheduler import Parts
 from headway.policy.swap_choice import AlwaysRecompute, Cheaper, SwapChoice

@@ -8,12 +8,12 @@ arXiv 2507.10150). What differs is said where each part is defined.
 
 from __future__ import annotations
 
+from headway.kit.options import positive_s
 from headway.policy.admit import AllOf, CurveGate, MooreHodgson, StepGate
 from headway.policy.batch import InOrder
 from headway.policy.chunk import SlackChunk
 from headway.policy.predict import SlidingHistogram
 from headway.policy.preempt import BestEffortFirst
-from headway.policy.presets.options import positive_s
 from headway.policy.prioritize import ByDeadline
 from headway.policy.scheduler import Parts
 

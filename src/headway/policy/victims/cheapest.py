@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from headway.papers.cacheopt.critical import Critical
 from headway.policy.context import PlanContext
-from headway.policy.kv.critical import Critical
 from headway.policy.preempt import Preemptor
 from headway.policy.swap_choice import copyable_blocks, recompute_s, swap_s
 from headway.request import Request

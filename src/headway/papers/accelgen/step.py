@@ -9,16 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 
+from headway.kit.parts import Holder
 from headway.latency.model import StepShape
-from headway.policy.accelgen.budget import Budget
-from headway.policy.accelgen.draft import Draft
-from headway.policy.accelgen.packing import Amount, Packer
-from headway.policy.accelgen.timeleft import Order, Task
+from headway.papers.accelgen.a1_chunk import Budget
+from headway.papers.accelgen.a2_order import Order, Task
+from headway.papers.accelgen.a3_packing import Amount, Packer
+from headway.papers.accelgen.draft import Draft
 from headway.policy.admit import Gate
 from headway.policy.batch import Batcher, Filled, cap_partial
 from headway.policy.chunk import Chunker
 from headway.policy.context import PlanContext
-from headway.policy.parts import Holder
 from headway.policy.preempt import Preemptor
 from headway.policy.prioritize import Prioritizer
 from headway.request import Request, State

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from heapq import merge
 
+from headway.papers.cacheopt.critical import Critical
 from headway.policy.context import PlanContext
-from headway.policy.kv.critical import Critical
 from headway.policy.prioritize import Prioritizer
 from headway.request import Request
 

@@ -13,8 +13,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from headway.papers.cacheopt.critical import Critical
 from headway.policy.context import PlanContext
-from headway.policy.kv.critical import Critical
 from headway.policy.preempt import Preemptor
 from headway.policy.swap_choice import recompute_s
 from headway.request import Request

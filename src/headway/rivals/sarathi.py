@@ -6,9 +6,9 @@ for strict promises. Differs: admission and preemption are vLLM's.
 
 from __future__ import annotations
 
-from headway.policy.presets import fcfs
-from headway.policy.presets.options import positive_tokens
+from headway.kit.options import positive_tokens
 from headway.policy.scheduler import Parts
+from headway.rivals import fcfs
 
 
 def parts(chunk_tokens: int = 512) -> Parts:

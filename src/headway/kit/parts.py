@@ -6,11 +6,11 @@ import math
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from headway.papers.cacheopt.c2_lending import LendingBook
 from headway.policy.admit import Feasibility, Gate
 from headway.policy.batch import Batcher
 from headway.policy.chunk import Chunker
 from headway.policy.context import PlanContext
-from headway.policy.kv.lending import LendingBook
 from headway.policy.plan import Preempt
 from headway.policy.predict import Predictor
 from headway.policy.preempt import Preemptor

@@ -1,9 +1,11 @@
-"""Two steps planned together, in the style of SlidingServe (arXiv 2606.05933).
+"""``sliding``: chunks planned two steps ahead, in the style of SlidingServe.
 
-Known of the paper: a chunk chosen over two consecutive iterations instead of greedily, a
-lexicographic order (protection, urgency, remaining work), and a knapsack that picks who is
-served when not everyone's first token can be on time. Its formulas were not available to us;
-what stands here is our reading of these three ideas.
+SlidingServe (arXiv 2606.05933): SlidingChunker weighs this iteration's chunk together with the
+next one's; a lexicographic key (protected, urgent, remaining work) orders prompts; a dynamic
+programme picks whom to protect when first tokens would be late. Only its abstract and reviews
+were available to us: the objective (prompt tokens a second over the two steps), the search
+(sixteen shares of the greedy chunk, where the paper searches ternarily) and the bounds of
+urgency are our reading.
 """
 
 from __future__ import annotations
@@ -13,13 +15,18 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from headway.kit.parts import Parts
 from headway.latency.model import StepShape
-from headway.policy.admit import Feasibility, Job
+from headway.policy.admit import Feasibility, FreeBlocks, Job
+from headway.policy.batch import InOrder
 from headway.policy.chunk import Chunker, StepTime, largest_chunk
 from headway.policy.context import PlanContext
+from headway.policy.predict import SlidingHistogram
+from headway.policy.preempt import Youngest
 from headway.policy.prioritize import Prioritizer
-from headway.policy.rivals.pace import PaceChunk, prompt_token_s
 from headway.request import Request
+from headway.rivals.qoserve import PaceChunk, prompt_token_s
+from headway.rivals.ranked import EveryoneDecodes
 
 SHARES = tuple(i / 16 for i in range(1, 17))
 """First chunks weighed against each other, as shares of the greedy one."""
@@ -168,3 +175,17 @@ class Knapsack(Feasibility):
         considered = [j for j in jobs if j.due_s < math.inf][:MOST_JOBS]
         late = {j.key for j in considered} - most_weight_on_time(considered)
         return late, 1.0
+
+
+def parts() -> Parts:
+    """Return the parts."""
+    return Parts(
+        predictor=SlidingHistogram(),
+        feasibility=Knapsack(),
+        prioritizer=Protected(),
+        chunker=TwoSteps(),
+        gate=FreeBlocks(),
+        batcher=InOrder(),
+        preemptor=Youngest(),
+        holder=EveryoneDecodes(),
+    )

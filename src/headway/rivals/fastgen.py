@@ -11,9 +11,9 @@ lets decodes stall and resets everybody at a deadlock.
 
 from __future__ import annotations
 
-from headway.policy.parts import Parts
-from headway.policy.presets import fcfs
-from headway.policy.presets.options import positive_tokens
+from headway.kit.options import positive_tokens
+from headway.kit.parts import Parts
+from headway.rivals import fcfs
 
 
 def parts(chunk_tokens: int = 768) -> Parts:

@@ -14,10 +14,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from headway.kit.parts import Funder
+from headway.papers.cacheopt.c3_reserve import Reserve
+from headway.papers.cacheopt.critical import Critical
 from headway.policy.context import PlanContext
-from headway.policy.kv.critical import Critical
-from headway.policy.kv.reserve import Reserve
-from headway.policy.parts import Funder
 from headway.policy.plan import Preempt
 from headway.policy.predict import Predictor
 from headway.policy.preempt import Preemptor
@@ -82,7 +82,7 @@ class Proactive(Funder):
     def fund(
         self, ctx: PlanContext, predictor: Predictor, preemptor: Preemptor
     ) -> tuple[Preempt, ...]:
-        """See :class:`~headway.policy.parts.Funder`."""
+        """See :class:`~headway.kit.parts.Funder`."""
         self._extend(ctx, predictor)
         reserve = self._reserve.num_blocks(ctx)
         if ctx.ledger.lending is not None:

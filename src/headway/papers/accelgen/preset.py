@@ -13,14 +13,14 @@ from __future__ import annotations
 from typing import Any
 
 from headway.errors import UserError
-from headway.policy.accelgen.budget import Budget, DynamicChunk, EngineStep
-from headway.policy.accelgen.packing import PACKERS
-from headway.policy.accelgen.step import PackedStep
-from headway.policy.accelgen.timeleft import ByArrivalTime, ByTimeLeft, Order
+from headway.kit.options import positive_s
+from headway.kit.parts import Parts
+from headway.papers.accelgen.a1_chunk import Budget, DynamicChunk, EngineStep
+from headway.papers.accelgen.a2_order import ByArrivalTime, ByTimeLeft, Order
+from headway.papers.accelgen.a3_packing import PACKERS
+from headway.papers.accelgen.step import PackedStep
 from headway.policy.admit import AllFeasible, FreeBlocks
-from headway.policy.parts import Parts
 from headway.policy.predict import SlidingHistogram
-from headway.policy.presets.options import positive_s
 
 
 def parts(

@@ -10,14 +10,14 @@ packing looks at a window of arrivals, refilled when it has all started, so nobo
 
 from __future__ import annotations
 
+from headway.kit.options import length_predictor, positive_count
+from headway.kit.parts import Parts
 from headway.policy.admit import AllFeasible
 from headway.policy.batch import InOrder
 from headway.policy.chunk import FixedChunk
-from headway.policy.parts import Parts
 from headway.policy.preempt import Youngest
-from headway.policy.presets.options import length_predictor, positive_count
-from headway.policy.rivals.overrun import Bucketed, Evicting, LongestFirst
-from headway.policy.rivals.reserve import Reserved
+from headway.rivals.overrun import Bucketed, Evicting, LongestFirst
+from headway.rivals.reserved import Reserved
 
 
 def parts(predictor: str = "histogram", window: int = 64) -> Parts:

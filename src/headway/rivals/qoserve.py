@@ -1,17 +1,31 @@
-"""Token deadlines, and what QoServe (Niyama, arXiv 2503.22562) makes of them."""
+"""``qoserve``: the largest chunk under the least slack, hybrid priority, eager relegation.
+
+QoServe, first published as Niyama (arXiv 2503.22562 §3): each decode's tokens are due on a
+schedule, so early tokens earn slack; the chunk is the largest whose step ends within the least
+slack; prompts are ordered by due time + alpha * remaining prompt; whoever would be late is
+relegated behind all others. Differs: the step time is Headway's online model at its 95 %
+quantile, not a random forest; alpha defaults to what a prompt token costs now; relegation does
+not tell tiers apart; a decode whose promise is already broken by its gaps is still paced.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 
+from headway.kit.options import positive_s
+from headway.kit.parts import Parts
 from headway.latency.model import StepShape
-from headway.policy.admit import Feasibility
+from headway.policy.admit import Feasibility, FreeBlocks
+from headway.policy.batch import InOrder
 from headway.policy.chunk import Chunker, largest_chunk
 from headway.policy.context import PlanContext
+from headway.policy.predict import SlidingHistogram
+from headway.policy.preempt import Youngest
 from headway.policy.price import LEAST_CHUNK_TOKENS
 from headway.policy.prioritize import Prioritizer
 from headway.request import Request
+from headway.rivals.ranked import EveryoneDecodes
 
 SATURATING_TOKENS = 2048
 """Chunk at which a prompt token costs what it costs in long prompts."""
@@ -166,3 +180,20 @@ class EagerRelegation(Feasibility):
             else:
                 ready_s += work_s
         return late, 1.0 if late else 0.0
+
+
+def parts(alpha_s: float | None = None) -> Parts:
+    """Return the parts; *alpha_s* is what a remaining prompt token adds to the due time."""
+    if alpha_s is not None:
+        positive_s("alpha_s", alpha_s)
+    priority = Hybrid(alpha_s)
+    return Parts(
+        predictor=SlidingHistogram(),
+        feasibility=EagerRelegation(priority),
+        prioritizer=priority,
+        chunker=PaceChunk(),
+        gate=FreeBlocks(),
+        batcher=InOrder(),
+        preemptor=Youngest(),
+        holder=EveryoneDecodes(),
+    )

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass, field
 
 from headway.latency.model import StepShape
-from headway.policy.accelgen.budget import Budget
-from headway.policy.accelgen.timeleft import Task
+from headway.papers.accelgen.a1_chunk import Budget
+from headway.papers.accelgen.a2_order import Task
 from headway.policy.context import PlanContext
 from headway.policy.plan import Chunk, Preempt
 from headway.request import Request, State

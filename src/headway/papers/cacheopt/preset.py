@@ -28,25 +28,25 @@ from dataclasses import replace
 from typing import Any
 
 from headway.errors import UserError
-from headway.policy.cacheopt.batch import MinimumFirst
-from headway.policy.cacheopt.order import AsTheyCame, CriticalFirst
-from headway.policy.kv.critical import Critical
-from headway.policy.kv.gate import Lending
-from headway.policy.kv.lending import LendingBook
-from headway.policy.kv.proactive import Proactive
-from headway.policy.kv.reserve import FixedReserve
-from headway.policy.padding import HoeffdingPadding
-from headway.policy.parts import Parts
-from headway.policy.predict import SlidingHistogram
-from headway.policy.presets import fcfs
-from headway.policy.presets.options import (
+from headway.kit.options import (
     count_from_0,
     positive_s,
     positive_tokens,
     share,
 )
+from headway.kit.parts import Parts
+from headway.papers.cacheopt.batching import MinimumFirst
+from headway.papers.cacheopt.c1_lengths import HoeffdingPadding
+from headway.papers.cacheopt.c2_gate import Lending
+from headway.papers.cacheopt.c2_lending import LendingBook
+from headway.papers.cacheopt.c3_ahead import Proactive
+from headway.papers.cacheopt.c3_reserve import FixedReserve
+from headway.papers.cacheopt.c4_victims import Buckets
+from headway.papers.cacheopt.critical import Critical
+from headway.papers.cacheopt.order import AsTheyCame, CriticalFirst
+from headway.policy.predict import SlidingHistogram
+from headway.policy.presets import fcfs
 from headway.policy.swap_choice import SweetSpot
-from headway.policy.victims.buckets import Buckets
 
 COMPONENTS = ("C1", "C2", "C3", "C4", "C5", "B")
 

@@ -8,12 +8,12 @@ being met inside it, which frees the same blocks.
 
 from __future__ import annotations
 
+from headway.kit.options import positive_tokens
 from headway.policy.admit import AllFeasible, FreeBlocks
 from headway.policy.batch import InOrder
 from headway.policy.chunk import FixedChunk
 from headway.policy.predict import MaxTokens
 from headway.policy.preempt import Youngest
-from headway.policy.presets.options import positive_tokens
 from headway.policy.prioritize import ByArrival
 from headway.policy.scheduler import Parts
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from headway.policy.parts import Parts
-from headway.policy.presets import fcfs
-from headway.policy.rivals.reserve import Reserved
+from headway.kit.parts import Parts
+from headway.rivals import fcfs
+from headway.rivals.reserved import Reserved
 
 
 def parts(chunk_tokens: int | None = None) -> Parts:

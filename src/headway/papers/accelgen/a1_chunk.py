@@ -8,7 +8,7 @@ from typing import Protocol
 from headway.latency.model import StepShape
 from headway.policy.chunk import Chunker, StepTime
 from headway.policy.context import PlanContext
-from headway.policy.rivals.reserve import WholePrompts
+from headway.rivals.reserved import WholePrompts
 
 SATURATED = 0.95
 """Share of the best tokens a second at which a step counts as saturated. On the roofline of

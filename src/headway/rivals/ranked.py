@@ -12,12 +12,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from headway.kit.parts import Holder
 from headway.latency.model import StepShape
 from headway.policy.admit import Gate
 from headway.policy.batch import Batcher, Filled, cap_partial
 from headway.policy.chunk import Chunker, largest_chunk
 from headway.policy.context import PlanContext
-from headway.policy.parts import Holder
 from headway.policy.plan import Chunk, Preempt
 from headway.policy.preempt import Preemptor
 from headway.policy.price import LEAST_CHUNK_TOKENS

@@ -7,10 +7,10 @@ far as KV is left, counting what donors release that are predicted to finish in 
 
 from __future__ import annotations
 
+from headway.papers.cacheopt.critical import Critical
 from headway.policy.admit import Gate
 from headway.policy.batch import Filled, InOrder
 from headway.policy.context import PlanContext
-from headway.policy.kv.critical import Critical
 from headway.policy.preempt import Preemptor
 from headway.request import Request
 

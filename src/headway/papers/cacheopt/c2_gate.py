@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Literal
 
 from headway.errors import InvariantError
+from headway.papers.cacheopt.critical import Critical
 from headway.policy.admit import Gate
 from headway.policy.context import PlanContext
-from headway.policy.kv.critical import Critical
 from headway.request import Request
 
 Rule = Literal["pairwise", "curve", "union"]

@@ -1,19 +1,25 @@
-"""Order and step length in the style of xLLM's mixed scheduler (jd-opensource/xllm).
+"""``xllm``: in the style of xLLM's mixed scheduler, urgency by remaining time.
 
-Its rule, from the published source: a request's remaining time is its deadline minus now; the
-step may take the least remaining time of those not yet lost, but at least 0.65 of the tightest
-promised gap; a request is urgent when its remaining time is below what the whole queue takes;
-urgent ones go first by weight per second, the others by remaining time.
+After the source of jd-opensource/xllm (``scheduler/mix_scheduler.cpp``, ``priority_comparator``:
+``urgency_density``): one queue of prompts and decodes, urgent ones first by weight per second,
+then by remaining time; the batch is filled while a latency model says the step stays within
+the least remaining time; whoever ranks lowest gives KV back. Differs: the step is predicted as
+a whole, not as a sum of requests; the promise is per request where xLLM's weights are for TTFT
+and TPOT apart; a prompt in progress is never evicted.
 """
 
 from __future__ import annotations
 
 import math
 
+from headway.kit.parts import Parts
 from headway.latency.model import StepShape
+from headway.policy.admit import AllFeasible, FreeBlocks
+from headway.policy.chunk import FixedChunk
 from headway.policy.context import PlanContext
-from headway.policy.rivals.ranked import Ranking
+from headway.policy.predict import SlidingHistogram
 from headway.request import Request
+from headway.rivals.ranked import RankedStep, Ranking
 
 LEAST_GAP_SHARE = 0.65
 """Share of the tightest gap a step may always take (xLLM's constant)."""
@@ -117,3 +123,18 @@ def _rank(
     is_urgent = left_s < urgent_below_s and left_s < math.inf
     by = -request.slo.weight / alone_s if is_urgent else left_s
     return (not is_urgent, by, request.order)
+
+
+def parts() -> Parts:
+    """Return the parts."""
+    step = RankedStep(Urgency(), least_partial_tokens=LEAST_PARTIAL_TOKENS)
+    return Parts(
+        predictor=SlidingHistogram(),
+        feasibility=AllFeasible(),
+        prioritizer=step,
+        chunker=FixedChunk(),
+        gate=FreeBlocks(),
+        batcher=step,
+        preemptor=step,
+        holder=step,
+    )
