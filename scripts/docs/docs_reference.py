@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import MISSING, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,11 @@ def policies_page() -> Iterator[str]:
     ]
     for name, preset in registry.PRESETS.items():
         yield from ["", f"## {name}", ""]
+        if isinstance(preset, partial):
+            base = preset.func.__module__.rpartition(".")[2]
+            fixed = (f"`{key}` {_literal(value)}" for key, value in preset.keywords.items())
+            yield f"[`{base}`](#{base}) with {' and '.join(fixed)}; it takes the same options."
+            continue
         words = markdown(inspect.getdoc(inspect.getmodule(preset)) or "")
         words = words.removeprefix(f"`{name}`: ").strip()
         yield words[:1].upper() + words[1:]

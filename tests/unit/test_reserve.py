@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from random import Random
 from typing import Any
 
 import pytest
@@ -14,13 +13,11 @@ from headway.policy.kv.critical import Critical
 from headway.policy.kv.ledger import KvLedger
 from headway.policy.kv.lending import LendingBook
 from headway.policy.kv.proactive import Proactive
-from headway.policy.kv.reserve import FixedReserve, MeasuredReserve, NoReserve
 from headway.policy.live import LiveRequests
 from headway.policy.predict import MaxTokens, SlidingHistogram
 from headway.policy.preempt import Youngest
 from headway.policy.price import StepPrice
 from headway.policy.victims.buckets import Buckets
-from headway.policy.victims.cheapest import CheapestSet
 from headway.policy.view import EngineView
 from headway.request import Request, Standing, State
 from headway.slo import NO_PROMISE, Slo
@@ -67,8 +64,7 @@ class Scene:
         return request
 
     def fund(self, reserve: int = 0, ahead: int = 2, **given: Any) -> list[str]:
-        kept = FixedReserve(reserve) if reserve else NoReserve()
-        funder = Proactive(kept, Critical(), ahead)
+        funder = Proactive(Critical(), reserve, ahead)
         predictor = given.get("predictor", MaxTokens())
         plan = funder.fund(self.ctx, predictor, given.get("preemptor", Youngest()))
         return [p.request_id for p in plan]
@@ -203,38 +199,12 @@ def test_the_book_knows_cache_and_reserve() -> None:
 
 
 def test_a_tiny_cache_has_a_tiny_reserve() -> None:
-    """A fixed reserve never takes more than an eighth."""
-    assert FixedReserve(8).num_blocks(Scene(1, num_total=200).ctx) == 8
-    assert FixedReserve(8).num_blocks(Scene(1, num_total=40).ctx) == 5
-    assert FixedReserve(8).num_blocks(Scene(1, num_total=7).ctx) == 0
-
-
-def test_the_measured_reserve_is_a_quantile_of_what_was_outgrown() -> None:
-    """It equals the quantile of the last sums, re-sorted each time."""
-    rng, reserve, sums = Random(3), MeasuredReserve(0.9, window=50), []
-    scene = Scene(0, num_total=4000)
-    for _ in range(300):
-        overrun = rng.randint(0, 400)
-        scene.ledger.overrun_tokens = lambda step, tokens=overrun: tokens  # type: ignore[method-assign,misc]
-        sums.append(overrun)
-        last = sorted(sums[-50:])
-        expected = last[math.ceil(0.9 * len(last)) - 1]
-        assert reserve.num_blocks(scene.ctx) == -(-expected // SIZE)
-
-
-def test_the_measured_reserve_grows_with_wrong_predictions() -> None:
-    """Nothing outgrown, nothing set aside; a request far beyond its estimate is paid for."""
-    scene = Scene(num_free=100)
-    request = scene.decoding("r", 20)
-    request.predicted_output_tokens = 5
-    scene.ledger.leave("r")
-    scene.ledger.enter(request, 0)
-    reserve = MeasuredReserve(0.95, window=8)
-    assert reserve.num_blocks(scene.ctx) == 0
-    request.predicted_output_tokens = 400
-    scene.ledger.enter(request, 0)
-    scene.ctx.step = 104
-    assert [reserve.num_blocks(scene.ctx) for _ in range(8)][-1] == 7
+    """The reserve never takes more than an eighth."""
+    for num_total, expected in ((200, 8), (40, 5), (7, 0)):
+        scene = Scene(num_free=num_total, num_total=num_total)
+        scene.decoding("r", 40)
+        scene.fund(reserve=8)
+        assert scene.ctx.num_reserve_blocks == expected
 
 
 def test_slack_is_due_time_less_the_work_still_to_do() -> None:
@@ -308,23 +278,3 @@ def test_a_newcomer_is_paid_only_while_it_is_critical_and_on_time() -> None:
         victims = [r.request_id for r in Buckets(critical).for_claim(scene.ctx, waits)]
         assert victims == expected
         assert list(Buckets().for_claim(scene.ctx, waits)) == []
-
-
-def test_the_cheapest_set_spares_who_cannot_wait() -> None:
-    """One big stream with a tight promise is spared for two small ones without."""
-    scene = Scene(num_free=0)
-    scene.decoding("tight big", 160, TIGHT)
-    scene.decoding("small", 80)
-    scene.decoding("small too", 80)
-    victims = CheapestSet(Critical())
-    scene.ctx.num_short_blocks = 10
-    order = [r.request_id for r in victims.for_running(scene.ctx)]
-    assert order == ["small", "small too", "tight big"]
-    scene.ctx.num_short_blocks = 4
-    assert len(list(victims.for_running(scene.ctx))) == 3, "the rest follow, if it takes more"
-    claim = Request("w", Slo(ttft_s=1.0), 9.5, 1, 10)
-    assert [r.request_id for r in victims.for_claim(scene.ctx, claim)] == ["small"]
-    scene.ctx.num_short_blocks = 99
-    assert list(victims.for_claim(scene.ctx, claim)) == []
-    scene.ctx.num_short_blocks = 20
-    assert list(victims.for_claim(scene.ctx, claim)) == [], "that would cost what it wins"

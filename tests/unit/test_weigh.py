@@ -11,6 +11,7 @@ from headway.errors import UserError
 from headway.policy import registry
 from headway.policy.context import PlanContext
 from headway.policy.events import Arrived, Finished, StepDone, StepScheduled
+from headway.policy.parts import Parts
 from headway.policy.preempt import BestEffortFirst
 from headway.policy.scheduler import Scheduler
 from headway.policy.view import EngineView
@@ -149,10 +150,7 @@ def test_whoever_has_earned_a_late_gap_is_preempted_first() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"victims": "any"}, "Option victims must be one of cheapest, best-effort-first, not"),
-        ({"reserve": 3}, "Option reserve must be one of measured, none, not 3"),
         ({"swap": "always"}, "Option swap must be one of cheaper, recompute, not 'always'"),
-        ({"look_ahead_steps": 0}, "Option look_ahead_steps must be"),
         ({"confidence": 1.0}, "Option confidence must be a number between 0 and 1"),
     ],
 )
@@ -162,16 +160,20 @@ def test_a_wrong_option_gets_one_sentence(options: dict[str, object], message: s
         registry.build("headway", options=options)
 
 
-def test_each_component_can_be_switched_alone() -> None:
-    """CacheOPT's components in our form are options of the preset."""
+def test_slack_is_the_default_with_a_median_and_without_swap() -> None:
+    """Another name for two options: the same kinds of parts, and the rest of the options too."""
+    slack = registry.build("slack", options={"max_wait_s": 7.0}).parts
+    options = {"confidence": 0.5, "swap": "recompute", "max_wait_s": 7.0}
+    same = registry.build("headway", options=options).parts
     plain = registry.build("headway").parts
-    assert plain.funder is None
-    for options in ({"look_ahead_steps": 2}, {"reserve": "measured"}):
-        assert registry.build("headway", options=options).parts.funder is not None
-    cheap = registry.build("headway", options={"victims": "cheapest"}).parts
-    assert type(cheap.preemptor) is not type(plain.preemptor)
-    kept = registry.build("headway", options={"swap": "recompute"}).parts
-    assert type(kept.swap) is not type(plain.swap)
+
+    def kinds(parts: Parts) -> list[object]:
+        return [type(part) for part in (parts.predictor, parts.gate, parts.swap)]
+
+    assert kinds(slack) == kinds(same)
+    assert slack.max_wait_s == same.max_wait_s == 7.0
+    assert slack.predictor.coverage_target == 0.5
+    assert type(slack.swap) is not type(plain.swap)
 
 
 def test_whoever_waited_too_long_is_let_in() -> None:

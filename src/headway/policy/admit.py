@@ -16,6 +16,9 @@ from headway.policy.context import PlanContext
 from headway.policy.price import STREAMS_SHARE
 from headway.request import Request
 
+CLAIMS_A_STEP = 64
+"""Waiting claims for which what fits together is decided in every step; with more, less often."""
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -75,17 +78,16 @@ class MooreHodgson(Feasibility):
     The work of a claim is its remaining prompt at the speed the running decodes leave
     (:class:`PrefillTime`).
     Re-decided when requests came, moved or left; with many waiting only every
-    ``len / spread`` steps, so the cost a step stays bounded.
+    ``len /`` :data:`CLAIMS_A_STEP` steps, so the cost a step stays bounded.
     """
 
-    def __init__(self, spread: int = 64) -> None:
-        self._spread = spread
+    def __init__(self) -> None:
         self._last: tuple[set[str], float] = (set(), 0.0)
         self._decided_at_step = -1
 
     def set_aside(self, ctx: PlanContext, chunker: Chunker) -> tuple[set[str], float]:
         """Return the claims to set aside; see the class."""
-        due_for_it = (ctx.step - self._decided_at_step) * self._spread >= len(ctx.live.claims)
+        due_for_it = (ctx.step - self._decided_at_step) * CLAIMS_A_STEP >= len(ctx.live.claims)
         if due_for_it:
             ctx.pressure = 1.0  # What fits is decided at the speed the server has when pressed.
             dropped, pressure = largest_feasible(self._jobs(ctx, chunker))
@@ -190,14 +192,9 @@ class StepGate(Gate):
     out, so only those with one count against each other; a best-effort stream starts when a
     step with *everybody* still fits.
 
-    A dear gap (:mod:`headway.policy.price`) keeps nobody out.
-
-    Args:
-        share: Of the tightest gap, what decodes alone may take; prompts need the rest.
+    A dear gap (:mod:`headway.policy.price`) keeps nobody out. Decodes alone may take
+    :data:`~headway.policy.price.STREAMS_SHARE` of the tightest gap; prompts need the rest.
     """
-
-    def __init__(self, share: float = STREAMS_SHARE) -> None:
-        self._share = share
 
     def fits(self, ctx: PlanContext, request: Request) -> bool:
         """Return whether the decode step with one more stream stays within the gaps."""
@@ -222,7 +219,7 @@ class StepGate(Gate):
             num_streams = others + 1
         context = live.sum_decode_context_tokens * num_streams // max(len(live.decoding), 1)
         step_s = ctx.latency.predict_s(StepShape(0, 0, num_streams, context))
-        return bool(step_s * ctx.latency.margin(False, 0.05) <= self._share * min(gaps_s))
+        return bool(step_s * ctx.latency.margin(False, 0.05) <= STREAMS_SHARE * min(gaps_s))
 
 
 class FreeBlocks(Gate):

@@ -148,7 +148,6 @@ class InOrder(Batcher):
         if not ctx.comes_first(request):
             return []
         taken = ctx.busy | ctx.gone | {request.request_id}
-        ctx.num_short_blocks = needed - ctx.num_spare_blocks
         victims: list[Request] = []
         spare = ctx.num_spare_blocks
         for victim in preemptor.for_claim(ctx, request):

@@ -23,6 +23,9 @@ CROWDED_SHARE = 0.6
 CROWDED_STEPS = 2.0
 """How many times as long as its decodes alone a step may then last."""
 
+LEAST_PRESSURE = 0.1
+"""What a prompt token is worth when nothing is pressed, as a share."""
+
 LENGTHS = tuple(share / 100 for share in range(20, 101, 4))
 """Step lengths weighed against each other, as shares of the limit."""
 
@@ -123,13 +126,9 @@ class SlackChunk(Chunker):
     is no quantile to tune. While prefill is not pressed its tokens are worth less and steps
     stay short of any risk. If the KV cache fills up meanwhile, steps are shorter still: prompts
     computed long before they are due hold KV, and slow down the streams that would give some back.
-
-    Args:
-        least_pressure: What a prompt token is worth when nothing is pressed, as a share.
     """
 
-    def __init__(self, least_pressure: float = 0.1) -> None:
-        self._least_pressure = least_pressure
+    def __init__(self) -> None:
         self._for: tuple[PlanContext, StepShape, float] | None = None
         self._target_s = math.inf
 
@@ -192,7 +191,7 @@ class SlackChunk(Chunker):
         first_s = ctx.latency.predict_s(ctx.shape.with_chunk(1, 0))
         probe = ctx.shape.with_chunk(PROBE_TOKENS, 0)
         token_s = max(ctx.latency.predict_s(probe) - decode_s, 1e-9) / PROBE_TOKENS
-        worth = max(self._least_pressure, min(ctx.pressure, 1.0)) / ctx.claim_tokens
+        worth = max(LEAST_PRESSURE, min(ctx.pressure, 1.0)) / ctx.claim_tokens
         best_s, best = 0.0, -math.inf
         for share in LENGTHS:
             length_s = share * limit_s

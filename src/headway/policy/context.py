@@ -47,7 +47,6 @@ class PlanContext:
         busy: Requests that this plan gives prompt tokens: nobody's victim.
         num_spare_blocks: Free blocks nobody running needs for this step or its prompt.
         num_reserve_blocks: Free blocks beyond those, for critical requests only.
-        num_short_blocks: Blocks missing while victims are looked for.
         swap: Decides whether a victim's KV is copied out or thrown away.
         num_copied_blocks: Blocks this plan swaps out.
         until_s: Seconds the step may last for the first tokens it brings so far; ``inf``.
@@ -76,7 +75,6 @@ class PlanContext:
     max_step_s: float = 0.0
     busy: set[str] = field(default_factory=set)
     num_reserve_blocks: int = 0
-    num_short_blocks: int = 0
     swap: SwapChoice = field(default_factory=AlwaysRecompute)
     num_copied_blocks: int = 0
     until_s: float = math.inf

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from headway.errors import UserError
@@ -21,7 +22,6 @@ from headway.policy.presets import (
     rlp,
     s3,
     sarathi,
-    slack,
     sliding,
     trt_noevict,
     xllm,
@@ -31,7 +31,7 @@ from headway.policy.scheduler import Parts, Scheduler
 PRESETS: dict[str, Callable[..., Parts]] = {
     "fcfs": fcfs.parts,
     "sarathi": sarathi.parts,
-    "slack": slack.parts,
+    "slack": partial(headway.parts, confidence=0.5, swap="recompute"),
     "accelgen": accelgen.parts,
     "headway": headway.parts,
     "cacheopt": cacheopt.parts,

@@ -217,7 +217,6 @@ class Scheduler(Tracker):
         needed = sum(growing.values())
         victims: list[Preempt] = []
         if needed > free:
-            ctx.num_short_blocks = needed - free
             for victim in preemptor.for_running(ctx):
                 if needed <= free or live.num_running - len(victims) <= 1:
                     break

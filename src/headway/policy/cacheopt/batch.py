@@ -10,23 +10,17 @@ from __future__ import annotations
 from headway.policy.admit import Gate
 from headway.policy.batch import Filled, InOrder
 from headway.policy.context import PlanContext
-from headway.policy.kv.critical import Critical
+from headway.policy.kv.critical import MINIMUM_TOKENS, Critical
 from headway.policy.preempt import Preemptor
 from headway.request import Request
 
 
 class MinimumFirst(InOrder):
-    """Fills a step in order; see the module's docstring.
+    """Fills a step in order; see the module's docstring."""
 
-    Args:
-        minimum_tokens: B, tokens beyond the prompt that a start needs.
-        may_pass: See :class:`~headway.policy.batch.InOrder`.
-    """
-
-    def __init__(self, critical: Critical, minimum_tokens: int = 16, may_pass: int = 8) -> None:
-        super().__init__(may_pass)
+    def __init__(self, critical: Critical) -> None:
+        super().__init__()
         self._critical = critical
-        self._minimum_tokens = minimum_tokens
 
     def _make_room(
         self,
@@ -41,11 +35,11 @@ class MinimumFirst(InOrder):
         if not gate.fits(ctx, request):
             return False
         prompt = ctx.new_blocks(request)
-        beyond = ctx.blocks(request.num_tokens + self._minimum_tokens)
+        beyond = ctx.blocks(request.num_tokens + MINIMUM_TOKENS)
         beyond -= ctx.blocks(request.num_tokens)
         minimum = min(prompt + beyond, ctx.view.num_total_blocks)
         if not (ctx.is_overdue(request) or self._critical.holds(ctx, request)):
-            coming = released_blocks(ctx, self._minimum_tokens) if minimum > prompt else 0
+            coming = released_blocks(ctx, MINIMUM_TOKENS) if minimum > prompt else 0
             if prompt > ctx.num_spare_blocks or minimum > ctx.num_spare_blocks + coming:
                 return False
             ctx.num_spare_blocks -= prompt

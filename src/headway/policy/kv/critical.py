@@ -16,6 +16,10 @@ PROBE_TOKENS = 512
 """Size of the chunk that tells what a prompt token costs now."""
 
 
+MINIMUM_TOKENS = 16
+"""B of §3.3, one block: what a critical request is given beyond what it holds."""
+
+
 class Critical:
     """Tells slack and who is critical; what a step and a prompt token cost is asked once a plan."""
 

@@ -9,7 +9,7 @@ claim can be asked to leave.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from headway.errors import InvariantError
 from headway.policy.kv.curve import UsageCurve
@@ -33,17 +33,12 @@ class KvLedger:
         """The engine's, as of the last plan: what bounded groups keep is booked too."""
         self.found_tokens: dict[str, int] = {}
         """Tokens a live request found in a prefix cache when it first started."""
-        self._first_tokens: dict[str, int] = {}
-        self._outgrown: set[str] = set()
         self._pencilled: list[str] = []
 
     def enter(self, request: Request, step: int) -> None:
         """Book a running request (again): what it holds and when it should finish."""
         held = self._with_aside(max(request.prefill_target_tokens, request.kv_tokens), request)
         self._book(request, held, step)
-        name, total = request.request_id, held + _remaining(request)
-        if total > self._first_tokens.setdefault(name, total):
-            self._outgrown.add(name)
 
     def leave(self, request_id: str) -> None:
         """Strike a request off: it finished or lost its KV."""
@@ -51,8 +46,6 @@ class KvLedger:
         self.claims.discard(request_id)
         if self.lending is not None:
             self.lending.leave(request_id)
-        self._first_tokens.pop(request_id, None)
-        self._outgrown.discard(request_id)
 
     def forget(self, request_id: str) -> None:
         """A request ended: nothing of it is needed any more."""
@@ -80,14 +73,6 @@ class KvLedger:
         if self.lending is None:
             return True
         return self.lending.has_room(request.num_tokens, step, step + _remaining(request))
-
-    def overrun_tokens(self, step: int) -> int:
-        """Return what running requests hold at *step* beyond what they were booked for first."""
-        total = 0
-        for name in self._outgrown:
-            held = self.everyone.entry(name)[0] + step
-            total += max(held - self._first_tokens[name], 0)
-        return total
 
     def _with_aside(self, num_tokens: int, request: Request) -> int:
         """Return so many tokens and what bounded groups will hold of the request at its end."""
@@ -126,16 +111,14 @@ class KvLedger:
         num_claims = sum(r.has_claim for r in running.values())
         if len(self.claims) != num_claims:
             raise InvariantError(f"{len(self.claims)} claims are booked but {num_claims} run")
-        if self._first_tokens.keys() != running.keys() or not self._outgrown <= running.keys():
-            raise InvariantError("a first estimate is kept of a request that does not run")
         if self.lending is not None:
-            self._validate_lending(self.lending)
+            self._validate_lending(self.lending, running)
 
-    def _validate_lending(self, book: LendingBook) -> None:
+    def _validate_lending(self, book: LendingBook, running: Iterable[str]) -> None:
         book.validate()
         if len(book) != len(self.everyone):
             raise InvariantError(f"{len(book)} requests are in the lending book")
-        for key in self._first_tokens:
+        for key in running:
             resident = book[key]
             if (resident.offset, resident.finish) != self.everyone.entry(key):
                 raise InvariantError(f"{key} is booked differently in curve and lending book")

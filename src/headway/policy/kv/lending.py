@@ -96,11 +96,6 @@ class LendingBook:
         """Neither reserved by an owner nor set aside; below zero the books are overdrawn."""
         return self.capacity_tokens - self.reserve_tokens - self.reserved_tokens
 
-    @property
-    def lent_tokens(self) -> int:
-        """Reserved by guests in reservations of owners; guests of guests count once."""
-        return sum(r.lent_tokens for r in self._residents.values() if r.owner is None)
-
     def resize(self, capacity_tokens: int, reserve_tokens: int) -> None:
         """Say what the cache holds, and how much of it is set aside for everyone."""
         self.capacity_tokens, self.reserve_tokens = capacity_tokens, reserve_tokens

@@ -15,14 +15,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from headway.policy.context import PlanContext
-from headway.policy.kv.critical import Critical
-from headway.policy.kv.reserve import Reserve
+from headway.policy.kv.critical import MINIMUM_TOKENS, Critical
 from headway.policy.parts import Funder
 from headway.policy.plan import Preempt
 from headway.policy.predict import Predictor
 from headway.policy.preempt import Preemptor
 
 WHY = "running requests need its KV"
+
+MOST_SHARE = 0.125
+"""Of the whole cache that the reserve may take: a larger one costs more than the wrong
+predictions it pays for."""
 
 
 @dataclass(slots=True)
@@ -62,29 +65,30 @@ class Proactive(Funder):
     """See the module's docstring.
 
     Args:
+        critical: Tells who may draw on the reserve.
+        reserve_blocks: Set aside for the critical (8 is what is known of CacheOPT's), less in a
+            tiny cache.
         look_ahead_steps: Steps ahead that are paid for, the one being planned included; 1 is
             what every policy does.
-        minimum_tokens: Tokens ahead that are paid for when a request is critical.
     """
 
     def __init__(
         self,
-        reserve: Reserve,
         critical: Critical,
+        reserve_blocks: int = 8,
         look_ahead_steps: int = 2,
-        minimum_tokens: int = 16,
     ) -> None:
-        self._reserve = reserve
         self._critical = critical
+        self._reserve_blocks = reserve_blocks
         self._ahead = look_ahead_steps
-        self._minimum_tokens = max(minimum_tokens, look_ahead_steps)
+        self._minimum_tokens = max(MINIMUM_TOKENS, look_ahead_steps)
 
     def fund(
         self, ctx: PlanContext, predictor: Predictor, preemptor: Preemptor
     ) -> tuple[Preempt, ...]:
         """See :class:`~headway.policy.parts.Funder`."""
         self._extend(ctx, predictor)
-        reserve = self._reserve.num_blocks(ctx)
+        reserve = min(self._reserve_blocks, int(MOST_SHARE * ctx.view.num_total_blocks))
         if ctx.ledger.lending is not None:
             ctx.ledger.lending.resize(ctx.capacity_tokens, ctx.layout.tokens(reserve))
         if not ctx.live.num_running:
@@ -140,7 +144,6 @@ class Proactive(Funder):
         short = needs.num_short(free, reserve)
         if short <= 0:
             return free, ()
-        ctx.num_short_blocks = short
         victims: list[Preempt] = []
         for victim in preemptor.for_running(ctx):
             if short <= 0 or ctx.live.num_running - len(victims) <= 1:

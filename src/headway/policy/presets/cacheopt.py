@@ -34,7 +34,6 @@ from headway.policy.kv.critical import Critical
 from headway.policy.kv.gate import Lending
 from headway.policy.kv.lending import LendingBook
 from headway.policy.kv.proactive import Proactive
-from headway.policy.kv.reserve import FixedReserve
 from headway.policy.padding import HoeffdingPadding
 from headway.policy.parts import Parts
 from headway.policy.predict import SlidingHistogram
@@ -84,7 +83,7 @@ def parts(
     critical = Critical()
     may_pay = critical if "B" in on else None
     steps = positive_tokens("look_ahead_steps", look_ahead_steps)
-    reserve = FixedReserve(count_from_0("reserve_blocks", reserve_blocks))
+    reserve = count_from_0("reserve_blocks", reserve_blocks)
     book = LendingBook(count_from_0("buffer_tokens", buffer_tokens))
     if sweet_spot_tokens is not None:
         positive_tokens("sweet_spot_tokens", sweet_spot_tokens)
@@ -96,8 +95,8 @@ def parts(
     padded = HoeffdingPadding(lengths, share("alpha", alpha), positive_s("beta", beta))
     built: dict[str, dict[str, Any]] = {
         "C1": {"predictor": padded},
-        "C2": {"gate": Lending("pairwise", may_pay), "lending": book},
-        "C3": {"funder": Proactive(reserve, critical, steps)},
+        "C2": {"gate": Lending(may_pay), "lending": book},
+        "C3": {"funder": Proactive(critical, reserve, steps)},
         "C4": {"preemptor": Buckets(may_pay, *widths, steps)},
         "C5": {"swap": SweetSpot(sweet_spot_tokens)},
         "B": {"prioritizer": CriticalFirst(critical), "batcher": MinimumFirst(critical)},

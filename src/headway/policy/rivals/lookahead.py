@@ -18,7 +18,7 @@ from headway.policy.admit import Feasibility, Job
 from headway.policy.chunk import Chunker, StepTime, largest_chunk
 from headway.policy.context import PlanContext
 from headway.policy.prioritize import Prioritizer
-from headway.policy.rivals.pace import PaceChunk, prompt_token_s
+from headway.policy.rivals.pace import MISS_RATE, PaceChunk, prompt_token_s
 from headway.request import Request
 
 SHARES = tuple(i / 16 for i in range(1, 17))
@@ -71,7 +71,7 @@ class TwoSteps(PaceChunk):
         if first_s == math.inf:
             return first_s
         both_s = min(slack_s + gap_s for slack_s, gap_s in slacks_s)
-        both_s /= ctx.latency.margin(True, self._miss_rate)
+        both_s /= ctx.latency.margin(True, MISS_RATE)
         most = ctx.view.max_step_tokens - ctx.shape.num_decodes
         predict_s = ctx.latency.predict_s
         backlog = _backlog_tokens(ctx, 2 * most)

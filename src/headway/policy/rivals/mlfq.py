@@ -10,6 +10,9 @@ from headway.policy.context import PlanContext
 from headway.policy.rivals.ranked import Ranking
 from headway.request import Request
 
+RATIO = 2.0
+"""Of one level's quantum to that of the level above."""
+
 
 @dataclass(slots=True)
 class Job:
@@ -48,20 +51,17 @@ class SkipJoin(Ranking):
     Args:
         quantum_s: Of the first level; ``None`` takes the time of the shortest step there is,
             one decode alone, as the paper does.
-        ratio: Of one level's quantum to the level above.
     """
 
     def __init__(
         self,
         num_levels: int = 6,
         quantum_s: float | None = None,
-        ratio: float = 2.0,
         starve_s: float = 10.0,
     ) -> None:
         self._levels: list[dict[str, Job]] = [{} for _ in range(num_levels)]
         self._level_of: dict[str, int] = {}
         self._quantum_s = quantum_s
-        self._ratio = ratio
         self._starve_s = starve_s
         self._next_order = 0
         self._last_s = -math.inf
@@ -116,7 +116,7 @@ class SkipJoin(Ranking):
         num_tokens = request.prefill_target_tokens
         first_s = ctx.latency.predict_s(StepShape().with_chunk(num_tokens, 0))
         level = 0
-        while level < len(self._levels) - 1 and quantum_s * self._ratio**level < first_s:
+        while level < len(self._levels) - 1 and quantum_s * RATIO**level < first_s:
             level += 1
         self._put(Job(request, level, request.arrived_at_s), level)
 
@@ -124,7 +124,7 @@ class SkipJoin(Ranking):
         """Move a job down while its service exceeds its level's quantum."""
         level = job.level
         while level < len(self._levels) - 1:
-            allowed_s = quantum_s * self._ratio**level
+            allowed_s = quantum_s * RATIO**level
             if job.service_s < allowed_s:
                 break
             job.service_s -= allowed_s

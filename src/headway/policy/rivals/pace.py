@@ -13,6 +13,10 @@ from headway.policy.price import LEAST_CHUNK_TOKENS
 from headway.policy.prioritize import Prioritizer
 from headway.request import Request
 
+MISS_RATE = 0.05
+"""How often a step may outlast its prediction; the paper's predictor errs on the long side by a
+margin we do not know."""
+
 SATURATING_TOKENS = 2048
 """Chunk at which a prompt token costs what it costs in long prompts."""
 
@@ -52,14 +56,9 @@ class PaceChunk(Chunker):
     """The largest chunk under the least slack of the running decodes (QoServe §3.3).
 
     A decode that misses its due time even without a prompt beside it bounds nothing.
-
-    Args:
-        miss_rate: How often a step may outlast its prediction; the paper's predictor errs
-            on the long side by a margin we do not know.
     """
 
-    def __init__(self, miss_rate: float = 0.05) -> None:
-        self._miss_rate = miss_rate
+    def __init__(self) -> None:
         self._ctx: PlanContext | None = None
         self._limit_s = math.inf
 
@@ -88,7 +87,7 @@ class PaceChunk(Chunker):
 
     def upper_s(self, ctx: PlanContext, shape: StepShape) -> float:
         """Return the seconds such a step stays within, but for the miss rate."""
-        margin = ctx.latency.margin(shape.is_mixed, self._miss_rate)
+        margin = ctx.latency.margin(shape.is_mixed, MISS_RATE)
         return ctx.latency.predict_s(shape) * margin
 
     def _slacks_s(self, ctx: PlanContext) -> list[tuple[float, float]]:
@@ -106,7 +105,7 @@ class PaceChunk(Chunker):
     def _length_s(self, ctx: PlanContext, slacks_s: list[tuple[float, float]]) -> float:
         """Return the predicted length of the step; see the class."""
         least_s = min((slack_s for slack_s, _ in slacks_s), default=math.inf)
-        return least_s / ctx.latency.margin(True, self._miss_rate)
+        return least_s / ctx.latency.margin(True, MISS_RATE)
 
 
 class Hybrid(Prioritizer):

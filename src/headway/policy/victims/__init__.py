@@ -1,1 +1,1 @@
-"""Who loses its KV: the order CacheOPT gives, and the set that costs the least goodput."""
+"""Who loses its KV, by CacheOPT's order."""
