@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from headway import registry
 from headway.config import Settings
 from headway.engines.sim.run import SimRun
 from headway.engines.vllm.channel import Receiver
@@ -29,7 +30,6 @@ from headway.engines.vllm.recorder import start_of
 from headway.latency import profile as profiles
 from headway.latency.roofline import Roofline
 from headway.latency.truth import Truth
-from headway import registry
 from headway.policy.log import Recorder
 from headway.study.on_sim import engine_of
 from headway.study.requests import book_of, calls_of, requests_of

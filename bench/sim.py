@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from headway import registry
 from headway.engines.sim.engine import SimEngine
 from headway.engines.sim.fleet import Fleet
 from headway.engines.sim.routers import LeastWork, RoundRobin, Router
@@ -30,7 +31,6 @@ from headway.latency.fixed import FixedModel
 from headway.latency.model import StepShape
 from headway.latency.online import OnlineModel
 from headway.latency.roofline import Roofline
-from headway import registry
 
 CHAT = {"slo_ttft_ms": 1000, "slo_tbt_ms": 100}
 

@@ -153,7 +153,9 @@ def main() -> None:
         finally:
             subprocess.run([*git, "remove", "--force", str(other)], check=True)
         for path in sorted(then.iterdir()):
-            _compare(path.stem, (now / path.name).read_text().split("\n"), path.read_text().split("\n"))
+            _compare(
+                path.stem, (now / path.name).read_text().split("\n"), path.read_text().split("\n")
+            )
         if _run(ROOT, then, given.only, "replay").wait():
             sys.exit(1)
 

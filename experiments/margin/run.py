@@ -15,13 +15,13 @@ from typing import Any
 
 import click
 
+from headway import registry
 from headway.cli.calibrate import observed_steps
 from headway.engines.sim.run import SimRun
 from headway.latency import profile as profiles
 from headway.latency.model import StepShape
 from headway.latency.online import OnlineModel
 from headway.latency.truth import Drift, Truth
-from headway import registry
 from headway.policy.events import Event, StepDone
 from headway.policy.plan import StepPlan
 from headway.policy.view import EngineView

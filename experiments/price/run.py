@@ -21,13 +21,13 @@ from typing import Any
 import click
 import numpy as np
 
+from headway import registry
 from headway.engines.sim.engine import SimEngine
 from headway.engines.sim.run import SimRun
 from headway.engines.virtual import Call
 from headway.latency import profile
 from headway.latency.truth import Truth
 from headway.metrics.define import attained
-from headway import registry
 from headway.slo import Slo
 from headway.study.requests import calls_of
 from headway.workloads import named

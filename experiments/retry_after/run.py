@@ -28,12 +28,12 @@ from typing import Any
 
 import click
 
+from headway import registry
 from headway.engines.sim.run import SimRun
 from headway.engines.virtual import Call, Outcome
 from headway.engines.vllm import wire
 from headway.latency import profile as profiles
 from headway.metrics import define
-from headway import registry
 from headway.policy.appointments import MAX_RETRY_AFTER_S, Appointments
 from headway.policy.events import Arrived
 from headway.request import Request

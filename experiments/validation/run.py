@@ -17,6 +17,7 @@ import click
 import numpy as np
 from scipy.optimize import minimize_scalar
 
+from headway import registry
 from headway.engines.sim.engine import SimEngine
 from headway.engines.sim.run import SimRun
 from headway.engines.virtual import Call
@@ -24,7 +25,6 @@ from headway.engines.vllm.bare import Engine
 from headway.engines.vllm.harness import VirtualRun
 from headway.latency import profile as profiles
 from headway.latency.truth import Truth
-from headway import registry
 from headway.workloads.public import traces
 
 HERE = Path(__file__).parent

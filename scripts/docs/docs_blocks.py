@@ -42,7 +42,6 @@ CHECKED = {
     "headway explain": "needs a server; the tutorial's blocks are run live",
     "headway paper": "takes an hour; tests/unit/test_paper.py runs a small one",
     "headway calibrate": "needs a recording or an extra; tests/unit/test_calibrate.py",
-    "headway train-predictor": "needs a server's log; tests/unit/test_learned.py",
     "vllm serve": "starts a server; its options are checked",
     "vllm bench": "needs a server; tests/live/test_vllms_own.py runs it",
     "curl": "needs a server; its promise is checked",

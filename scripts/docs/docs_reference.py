@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import MISSING, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,10 @@ from docs_traces import traces_page
 from docs_workloads import workloads_page
 from docstring_parser import DocstringStyle, parse
 
+from headway import registry
 from headway.config import Settings
 from headway.engines.vllm import account, channel, edge, headers, promise, serve
 from headway.metrics import prometheus
-from headway import registry
 from headway.slo import EXPLAIN, MAX_PROMISE_S, Slo
 from headway.slo_rules import MAX_WEIGHT
 from headway.workloads import public
@@ -91,6 +92,11 @@ def policies_page() -> Iterator[str]:
     ]
     for name, preset in registry.PRESETS.items():
         yield from ["", f"## {name}", ""]
+        if isinstance(preset, partial):
+            base = preset.func.__module__.rpartition(".")[2]
+            fixed = (f"`{key}` {_literal(value)}" for key, value in preset.keywords.items())
+            yield f"[`{base}`](#{base}) with {' and '.join(fixed)}; it takes the same options."
+            continue
         words = markdown(inspect.getdoc(inspect.getmodule(preset)) or "")
         words = words.removeprefix(f"`{name}`: ").strip()
         yield words[:1].upper() + words[1:]

@@ -1,20 +1,29 @@
-"""Presets by name. Adding one costs a file under ``presets/`` and a line here."""
+"""Who plans, by name: the default, the two papers, the rivals. Each runs on every engine.
+
+Adding a rival costs a file under ``rivals/`` and a line here.
+"""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from headway.errors import UserError
+from headway.kit.options import one_of, positive_s
+from headway.kit.parts import Composed, Parts
 from headway.latency.model import LatencyModel
 from headway.latency.online import OnlineModel
-from headway.policy.presets import (
-    accelgen,
-    cacheopt,
+from headway.papers.accelgen import preset as accelgen
+from headway.papers.cacheopt import preset as cacheopt
+from headway.policy.decide import Headway
+from headway.policy.planner import Planner
+from headway.policy.scheduler import Scheduler
+from headway.policy.swap_choice import SWAPS
+from headway.rivals import (
     fastgen,
     fastserve,
     fcfs,
-    headway,
     orca,
     pastfuture,
     qoserve,
@@ -26,14 +35,28 @@ from headway.policy.presets import (
     trt_noevict,
     xllm,
 )
-from headway.policy.scheduler import Parts, Scheduler
 
-PRESETS: dict[str, Callable[..., Parts]] = {
+
+def _headway(max_wait_s: float = 300.0, swap: str = "cheaper") -> Planner:
+    """Return the default policy.
+
+    Args:
+        max_wait_s: Bound on how long best effort may wait for its turn.
+        swap: ``"cheaper"`` copies a victim's KV to the host where that takes fewer seconds than
+            computing it again; ``"recompute"`` never does.
+
+    Raises:
+        UserError: An option is not what it must be.
+    """
+    return Headway(positive_s("max_wait_s", max_wait_s), SWAPS[one_of("swap", swap, SWAPS)]())
+
+
+PRESETS: dict[str, Callable[..., Parts | Planner]] = {
     "fcfs": fcfs.parts,
     "sarathi": sarathi.parts,
     "slack": slack.parts,
     "accelgen": accelgen.parts,
-    "headway": headway.parts,
+    "headway": _headway,
     "cacheopt": cacheopt.parts,
     "orca": orca.parts,
     "trt_noevict": trt_noevict.parts,
@@ -53,7 +76,7 @@ OVERLOADS = ("demote", "refuse")
 
 
 def names() -> tuple[str, ...]:
-    """Return the presets; each runs on every engine."""
+    """Return the presets."""
     return tuple(PRESETS)
 
 
@@ -77,12 +100,11 @@ def build(
     if not isinstance(overload, str) or overload not in OVERLOADS:
         raise UserError(f"overload must be one of {', '.join(OVERLOADS)}, not {overload!r}.")
     try:
-        parts = PRESETS[name](**dict(options or {}))
+        made = PRESETS[name](**dict(options or {}))
     except TypeError:
-        import inspect
-
         allowed = ", ".join(inspect.signature(PRESETS[name]).parameters) or "none"
         raise UserError(
             f"Policy {name!r} does not take {sorted(options or {})}; its options: {allowed}."
         ) from None
-    return Scheduler(name, parts, latency or OnlineModel(), overload)
+    planner = made if isinstance(made, Planner) else Composed(made)
+    return Scheduler(name, planner, latency or OnlineModel(), overload)

@@ -55,9 +55,9 @@ class Request:
     could not start it now, empty when it could. While a request waits, it holds the KV of
     ``num_computed_tokens`` if that was loaded from elsewhere,
     ``num_found_tokens`` of it are in the prefix cache, ``num_held_tokens`` of them held by running
-    requests; once it runs, ``num_shared_tokens`` were held by others when it started. While it
-    waits, ``computed_by`` (an id, or nothing) computes what it lacks next: both begin with the same
-    ``num_common_tokens``.
+    requests; once it runs, ``num_shared_tokens`` were held by others when it started, and
+    ``num_cached_tokens`` were found in a cache when it first did. While it waits, ``computed_by``
+    (an id, or nothing) computes what it lacks next: both begin with the same ``num_common_tokens``.
     """
 
     __slots__ = (
@@ -70,6 +70,7 @@ class Request:
         "is_leftover",
         "last_token_at_s",
         "max_output_tokens",
+        "num_cached_tokens",
         "num_common_tokens",
         "num_computed_tokens",
         "num_found_tokens",
@@ -117,6 +118,7 @@ class Request:
         self.num_held_tokens = 0
         self.num_shared_tokens = 0
         self.num_common_tokens = 0
+        self.num_cached_tokens = 0
         self.computed_by = ""
         self.num_output_tokens = 0
         self.num_preemptions = 0

@@ -12,13 +12,13 @@ from harm_features import engine_of, extras_of
 from harm_scenarios import H100, Scenario
 from hypothesis import reject
 
+from headway import registry
 from headway.engines.sim.engine import SimEngine
 from headway.engines.sim.run import SimRun
 from headway.engines.virtual import Outcome
 from headway.engines.vllm.shapes import roofline
 from headway.latency.online import OnlineModel
 from headway.latency.truth import Truth
-from headway import registry
 
 MOST_STEPS = 30_000
 """Of one run; more is a server that stands still."""

@@ -9,11 +9,11 @@ import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
+from headway import registry
 from headway.engines.virtual import Call, Outcome
 from headway.latency import profile
 from headway.latency.model import StepShape
 from headway.latency.truth import Truth
-from headway import registry
 
 H100 = profile.load("llama-3.1-8b@h100")
 PROMISE = {"slo_ttft_ms": 1000, "slo_tbt_ms": 100}

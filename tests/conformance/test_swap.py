@@ -16,6 +16,7 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 import torch
 from vllm.config import ParallelConfig
 
+from headway import registry
 from headway.engines.sim.engine import SimEngine
 from headway.engines.sim.run import SimRun
 from headway.engines.vllm import serve, swap
@@ -25,7 +26,6 @@ from headway.engines.vllm.swap_scheduler import HostSlots
 from headway.engines.vllm.swap_worker import HostCopies
 from headway.errors import InvariantError, UserError
 from headway.latency.online import OnlineModel
-from headway import registry
 from headway.policy.events import StepScheduled
 from headway.policy.plan import Preempt, StepPlan
 

@@ -16,12 +16,12 @@ import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
+from headway import registry
 from headway.engines.sim.engine import SimEngine
 from headway.engines.sim.run import SimRun
 from headway.engines.virtual import Call
 from headway.engines.vllm.shapes import roofline
 from headway.latency.online import OnlineModel
-from headway import registry
 from headway.slo import SloBook
 from headway.study.requests import calls_of
 from headway.workloads import named

@@ -7,13 +7,13 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from headway.policy.learned import Trees
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headway.policy.learned import Trees
+from headway.papers.cacheopt.c1_lengths import LEVELS, MOST_LEVEL, HoeffdingPadding, Track
 from headway.policy.lengths.curve import SurvivalCurve
 from headway.policy.lengths.histogram import ClassBucketHistogram
-from headway.papers.cacheopt.c1_lengths import LEVELS, MOST_LEVEL, HoeffdingPadding, Track
 from headway.policy.predict import MaxTokens, Memoryless
 from headway.request import Request
 from headway.slo import Slo

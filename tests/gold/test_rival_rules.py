@@ -10,18 +10,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from headway.kit.ledger import KvLedger
 from headway.latency.model import StepShape
 from headway.policy.admit import Job
-from headway.policy.context import PlanContext
-from headway.policy.kv.ledger import KvLedger
+from headway.policy.draft import Draft
 from headway.policy.live import LiveRequests
 from headway.policy.price import StepPrice
-from headway.rivals.sliding import SHARES, best_first_chunk, most_weight_on_time
+from headway.policy.view import EngineView
+from headway.request import Request, State
 from headway.rivals.fastserve import SkipJoin
 from headway.rivals.pastfuture import History, future_peak
 from headway.rivals.reserved import Reserved, reserved_blocks
-from headway.policy.view import EngineView
-from headway.request import Request, State
+from headway.rivals.sliding import SHARES, best_first_chunk, most_weight_on_time
 from headway.slo import NO_PROMISE
 
 # -- Past-Future ------------------------------------------------------------------------------
@@ -180,8 +180,8 @@ class Line:
         return 0.01 + 0.001 * (shape.num_prefill_tokens + shape.num_decodes)
 
 
-def context(live: LiveRequests, now_s: float = 0.0, num_blocks: int = 40) -> PlanContext:
-    return PlanContext(
+def context(live: LiveRequests, now_s: float = 0.0, num_blocks: int = 40) -> Draft:
+    return Draft(
         view=EngineView(num_blocks, num_blocks, 4, 64, 512),
         now_s=now_s,
         ref_s=now_s,
@@ -213,13 +213,13 @@ def test_reservations_add_up(
             live.unqueue(request)
             request.move(State.RUNNING, 0.0, "started")
             live.start_prefill(request)
-    ctx, gate = context(live), Reserved()
+    draft, gate = context(live), Reserved()
     inside = list(live.running())
     for request in list(live.others):
         blocks = sum(-(-(r.num_prompt_tokens + r.max_output_tokens) // 4) for r in inside)
-        own = reserved_blocks(ctx, request)
+        own = reserved_blocks(draft, request)
         expected = not inside or blocks + own <= 40
-        assert gate.fits(ctx, request) is expected
+        assert gate.fits(draft, request) is expected
         if expected:
             inside.append(request)
 

@@ -13,13 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from headway import registry
 from headway.engines.sim.engine import SimEngine
 from headway.engines.sim.run import SimRun
 from headway.engines.virtual import Call
 from headway.latency.fixed import FixedModel
 from headway.latency.model import StepShape
 from headway.latency.roofline import Roofline
-from headway import registry
 
 Floats = npt.NDArray[np.float64]
 

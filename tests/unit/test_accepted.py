@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from headway.latency.online import OnlineModel
 from headway import registry
+from headway.latency.online import OnlineModel
 from headway.policy.accepted import Accepted
 from headway.policy.events import Arrived, StepDone, StepScheduled
 from headway.request import Request

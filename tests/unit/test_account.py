@@ -12,12 +12,12 @@ from asgi import exchange
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headway import registry
 from headway.engines.vllm import account, wire
 from headway.engines.vllm.channel import CHANNEL_VARIABLE
 from headway.engines.vllm.edge import PATHS, SLO_FILE_VARIABLE, SloEdge
 from headway.engines.vllm.watch import Watched
 from headway.metrics.tale import Verdict
-from headway import registry
 from headway.slo import EXPLAIN, EXPLAIN_IN_STAMP, NO_PROMISE, STAMP, Slo, SloBook
 
 CHAT = "/v1/chat/completions"

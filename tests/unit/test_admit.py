@@ -6,12 +6,12 @@ import math
 
 import pytest
 
+from headway.kit.ledger import KvLedger
+from headway.kit.simple import FixedChunk
 from headway.latency.fixed import FixedModel
 from headway.latency.model import StepShape
 from headway.policy.admit import Job, MooreHodgson, largest_feasible, prefill_time
-from headway.policy.chunk import FixedChunk
-from headway.policy.context import PlanContext
-from headway.policy.kv.ledger import KvLedger
+from headway.policy.draft import Draft
 from headway.policy.live import LiveRequests
 from headway.policy.price import StepPrice
 from headway.policy.view import EngineView
@@ -22,12 +22,12 @@ H100 = FixedModel((0.007, 0.001, 2e-5, 5e-5, 2e-8, 1e-9, 1e-4))
 """About what an 8B model takes: a prompt of 40,000 tokens spends half its time on attention."""
 
 
-def context(*claims: Request) -> PlanContext:
+def context(*claims: Request) -> Draft:
     """Four streams run, *claims* wait."""
     live = LiveRequests()
     for request in claims:
         live.arrive(request)
-    return PlanContext(
+    return Draft(
         view=EngineView(30_000, 30_000, 16, 256, 8192),
         now_s=0.0,
         ref_s=0.0,
@@ -56,11 +56,11 @@ def claim(name: str, num_prompt_tokens: int, ttft_s: float, num_found_tokens: in
 def test_the_work_of_a_prompt_is_what_its_steps_take(num_steps: int, found: int) -> None:
     """However long it is and whatever is cached: the sum over steps of one size."""
     request = claim("a", found + num_steps * 2048, 10.0, found)
-    ctx = context(request)
+    draft = context(request)
     steps_s = [
-        H100.predict_s(ctx.shape.with_chunk(2048, found + i * 2048)) for i in range(num_steps)
+        H100.predict_s(draft.shape.with_chunk(2048, found + i * 2048)) for i in range(num_steps)
     ]
-    assert prefill_time(ctx, FixedChunk()).work_s(request) == pytest.approx(sum(steps_s))
+    assert prefill_time(draft, FixedChunk()).work_s(request) == pytest.approx(sum(steps_s))
 
 
 def test_prompts_too_long_together_are_not_both_kept() -> None:

@@ -7,15 +7,17 @@ from collections.abc import Iterable
 
 import pytest
 
+from headway.kit.curve_gate import CurveGate
+from headway.kit.ledger import KvLedger
+from headway.kit.simple import FixedChunk, FreeBlocks, Youngest
 from headway.latency.fixed import FixedModel
 from headway.latency.online import OnlineModel
-from headway.policy.admit import CurveGate, FreeBlocks, MooreHodgson, prefill_time
+from headway.policy.admit import MooreHodgson, prefill_time
 from headway.policy.batch import Filled, InOrder
-from headway.policy.chunk import FixedChunk, SlackChunk
-from headway.policy.context import PlanContext
-from headway.policy.kv.ledger import KvLedger
+from headway.policy.chunk import SlackChunk
+from headway.policy.draft import Draft
 from headway.policy.live import LiveRequests
-from headway.policy.preempt import BestEffortFirst, Youngest
+from headway.policy.preempt import BestEffortFirst
 from headway.policy.price import StepPrice
 from headway.policy.prioritize import ByDeadline
 from headway.policy.view import EngineView
@@ -31,7 +33,7 @@ class Scene:
     def __init__(self, num_blocks: int = 100, max_running: int = 8, max_step: int = 64) -> None:
         self.live, self.ledger = LiveRequests(), KvLedger()
         view = EngineView(num_blocks, num_blocks, 16, max_running, max_step)
-        self.ctx = PlanContext(
+        self.draft = Draft(
             view=view,
             now_s=100.0,
             ref_s=100.0,
@@ -78,7 +80,7 @@ class Scene:
     ) -> Filled:
         gate = CurveGate() if curve else FreeBlocks()
         preemptor = BestEffortFirst() if polite else Youngest()
-        return InOrder(may_pass).fill(self.ctx, order, FixedChunk(budget), gate, preemptor)
+        return InOrder(may_pass).fill(self.draft, order, FixedChunk(budget), gate, preemptor)
 
 
 def chunks_of(filled: Filled) -> list[tuple[str, int, bool]]:
@@ -100,15 +102,15 @@ def test_a_step_ends_while_the_first_token_it_brings_is_on_time() -> None:
     """The rest of a prompt due in 50 ms goes alone; where it is late anyway the step is filled."""
     for due_in_s, others in ((0.05, False), (0.5, True), (0.001, True)):
         scene = Scene(num_blocks=1000, max_step=4096)
-        scene.ctx.latency = FixedModel((0.005, 0.0, 2e-5, 0.0, 0.0, 0.0, 0.0))
+        scene.draft.given.latency = FixedModel((0.005, 0.0, 2e-5, 0.0, 0.0, 0.0, 0.0))
         last = scene.prefilling("last", 2000, 1500)
-        last.due_at_s = scene.ctx.ref_s + due_in_s
+        last.due_at_s = scene.draft.given.ref_s + due_in_s
         order = [last, scene.waiting("next", 3000)]
-        filled = InOrder().fill(scene.ctx, order, SlackChunk(), FreeBlocks(), Youngest())
+        filled = InOrder().fill(scene.draft, order, SlackChunk(), FreeBlocks(), Youngest())
         assert chunks_of(filled)[0] == ("last", 500, False)
         assert (filled.shape.num_prefill_tokens == 3500) == others
         if not others:
-            took_s = scene.ctx.latency.predict_s(filled.shape)
+            took_s = scene.draft.given.latency.predict_s(filled.shape)
             assert took_s == pytest.approx(due_in_s, abs=4e-5)  # Two tokens.
 
 
@@ -137,7 +139,7 @@ def test_spare_blocks_shrink_with_every_admission() -> None:
     order = [scene.waiting(f"r{i}", 30) for i in range(3)]
     filled = scene.fill(order)
     assert [c.request_id for c in filled.chunks] == ["r0", "r1"]
-    assert scene.ctx.num_spare_blocks == 0
+    assert scene.draft.num_spare_blocks == 0
 
 
 def test_a_claim_takes_the_kv_of_best_effort() -> None:
@@ -145,7 +147,7 @@ def test_a_claim_takes_the_kv_of_best_effort() -> None:
     scene = Scene(num_blocks=20)
     for i in range(3):
         scene.decoding(f"bulk{i}", 90, 5)
-    scene.ctx.num_spare_blocks = 2
+    scene.draft.num_spare_blocks = 2
     filled = scene.fill([scene.waiting("chat", 60)], polite=True)
     assert chunks_of(filled) == [("chat", 60, True)]
     assert [p.request_id for p in filled.preempt] == ["bulk2"]
@@ -155,7 +157,7 @@ def test_best_effort_preempts_nobody() -> None:
     """Who has no live promise waits for KV to come free."""
     scene = Scene(num_blocks=20)
     scene.decoding("bulk", 90, 5)
-    scene.ctx.num_spare_blocks = 2
+    scene.draft.num_spare_blocks = 2
     filled = scene.fill([scene.waiting("more", 60, NO_PROMISE)], polite=True)
     assert not filled.chunks
     assert not filled.preempt
@@ -165,7 +167,7 @@ def test_nobody_is_preempted_in_vain() -> None:
     """When even all victims together would not suffice, none is taken."""
     scene = Scene(num_blocks=20)
     scene.decoding("bulk", 30, 5)
-    scene.ctx.num_spare_blocks = 1
+    scene.draft.num_spare_blocks = 1
     filled = scene.fill([scene.waiting("chat", 200)], polite=True)
     assert not filled.chunks
     assert not filled.preempt
@@ -175,7 +177,7 @@ def test_a_claim_does_not_preempt_a_claim() -> None:
     """A promise alive is not broken to keep another."""
     scene = Scene(num_blocks=20)
     scene.decoding("first", 90, 5, CHAT)
-    scene.ctx.num_spare_blocks = 2
+    scene.draft.num_spare_blocks = 2
     filled = scene.fill([scene.waiting("second", 60)], polite=True)
     assert not filled.preempt
 
@@ -184,7 +186,7 @@ def test_a_victim_is_not_computed_afterwards() -> None:
     """A prompt in progress whose KV was given away gets no chunk in the same step."""
     scene = Scene(num_blocks=20, max_step=256)
     bulk = scene.prefilling("bulk", 90, 40, NO_PROMISE)
-    scene.ctx.num_spare_blocks = 2
+    scene.draft.num_spare_blocks = 2
     filled = scene.fill([scene.waiting("chat", 60), bulk], polite=True)
     assert [p.request_id for p in filled.preempt] == ["bulk"]
     assert chunks_of(filled) == [("chat", 60, True)]
@@ -234,11 +236,11 @@ def test_the_curve_keeps_a_request_out_that_would_burst_the_future() -> None:
 def test_a_blocked_overdue_request_does_not_stop_prompts_in_progress() -> None:
     """Waiting for KV it bars other waiting ones, but not those whose end will free KV."""
     scene = Scene(num_blocks=20)
-    scene.ctx.max_wait_s = 10.0
+    scene.draft.given.max_wait_s = 10.0
     late = scene.waiting("late", 280, NO_PROMISE, at_s=50.0)
     going = scene.prefilling("going", 60, 20)
     newcomer = scene.waiting("newcomer", 10, NO_PROMISE)
-    scene.ctx.num_spare_blocks = 15
+    scene.draft.num_spare_blocks = 15
     filled = scene.fill([late, going, newcomer], curve=True, polite=True)
     assert chunks_of(filled) == [("going", 40, False)]
 
@@ -246,13 +248,13 @@ def test_a_blocked_overdue_request_does_not_stop_prompts_in_progress() -> None:
 def test_of_the_overdue_the_longest_silent_goes_first() -> None:
     """A stream that stands still came early but had a token since; all go before promises."""
     scene = Scene()
-    scene.ctx.max_wait_s = 10.0
+    scene.draft.given.max_wait_s = 10.0
     stream = scene.waiting("stream", 50, NO_PROMISE, at_s=10.0)
     stream.last_token_at_s, stream.num_preemptions = 91.0, 1
     scene.waiting("claim", 50, CHAT)
     scene.waiting("silent", 50, NO_PROMISE, at_s=20.0)
     scene.waiting("patient", 50, NO_PROMISE, at_s=93.0)
-    order = [request.request_id for request in ByDeadline().candidates(scene.ctx)]
+    order = [request.request_id for request in ByDeadline().candidates(scene.draft)]
     assert order == ["silent", "stream", "claim", "patient"]
 
 
@@ -272,7 +274,7 @@ def test_a_claim_gives_its_turn_to_who_computes_its_prompt() -> None:
     scene.waiting("bulk", 50, NO_PROMISE)
 
     def order() -> list[str]:
-        return [request.request_id for request in ByDeadline().candidates(scene.ctx)]
+        return [request.request_id for request in ByDeadline().candidates(scene.draft)]
 
     assert order() == ["sooner", "doc", "ask", "bulk"]
     doc.num_computed_tokens = 464  # Nothing is left that both need.
@@ -296,10 +298,10 @@ def test_who_comes_after_in_the_same_step_computes_the_rest() -> None:
     scene = Scene(num_blocks=40, max_step=200)
     doc = scene.prefilling("doc", 500, 400, NO_PROMISE)
     asks = [asking(scene, f"ask{i}", 480, 464) for i in range(2)]
-    scene.ctx.num_spare_blocks = 3
+    scene.draft.num_spare_blocks = 3
     filled = scene.fill([doc, *asks])
     assert chunks_of(filled) == [("doc", 100, False), ("ask0", 16, True), ("ask1", 16, True)]
-    assert scene.ctx.num_spare_blocks == 1
+    assert scene.draft.num_spare_blocks == 1
     assert chunks_of(scene.fill([doc, *asks], budget=99)) == [("doc", 99, False)]
 
 
@@ -312,8 +314,8 @@ def test_what_claims_share_is_counted_once(slo: Slo, num_paying: int) -> None:
         asking(scene, f"ask{i}", 480, 464, found=192)
     assert scene.live.shared_tokens() == {f"ask{i}": 464 for i in range(num_paying, 3)}
     chunker = FixedChunk(64)
-    jobs = MooreHodgson()._jobs(scene.ctx, chunker)
-    prefill = prefill_time(scene.ctx, chunker)
+    jobs = MooreHodgson()._jobs(scene.draft, chunker)
+    prefill = prefill_time(scene.draft, chunker)
     work_s = {job.key: job.work_s for job in jobs}
     asks = [scene.live.requests[f"ask{i}"] for i in range(3)]
     whole = [prefill.work_s(ask, 192 if i < num_paying else 464) for i, ask in enumerate(asks)]

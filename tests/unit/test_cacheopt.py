@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from headway import registry
 from headway.engines.sim.engine import SimEngine
 from headway.engines.sim.run import SimRun
 from headway.engines.virtual import Call
@@ -16,20 +17,12 @@ from headway.errors import UserError
 from headway.latency import profile as profiles
 from headway.latency.model import StepShape
 from headway.latency.truth import Truth
-from headway import registry
-from headway.policy.context import PlanContext
+from headway.papers.cacheopt.c5_swap import SweetSpot, sweet_spot_tokens
+from headway.papers.cacheopt.preset import COMPONENTS
+from headway.policy.draft import Draft
 from headway.policy.events import Arrived, StepDone, StepScheduled
 from headway.policy.plan import StepPlan
-from headway.papers.cacheopt.preset import COMPONENTS
-from headway.policy.swap_choice import (
-    LONGEST_TOKENS,
-    Cheaper,
-    SweetSpot,
-    copyable_blocks,
-    recompute_s,
-    swap_s,
-    sweet_spot_tokens,
-)
+from headway.policy.swap_choice import LONGEST_TOKENS, Cheaper, copyable_blocks, recompute_s, swap_s
 from headway.policy.view import EngineView
 from headway.request import Request
 from headway.slo import NO_PROMISE
@@ -278,7 +271,7 @@ def test_a_full_host_recomputes() -> None:
     assert math.fsum(kinds.values()) >= 20
 
 
-def victim_of(ctx_tokens: int, found: int, view: EngineView) -> tuple[PlanContext, Request]:
+def victim_of(ctx_tokens: int, found: int, view: EngineView) -> tuple[Draft, Request]:
     """Return a plan in which one decode of *ctx_tokens* tokens may lose its KV."""
     core = registry.build("fcfs")
     core.observe(Arrived(0.0, "r", 0.0, ctx_tokens, 50, NO_PROMISE))
@@ -290,18 +283,18 @@ def victim_of(ctx_tokens: int, found: int, view: EngineView) -> tuple[PlanContex
 def test_seconds_count_the_queue_both_ways_and_the_prefix_cache() -> None:
     """100 blocks out, 100 or 60 back, behind what is queued; the last token is computed."""
     view = EngineView(1000, 1000, 16, 64, 4096, 0, 500, 16 * 1000.0, 1)
-    ctx, victim = victim_of(1600, 0, view)
-    tail_s = recompute_s(ctx, victim) - (
-        ctx.latency.predict_s(ctx.shape.with_chunk(1600, 0))
-        - ctx.latency.predict_s(ctx.shape.with_chunk(1, 1600))
+    draft, victim = victim_of(1600, 0, view)
+    tail_s = recompute_s(draft, victim) - (
+        draft.given.latency.predict_s(draft.shape.with_chunk(1600, 0))
+        - draft.given.latency.predict_s(draft.shape.with_chunk(1, 1600))
     )
-    assert swap_s(ctx, victim) == pytest.approx(200 / 1000 + tail_s, abs=1e-3)
-    ctx, victim = victim_of(1600, 640, replace(view, num_queued_copy_blocks=7))
-    assert swap_s(ctx, victim) == pytest.approx((7 + 100 + 60) / 1000 + tail_s, abs=1e-3)
-    computed = ctx.latency.predict_s(ctx.shape.with_chunk(961, 640)) - ctx.latency.predict_s(
-        ctx.shape
-    )
-    assert recompute_s(ctx, victim) == pytest.approx(computed)
-    assert copyable_blocks(ctx, victim) == 100
-    ctx.num_copied_blocks = 401
-    assert copyable_blocks(ctx, victim) == 0, "the host has room for 500, this plan took 401"
+    assert swap_s(draft, victim) == pytest.approx(200 / 1000 + tail_s, abs=1e-3)
+    draft, victim = victim_of(1600, 640, replace(view, num_queued_copy_blocks=7))
+    assert swap_s(draft, victim) == pytest.approx((7 + 100 + 60) / 1000 + tail_s, abs=1e-3)
+    computed = draft.given.latency.predict_s(
+        draft.shape.with_chunk(961, 640)
+    ) - draft.given.latency.predict_s(draft.shape)
+    assert recompute_s(draft, victim) == pytest.approx(computed)
+    assert copyable_blocks(draft, victim) == 100
+    draft.num_copied_blocks = 401
+    assert copyable_blocks(draft, victim) == 0, "the host has room for 500, this plan took 401"

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headway.kit.ledger import KvLedger
+from headway.kit.simple import FixedChunk
 from headway.latency.model import LatencyModel, StepShape
-from headway.policy.chunk import FixedChunk, SlackChunk
-from headway.policy.context import PlanContext
-from headway.policy.kv.ledger import KvLedger
+from headway.policy.chunk import SlackChunk
+from headway.policy.draft import Draft
 from headway.policy.live import LiveRequests
 from headway.policy.price import DECIDE_EVERY, LEAST_CHUNK_TOKENS, StepPrice
 from headway.policy.view import EngineView
@@ -49,7 +50,7 @@ def context(
     model: LatencyModel | None = None,
     num_free_blocks: int = 1000,
     num_waiting: int = 0,
-) -> PlanContext:
+) -> Draft:
     live = LiveRequests()
     for i in range(num_waiting):
         live.arrive(Request(f"w{i}", NO_PROMISE, 0.0, 5000, 50))
@@ -66,7 +67,7 @@ def context(
         price.learn(Request(f"t{i}", Slo(ttft_s=ttft_s), 0.0, 100, 50), 0.5 * i)
     for request in live.decoding.values():
         price.learn(request, 0.0)
-    return PlanContext(
+    return Draft(
         view=EngineView(1000, num_free_blocks, 16, 64, max_step_tokens),
         now_s=10.0,
         ref_s=10.0,
@@ -85,12 +86,12 @@ def context(
 
 def test_fixed_chunk_is_a_budget() -> None:
     """Decodes and earlier chunks come out of the budget, the engine's own when none is given."""
-    ctx = context(num_decodes=3)
-    assert FixedChunk(512).largest(ctx, StepShape(100, 1, 3), 0, 1000) == 512 - 103
-    assert FixedChunk(512).largest(ctx, StepShape(600, 1, 3), 0, 1000) == 0
-    assert FixedChunk().largest(ctx, StepShape(0, 0, 3), 0, 5000) == 2045
-    assert FixedChunk(512).step_limit_s(ctx) == math.inf
-    assert FixedChunk(512).upper_s(ctx, ctx.shape) == pytest.approx(0.013)
+    draft = context(num_decodes=3)
+    assert FixedChunk(512).largest(draft, StepShape(100, 1, 3), 0, 1000) == 512 - 103
+    assert FixedChunk(512).largest(draft, StepShape(600, 1, 3), 0, 1000) == 0
+    assert FixedChunk().largest(draft, StepShape(0, 0, 3), 0, 5000) == 2045
+    assert FixedChunk(512).step_limit_s(draft) == math.inf
+    assert FixedChunk(512).upper_s(draft, draft.shape) == pytest.approx(0.013)
 
 
 def test_without_a_promise_at_stake_the_whole_prompt_goes() -> None:
@@ -100,18 +101,18 @@ def test_without_a_promise_at_stake_the_whole_prompt_goes() -> None:
 
 def test_a_gap_bounds_the_step() -> None:
     """With an exact model the chunk fills the tightest gap well and never exceeds it."""
-    ctx = context({0.1: 5}, num_decodes=5)
+    draft = context({0.1: 5}, num_decodes=5)
     chunker = SlackChunk()
-    tokens = chunker.largest(ctx, ctx.shape, 0, 5000)
-    seconds = ctx.latency.predict_s(ctx.shape.with_chunk(tokens, 0))
+    tokens = chunker.largest(draft, draft.shape, 0, 5000)
+    seconds = draft.given.latency.predict_s(draft.shape.with_chunk(tokens, 0))
     assert 0.05 < seconds < 0.1
 
 
 def test_the_tightest_gap_counts() -> None:
     """One stream with a gap of 30 ms bounds the step for all."""
-    ctx = context({0.03: 1, 0.5: 5}, num_decodes=6)
-    tokens = SlackChunk().largest(ctx, ctx.shape, 0, 5000)
-    assert 0 < ctx.latency.predict_s(ctx.shape.with_chunk(tokens, 0)) < 0.03
+    draft = context({0.03: 1, 0.5: 5}, num_decodes=6)
+    tokens = SlackChunk().largest(draft, draft.shape, 0, 5000)
+    assert 0 < draft.given.latency.predict_s(draft.shape.with_chunk(tokens, 0)) < 0.03
 
 
 def test_an_unsure_model_makes_shorter_steps() -> None:
@@ -130,60 +131,60 @@ def test_a_crowded_cache_keeps_steps_short(
     num_free_blocks: int, pressure: float, is_short: bool
 ) -> None:
     """Within twice the decodes' time: but not while there is room, nor while prefill is pressed."""
-    ctx = context({0.1: 5}, num_decodes=5, pressure=pressure, num_free_blocks=num_free_blocks)
-    tokens = SlackChunk().largest(ctx, ctx.shape, 0, 5000)
-    decode_s = ctx.latency.predict_s(ctx.shape)
-    length_s = ctx.latency.predict_s(ctx.shape.with_chunk(tokens, 0))
+    draft = context({0.1: 5}, num_decodes=5, pressure=pressure, num_free_blocks=num_free_blocks)
+    tokens = SlackChunk().largest(draft, draft.shape, 0, 5000)
+    decode_s = draft.given.latency.predict_s(draft.shape)
+    length_s = draft.given.latency.predict_s(draft.shape.with_chunk(tokens, 0))
     assert (length_s <= 2 * decode_s) is is_short
     assert tokens >= LEAST_CHUNK_TOKENS
 
 
 def test_a_decode_out_of_step_is_waited_for() -> None:
     """A stream whose token is due sooner than a whole gap bounds the step too."""
-    ctx = context({0.1: 5}, num_decodes=5, lagging_due_s=10.03)
-    tokens = SlackChunk().largest(ctx, ctx.shape, 0, 5000)
-    assert ctx.latency.predict_s(ctx.shape.with_chunk(tokens, 0)) < 0.03
+    draft = context({0.1: 5}, num_decodes=5, lagging_due_s=10.03)
+    tokens = SlackChunk().largest(draft, draft.shape, 0, 5000)
+    assert draft.given.latency.predict_s(draft.shape.with_chunk(tokens, 0)) < 0.03
 
 
 def test_a_tight_first_token_keeps_steps_short() -> None:
     """A new chat that comes as a step begins waits for its end, and then for its own step's."""
-    ctx = context(asked_s=[0.15] * 20, num_waiting=2)
-    tokens = SlackChunk().largest(ctx, ctx.shape, 0, 5000)
-    assert ctx.latency.predict_s(ctx.shape.with_chunk(tokens, 0)) <= 0.075
+    draft = context(asked_s=[0.15] * 20, num_waiting=2)
+    tokens = SlackChunk().largest(draft, draft.shape, 0, 5000)
+    assert draft.given.latency.predict_s(draft.shape.with_chunk(tokens, 0)) <= 0.075
     assert tokens > 500
 
 
 def test_a_prompt_with_nobody_behind_it_goes_whole() -> None:
     """It would be slowed for certain, for the sake of a chat that may never come."""
-    ctx = context({5.0: 1}, num_decodes=1, asked_s=[0.15] * 20, num_waiting=1)
-    assert SlackChunk().largest(ctx, ctx.shape, 0, 5000) == 2047
+    draft = context({5.0: 1}, num_decodes=1, asked_s=[0.15] * 20, num_waiting=1)
+    assert SlackChunk().largest(draft, draft.shape, 0, 5000) == 2047
 
 
 @pytest.mark.parametrize("gaps", [{}, {0.1: 5}])
 def test_an_impossible_first_token_does_not_stop_prefill(gaps: dict[float, int]) -> None:
     """A TTFT shorter than any step costs is no reason to compute nothing."""
-    ctx = context(gaps, num_decodes=5 * len(gaps), asked_s=[0.001] * 20, num_waiting=2)
-    assert SlackChunk().largest(ctx, ctx.shape, 0, 5000) >= 16
+    draft = context(gaps, num_decodes=5 * len(gaps), asked_s=[0.001] * 20, num_waiting=2)
+    assert SlackChunk().largest(draft, draft.shape, 0, 5000) >= 16
 
 
 @pytest.mark.parametrize("others", [{}, {0.1: 5}])
 def test_an_impossible_gap_does_not_stop_prefill(others: dict[float, int]) -> None:
     """A gap that the decodes alone exceed is broken anyway, and does not bind the others."""
     gaps = {0.001: 1, **others}
-    ctx = context(gaps, num_decodes=sum(gaps.values()))
-    tokens = SlackChunk().largest(ctx, ctx.shape, 0, 5000)
+    draft = context(gaps, num_decodes=sum(gaps.values()))
+    tokens = SlackChunk().largest(draft, draft.shape, 0, 5000)
     assert tokens >= 16
     if others:
-        assert ctx.latency.predict_s(ctx.shape.with_chunk(tokens, 0)) <= 0.1
+        assert draft.given.latency.predict_s(draft.shape.with_chunk(tokens, 0)) <= 0.1
 
 
 def test_who_waited_too_long_makes_progress() -> None:
     """Where no token fits the promises, an overdue prompt still gets a small chunk."""
-    ctx = context({0.016: 5}, num_decodes=5, pressure=0.0)
+    draft = context({0.016: 5}, num_decodes=5, pressure=0.0)
     chunker = SlackChunk()
-    forced = chunker.largest(ctx, ctx.shape, 0, 5000, must_go_on=True)
+    forced = chunker.largest(draft, draft.shape, 0, 5000, must_go_on=True)
     assert forced >= LEAST_CHUNK_TOKENS
-    assert chunker.largest(ctx, ctx.shape, 0, 5, must_go_on=True) == 5
+    assert chunker.largest(draft, draft.shape, 0, 5, must_go_on=True) == 5
 
 
 @given(
@@ -204,8 +205,8 @@ def test_a_chunk_is_within_the_engines_limits(
 ) -> None:
     """Never negative, never more than asked for, never more than the step has room for."""
     num_decodes = sum(gaps.values())
-    ctx = context(gaps, num_decodes, pressure=pressure, max_step_tokens=max_step_tokens)
-    shape = ctx.shape.with_chunk(taken, 0)
-    tokens = SlackChunk().largest(ctx, shape, 0, most, must_go_on=must_go_on)
+    draft = context(gaps, num_decodes, pressure=pressure, max_step_tokens=max_step_tokens)
+    shape = draft.shape.with_chunk(taken, 0)
+    tokens = SlackChunk().largest(draft, shape, 0, most, must_go_on=must_go_on)
     assert 0 <= tokens <= most
     assert tokens <= max(max_step_tokens - num_decodes - taken, 0)

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headway import registry
 from headway.engines.attention import kinds_of, parts_of
 from headway.errors import UserError
-from headway import registry
 from headway.policy.events import Arrived, StepDone, StepScheduled
 from headway.policy.kv.forecast import HORIZONS, Forecast, Lifetimes
 from headway.policy.kv.layout import KvGroup, KvLayout
@@ -127,9 +127,9 @@ def test_a_prompt_starts_with_room_for_what_it_keeps_and_the_steps_under_way(
     core.observe(Arrived(0.0, "long", 0.0, 5_000, 50, CHAT))
     long = core.live.requests["long"]
     view = EngineView(9_000, 9_000, 16, 256, 2_048, steps_in_flight, kv_groups=GEMMA.groups)
-    ctx = core._context(view, 0.1)
-    assert ctx.lasting_blocks(long) == 313 + 5 * 65
-    assert ctx.blocks_to_start(long, 2_048) == 313 + 5 * 65 + 5 * passing
+    draft = core._context(view, 0.1)
+    assert draft.lasting_blocks(long) == 313 + 5 * 65
+    assert draft.blocks_to_start(long, 2_048) == 313 + 5 * 65 + 5 * passing
     plain = core._context(EngineView(9_000, 9_000, 16, 256, 2_048, steps_in_flight), 0.1)
     assert plain.blocks_to_start(long, 2_048) == plain.lasting_blocks(long) == 313
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headway.errors import UserError
 from headway import registry
+from headway.errors import UserError
 from headway.policy.events import Arrived, Event, Finished, StepDone, StepScheduled
 from headway.policy.log import Recorder, event_line, events_in, parse_event, replay
 from headway.slo import Slo

@@ -11,13 +11,7 @@ from hypothesis import strategies as st
 
 from headway.errors import UserError
 from headway.metrics import define
-from headway.metrics.record import (
-    RequestRecord,
-    RunFacts,
-    read_records,
-    summarise,
-    write_records,
-)
+from headway.metrics.record import RequestRecord, RunFacts, read_records, summarise, write_records
 from headway.slo import Slo
 
 CHAT = Slo(ttft_s=1.0, tbt_s=0.2, class_name="chat")

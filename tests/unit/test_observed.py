@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from told import Kept
 
+from headway import registry
 from headway.engines.vllm.watch import Watched
 from headway.metrics.observed import Observed
 from headway.metrics.overdue import MOST_SHOWN, overdue
 from headway.metrics.prometheus import exposition
 from headway.metrics.story import SlackLedger
 from headway.metrics.tally import Tallies, combine
-from headway import registry
 from headway.policy.events import Arrived, Finished, StepScheduled
 from headway.policy.live import LiveRequests
 from headway.policy.log import event_line, parse_event

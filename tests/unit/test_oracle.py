@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from headway import registry
 from headway.cli.main import main
 from headway.engines.sim.engine import SimEngine
 from headway.engines.sim.run import SimRun
@@ -24,7 +25,6 @@ from headway.oracle.model import Server, StepModel
 from headway.oracle.policy import scheduler
 from headway.oracle.search import search
 from headway.oracle.simulated import Simulated
-from headway import registry
 from headway.policy.scheduler import Scheduler
 from headway.slo import NO_PROMISE, Slo
 from headway.study.bounds import bound_of

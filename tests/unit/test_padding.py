@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from headway.papers.cacheopt.c1_lengths import AdaptiveConformal, HoeffdingPadding
 from headway.policy import padding
 from headway.policy.lengths.histogram import ClassBucketHistogram
-from headway.papers.cacheopt.c1_lengths import AdaptiveConformal, HoeffdingPadding
 from headway.policy.predict import LengthDistribution, MaxTokens, Memoryless, Oracle
 from headway.request import Request
 from headway.slo import Slo

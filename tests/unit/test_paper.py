@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from headway import registry
 from headway.cli.paper import run_experiment
 from headway.errors import UserError
-from headway import registry
-from headway.policy.presets import cacheopt
+from headway.papers.cacheopt import preset as cacheopt
 from headway.study import stock
 from headway.study.drawn import Drawn
 from headway.study.experiments import ACCELGEN, CACHEOPT, Experiment

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 
+from headway.kit.ledger import KvLedger
+from headway.kit.simple import Youngest
 from headway.latency.online import OnlineModel
-from headway.policy.context import PlanContext
-from headway.policy.kv.ledger import KvLedger
+from headway.policy.draft import Draft
 from headway.policy.live import LiveRequests
-from headway.policy.preempt import BestEffortFirst, Youngest
+from headway.policy.preempt import BestEffortFirst
 from headway.policy.price import StepPrice
 from headway.policy.view import EngineView
 from headway.request import Request, State
 from headway.slo import NO_PROMISE, Slo
 
 
-def context(now_s: float = 100.0, max_wait_s: float = 300.0) -> PlanContext:
-    return PlanContext(
+def context(now_s: float = 100.0, max_wait_s: float = 300.0) -> Draft:
+    return Draft(
         view=EngineView(100, 100, 16, 64, 512),
         now_s=now_s,
         ref_s=now_s,
@@ -32,17 +33,17 @@ def context(now_s: float = 100.0, max_wait_s: float = 300.0) -> PlanContext:
     )
 
 
-def runs(ctx: PlanContext, name: str, slo: Slo, *, decodes: bool, at_s: float = 99.0) -> Request:
+def runs(draft: Draft, name: str, slo: Slo, *, decodes: bool, at_s: float = 99.0) -> Request:
     request = Request(name, slo, at_s, 50, 100)
-    ctx.live.arrive(request)
-    ctx.live.unqueue(request)
+    draft.given.live.arrive(request)
+    draft.given.live.unqueue(request)
     request.move(State.RUNNING, at_s, "started")
-    ctx.live.start_prefill(request)
+    draft.given.live.start_prefill(request)
     if decodes:
         request.num_computed_tokens = 50
         request.num_output_tokens = 3
         request.first_token_at_s = request.last_token_at_s = 99.9
-        ctx.live.start_decode(request)
+        draft.given.live.start_decode(request)
     return request
 
 
@@ -52,42 +53,42 @@ def names(victims: object) -> list[str]:
 
 def test_stock_takes_the_last_started() -> None:
     """As vLLM does, and nobody yields to a newcomer."""
-    ctx = context()
+    draft = context()
     for name in "abc":
-        runs(ctx, name, NO_PROMISE, decodes=True)
+        runs(draft, name, NO_PROMISE, decodes=True)
     claim = Request("new", Slo(ttft_s=1.0), 100.0, 10, 10)
-    assert names(Youngest().for_running(ctx)) == ["c", "b", "a"]
-    assert names(Youngest().for_claim(ctx, claim)) == []
+    assert names(Youngest().for_running(draft)) == ["c", "b", "a"]
+    assert names(Youngest().for_claim(draft, claim)) == []
 
 
 def test_best_effort_goes_before_promises() -> None:
     """First who has no live promise, youngest first; then claims without a token; then gaps."""
-    ctx = context()
-    runs(ctx, "tight", Slo(tbt_s=0.05), decodes=True)
-    runs(ctx, "loose", Slo(tbt_s=0.5), decodes=True)
-    runs(ctx, "bulk", NO_PROMISE, decodes=True)
-    runs(ctx, "bulk2", NO_PROMISE, decodes=False)
-    runs(ctx, "starting", Slo(ttft_s=1.0, tbt_s=0.05), decodes=False)
-    order = names(BestEffortFirst().for_running(ctx))
+    draft = context()
+    runs(draft, "tight", Slo(tbt_s=0.05), decodes=True)
+    runs(draft, "loose", Slo(tbt_s=0.5), decodes=True)
+    runs(draft, "bulk", NO_PROMISE, decodes=True)
+    runs(draft, "bulk2", NO_PROMISE, decodes=False)
+    runs(draft, "starting", Slo(ttft_s=1.0, tbt_s=0.05), decodes=False)
+    order = names(BestEffortFirst().for_running(draft))
     assert order == ["bulk2", "bulk", "starting", "loose", "tight"]
 
 
 def test_a_claim_is_never_paid_with_a_claim() -> None:
     """Only requests without a live promise, or set aside, make room for a newcomer."""
-    ctx = context()
-    runs(ctx, "claim", Slo(tbt_s=0.05), decodes=True)
-    runs(ctx, "aside", Slo(tbt_s=0.05, ttft_s=1.0), decodes=False)
-    runs(ctx, "bulk", NO_PROMISE, decodes=True)
-    ctx.set_aside = {"aside"}
+    draft = context()
+    runs(draft, "claim", Slo(tbt_s=0.05), decodes=True)
+    runs(draft, "aside", Slo(tbt_s=0.05, ttft_s=1.0), decodes=False)
+    runs(draft, "bulk", NO_PROMISE, decodes=True)
+    draft.set_aside = {"aside"}
     newcomer = Request("new", Slo(ttft_s=1.0), 100.0, 10, 10)
-    assert names(BestEffortFirst().for_claim(ctx, newcomer)) == ["bulk", "aside"]
+    assert names(BestEffortFirst().for_claim(draft, newcomer)) == ["bulk", "aside"]
 
 
 def test_who_has_been_here_too_long_is_spared() -> None:
     """Best effort that arrived nine tenths of the longest wait ago may finish."""
-    ctx = context(now_s=400.0)
-    runs(ctx, "old", NO_PROMISE, decodes=True, at_s=100.0)
-    runs(ctx, "new", NO_PROMISE, decodes=True, at_s=399.0)
+    draft = context(now_s=400.0)
+    runs(draft, "old", NO_PROMISE, decodes=True, at_s=100.0)
+    runs(draft, "new", NO_PROMISE, decodes=True, at_s=399.0)
     newcomer = Request("claim", Slo(ttft_s=1.0), 400.0, 10, 10)
-    assert names(BestEffortFirst().for_claim(ctx, newcomer)) == ["new"]
-    assert names(BestEffortFirst().for_running(ctx))[0] == "new"
+    assert names(BestEffortFirst().for_claim(draft, newcomer)) == ["new"]
+    assert names(BestEffortFirst().for_running(draft))[0] == "new"

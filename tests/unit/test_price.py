@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headway import registry
 from headway.engines.sim.engine import SimEngine
 from headway.engines.sim.run import SimRun
 from headway.engines.virtual import Call
 from headway.latency import profile
 from headway.latency.truth import Truth
 from headway.metrics.define import attained
-from headway import registry
 from headway.policy.price import RECENT_CLAIMS, lost_share
 from headway.slo import Slo, SloBook
 

@@ -16,11 +16,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from told import Kept
 
 import headway
+from headway import registry
 from headway.engines.vllm.watch import Watched
 from headway.metrics.catalogue import METRICS, QUERIES
 from headway.metrics.prometheus import exposition, reference
 from headway.metrics.tally import Histogram, Tallies, combine, quantile
-from headway import registry
 from headway.policy.view import EngineView
 from headway.slo import Slo
 

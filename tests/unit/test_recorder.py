@@ -19,6 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headway import registry
 from headway.config import Settings
 from headway.engines.vllm import recorder, watch, writer
 from headway.engines.vllm.brief import Brief, same
@@ -27,7 +28,6 @@ from headway.engines.vllm.watch import Watched
 from headway.engines.vllm.writer import OneFile, RotatingLog, in_full, pump
 from headway.errors import UserError
 from headway.latency.roofline import Roofline
-from headway import registry
 from headway.policy.events import Finished, StepDone, StepScheduled
 from headway.policy.log import event_line, plan_line, question_line, replay
 from headway.policy.plan import StepPlan

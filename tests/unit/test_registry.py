@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from headway import registry
 from headway.config import Settings
 from headway.errors import UserError
-from headway import registry
 from headway.policy.scheduler import Scheduler
 
 

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import math
-from random import Random
 from typing import Any
 
 import pytest
 
+from headway.kit.ledger import KvLedger
+from headway.kit.simple import Youngest
 from headway.latency.online import OnlineModel
-from headway.policy.context import PlanContext
-from headway.papers.cacheopt.critical import Critical
-from headway.policy.kv.ledger import KvLedger
-from headway.papers.cacheopt.c2_lending import LendingBook
+from headway.papers.cacheopt.c2_book import LendingBook
 from headway.papers.cacheopt.c3_ahead import Proactive
-from headway.papers.cacheopt.c3_reserve import FixedReserve, MeasuredReserve, NoReserve
+from headway.papers.cacheopt.c4_victims import Buckets
+from headway.papers.cacheopt.critical import Critical
+from headway.policy.draft import Draft
 from headway.policy.live import LiveRequests
 from headway.policy.predict import MaxTokens, SlidingHistogram
-from headway.policy.preempt import Youngest
 from headway.policy.price import StepPrice
-from headway.papers.cacheopt.c4_victims import Buckets
-from headway.policy.victims.cheapest import CheapestSet
 from headway.policy.view import EngineView
 from headway.request import Request, Standing, State
 from headway.slo import NO_PROMISE, Slo
@@ -35,7 +32,7 @@ class Scene:
     def __init__(self, num_free: int, num_total: int = 200, in_flight: int = 0) -> None:
         self.live, self.ledger = LiveRequests(), KvLedger(LendingBook())
         view = EngineView(num_total, num_free, SIZE, 64, 512, in_flight)
-        self.ctx = PlanContext(
+        self.draft = Draft(
             view, 10.0, 10.0, 0, 0.05, StepPrice(), math.inf, math.inf, self.live, self.ledger,
             OnlineModel(), max_step_s=0.1,
         )  # fmt: skip
@@ -67,10 +64,9 @@ class Scene:
         return request
 
     def fund(self, reserve: int = 0, ahead: int = 2, **given: Any) -> list[str]:
-        kept = FixedReserve(reserve) if reserve else NoReserve()
-        funder = Proactive(kept, Critical(), ahead)
+        funder = Proactive(Critical(), reserve, ahead)
         predictor = given.get("predictor", MaxTokens())
-        plan = funder.fund(self.ctx, predictor, given.get("preemptor", Youngest()))
+        plan = funder.fund(self.draft, predictor, given.get("preemptor", Youngest()))
         return [p.request_id for p in plan]
 
 
@@ -92,7 +88,7 @@ def test_blocks_needed_within_the_look_ahead_are_spoken_for(
     scene = Scene(num_free=50)
     scene.decoding("r", num_tokens)
     assert scene.fund(ahead=ahead) == []
-    assert scene.ctx.num_spare_blocks == 50 - spoken_for
+    assert scene.draft.num_spare_blocks == 50 - spoken_for
 
 
 def test_with_a_step_in_flight_one_more_token_counts() -> None:
@@ -101,7 +97,7 @@ def test_with_a_step_in_flight_one_more_token_counts() -> None:
         scene = Scene(num_free=50, in_flight=in_flight)
         scene.decoding("r", 15)
         scene.fund(ahead=1)
-        assert scene.ctx.num_spare_blocks == 50 - spoken_for
+        assert scene.draft.num_spare_blocks == 50 - spoken_for
 
 
 def test_a_request_near_its_bound_needs_no_more() -> None:
@@ -109,7 +105,7 @@ def test_a_request_near_its_bound_needs_no_more() -> None:
     scene = Scene(num_free=50)
     scene.decoding("r", 16, output=2)
     scene.fund(ahead=10)
-    assert scene.ctx.num_spare_blocks == 50
+    assert scene.draft.num_spare_blocks == 50
 
 
 def test_prompts_in_progress_are_paid_for_in_full() -> None:
@@ -117,7 +113,7 @@ def test_prompts_in_progress_are_paid_for_in_full() -> None:
     scene = Scene(num_free=50)
     scene.prompt("p", 100, 30)
     scene.fund()
-    assert scene.ctx.num_spare_blocks == 45
+    assert scene.draft.num_spare_blocks == 45
 
 
 def test_victims_leave_before_anybody_stalls() -> None:
@@ -128,7 +124,7 @@ def test_victims_leave_before_anybody_stalls() -> None:
     scene.decoding("c", 40)
     assert scene.fund(ahead=1) == []
     assert scene.fund(ahead=2) == ["c"]
-    assert scene.ctx.num_spare_blocks == 1 + 3 - 2
+    assert scene.draft.num_spare_blocks == 1 + 3 - 2
 
 
 def test_a_victim_needs_no_blocks() -> None:
@@ -137,7 +133,7 @@ def test_a_victim_needs_no_blocks() -> None:
     for name in "abc":
         scene.decoding(name, 17)
     assert scene.fund() == ["c"]
-    assert scene.ctx.num_spare_blocks == 0
+    assert scene.draft.num_spare_blocks == 0
 
 
 def test_the_last_one_running_is_never_a_victim() -> None:
@@ -161,18 +157,18 @@ def test_what_is_left_is_the_reserve_first() -> None:
     scene = Scene(num_free=20)
     scene.decoding("a", 17, TIGHT)
     scene.fund(reserve=8)
-    assert (scene.ctx.num_spare_blocks, scene.ctx.num_reserve_blocks) == (11, 8)
+    assert (scene.draft.num_spare_blocks, scene.draft.num_reserve_blocks) == (11, 8)
     scene = Scene(num_free=6)
     scene.decoding("a", 17, TIGHT)
     scene.fund(reserve=8)
-    assert (scene.ctx.num_spare_blocks, scene.ctx.num_reserve_blocks) == (0, 5)
+    assert (scene.draft.num_spare_blocks, scene.draft.num_reserve_blocks) == (0, 5)
 
 
 def test_nobody_running_leaves_everything_to_newcomers() -> None:
     """A reserve for the running is none when nobody runs."""
     scene = Scene(num_free=20, num_total=20)
     scene.fund(reserve=8)
-    assert scene.ctx.num_spare_blocks == 20
+    assert scene.draft.num_spare_blocks == 20
 
 
 def test_an_estimate_is_extended_before_it_is_outgrown() -> None:
@@ -183,7 +179,7 @@ def test_an_estimate_is_extended_before_it_is_outgrown() -> None:
         request.predicted_output_tokens = 10
         scene.ledger.enter(request, 0)
         request.num_output_tokens = 1 + step
-        scene.ctx.step = step
+        scene.draft.given.step = step
         scene.fund(predictor=SlidingHistogram(min_samples=1))
         if step == 8:  # Of its ten tokens the ninth is out: the step after next has none.
             assert request.predicted_output_tokens >= 9 + SIZE
@@ -203,38 +199,12 @@ def test_the_book_knows_cache_and_reserve() -> None:
 
 
 def test_a_tiny_cache_has_a_tiny_reserve() -> None:
-    """A fixed reserve never takes more than an eighth."""
-    assert FixedReserve(8).num_blocks(Scene(1, num_total=200).ctx) == 8
-    assert FixedReserve(8).num_blocks(Scene(1, num_total=40).ctx) == 5
-    assert FixedReserve(8).num_blocks(Scene(1, num_total=7).ctx) == 0
-
-
-def test_the_measured_reserve_is_a_quantile_of_what_was_outgrown() -> None:
-    """It equals the quantile of the last sums, re-sorted each time."""
-    rng, reserve, sums = Random(3), MeasuredReserve(0.9, window=50), []
-    scene = Scene(0, num_total=4000)
-    for _ in range(300):
-        overrun = rng.randint(0, 400)
-        scene.ledger.overrun_tokens = lambda step, tokens=overrun: tokens  # type: ignore[method-assign,misc]
-        sums.append(overrun)
-        last = sorted(sums[-50:])
-        expected = last[math.ceil(0.9 * len(last)) - 1]
-        assert reserve.num_blocks(scene.ctx) == -(-expected // SIZE)
-
-
-def test_the_measured_reserve_grows_with_wrong_predictions() -> None:
-    """Nothing outgrown, nothing set aside; a request far beyond its estimate is paid for."""
-    scene = Scene(num_free=100)
-    request = scene.decoding("r", 20)
-    request.predicted_output_tokens = 5
-    scene.ledger.leave("r")
-    scene.ledger.enter(request, 0)
-    reserve = MeasuredReserve(0.95, window=8)
-    assert reserve.num_blocks(scene.ctx) == 0
-    request.predicted_output_tokens = 400
-    scene.ledger.enter(request, 0)
-    scene.ctx.step = 104
-    assert [reserve.num_blocks(scene.ctx) for _ in range(8)][-1] == 7
+    """The reserve never takes more than an eighth."""
+    for num_total, expected in ((200, 8), (40, 5), (7, 0)):
+        scene = Scene(num_free=num_total, num_total=num_total)
+        scene.decoding("r", 40)
+        scene.fund(reserve=8)
+        assert scene.draft.num_reserve_blocks == expected
 
 
 def test_slack_is_due_time_less_the_work_still_to_do() -> None:
@@ -244,22 +214,22 @@ def test_slack_is_due_time_less_the_work_still_to_do() -> None:
     """
     scene, critical = Scene(num_free=50), Critical()
     stream = scene.decoding("s", 20, TIGHT)
-    step_s = scene.ctx.latency.predict_s(scene.ctx.shape)
+    step_s = scene.draft.given.latency.predict_s(scene.draft.shape)
     assert step_s > 0.01
-    assert critical.slack_s(scene.ctx, stream) == pytest.approx(0.06 - step_s)
-    assert critical.holds(scene.ctx, stream)
-    assert not critical.holds(scene.ctx, scene.decoding("l", 20, LOOSE))
-    assert critical.slack_s(scene.ctx, scene.decoding("n", 20)) == math.inf
+    assert critical.slack_s(scene.draft, stream) == pytest.approx(0.06 - step_s)
+    assert critical.holds(scene.draft, stream)
+    assert not critical.holds(scene.draft, scene.decoding("l", 20, LOOSE))
+    assert critical.slack_s(scene.draft, scene.decoding("n", 20)) == math.inf
     job = scene.decoding("j", 20, Slo(jct_s=5.0), output=41)
-    assert critical.slack_s(scene.ctx, job) == pytest.approx(
-        9.0 + 5.0 - 40 * 0.05 - 10.0 - scene.ctx.latency.predict_s(scene.ctx.shape)
+    assert critical.slack_s(scene.draft, job) == pytest.approx(
+        9.0 + 5.0 - 40 * 0.05 - 10.0 - scene.draft.given.latency.predict_s(scene.draft.shape)
     )
     waits = Request("w", Slo(ttft_s=1.0), 9.5, 300, 10)
     waits.due_at_s = 10.5
-    ctx = scene.ctx
-    step_s = ctx.latency.predict_s(ctx.shape)
-    prompt_s = ctx.latency.predict_s(ctx.shape.with_chunk(512, 0)) - step_s
-    assert critical.slack_s(ctx, waits) == pytest.approx(0.5 - step_s - 300 * prompt_s / 512)
+    draft = scene.draft
+    step_s = draft.given.latency.predict_s(draft.shape)
+    prompt_s = draft.given.latency.predict_s(draft.shape.with_chunk(512, 0)) - step_s
+    assert critical.slack_s(draft, waits) == pytest.approx(0.5 - step_s - 300 * prompt_s / 512)
 
 
 def test_the_buckets_order_victims() -> None:
@@ -270,11 +240,11 @@ def test_the_buckets_order_victims() -> None:
     scene.decoding("none small", 20, output=200)
     scene.decoding("none big", 60, output=200)
     scene.decoding("none long", 90, output=400)
-    order = [r.request_id for r in Buckets().for_running(scene.ctx)]
+    order = [r.request_id for r in Buckets().for_running(scene.draft)]
     assert order == ["none long", "none small", "none big", "loose", "tight"]
-    scene.ctx.max_wait_s = 1.0
+    scene.draft.given.max_wait_s = 1.0
     scene.live.requests["none long"].last_token_at_s = 9.0
-    order = [r.request_id for r in Buckets().for_running(scene.ctx)]
+    order = [r.request_id for r in Buckets().for_running(scene.draft)]
     assert order == ["none small", "none big", "loose", "tight", "none long"]
 
 
@@ -286,10 +256,10 @@ def test_a_guest_in_the_way_is_the_first_victim() -> None:
     book = scene.ledger.lending
     assert book is not None
     assert book["guest"].owner == "owner"
-    assert next(Buckets().for_running(scene.ctx)).request_id == "owner"
+    assert next(Buckets().for_running(scene.draft)).request_id == "owner"
     guest.max_output_tokens = guest.predicted_output_tokens = 390
     scene.ledger.enter(guest, 0)
-    order = [r.request_id for r in Buckets().for_running(scene.ctx)]
+    order = [r.request_id for r in Buckets().for_running(scene.draft)]
     assert order == ["guest", "owner"]
 
 
@@ -304,27 +274,7 @@ def test_a_newcomer_is_paid_only_while_it_is_critical_and_on_time() -> None:
     scene.live.change_standing(lost, Standing.LOST)
     for due_in_s, expected in ((-1.0, []), (0.09, ["none", "patient job"]), (5.0, [])):
         waits = Request("w", Slo(ttft_s=1.0), 9.5, 1, 10)
-        waits.due_at_s = scene.ctx.ref_s + due_in_s
-        victims = [r.request_id for r in Buckets(critical).for_claim(scene.ctx, waits)]
+        waits.due_at_s = scene.draft.given.ref_s + due_in_s
+        victims = [r.request_id for r in Buckets(critical).for_claim(scene.draft, waits)]
         assert victims == expected
-        assert list(Buckets().for_claim(scene.ctx, waits)) == []
-
-
-def test_the_cheapest_set_spares_who_cannot_wait() -> None:
-    """One big stream with a tight promise is spared for two small ones without."""
-    scene = Scene(num_free=0)
-    scene.decoding("tight big", 160, TIGHT)
-    scene.decoding("small", 80)
-    scene.decoding("small too", 80)
-    victims = CheapestSet(Critical())
-    scene.ctx.num_short_blocks = 10
-    order = [r.request_id for r in victims.for_running(scene.ctx)]
-    assert order == ["small", "small too", "tight big"]
-    scene.ctx.num_short_blocks = 4
-    assert len(list(victims.for_running(scene.ctx))) == 3, "the rest follow, if it takes more"
-    claim = Request("w", Slo(ttft_s=1.0), 9.5, 1, 10)
-    assert [r.request_id for r in victims.for_claim(scene.ctx, claim)] == ["small"]
-    scene.ctx.num_short_blocks = 99
-    assert list(victims.for_claim(scene.ctx, claim)) == []
-    scene.ctx.num_short_blocks = 20
-    assert list(victims.for_claim(scene.ctx, claim)) == [], "that would cost what it wins"
+        assert list(Buckets().for_claim(scene.draft, waits)) == []

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from headway import registry
 from headway.errors import UserError
 from headway.latency.fixed import FixedModel
-from headway import registry
-from headway.policy.context import PlanContext
-from headway.rivals.xllm import remaining_s, step_limit_s, urgent_s
+from headway.policy.draft import Draft
 from headway.request import Request
+from headway.rivals.xllm import remaining_s, step_limit_s, urgent_s
 from headway.slo import NO_PROMISE, Slo
 
 RIVALS = (
@@ -400,9 +400,9 @@ def test_a_context_is_walked_once(fake_engine: Any, monkeypatch: pytest.MonkeyPa
     """Holder, prioritiser and batcher report one decision."""
     engine, _ = fastserve(fake_engine)
     step = engine.core.parts.holder
-    seen: list[PlanContext] = []
+    seen: list[Draft] = []
     walk = step._walk
-    monkeypatch.setattr(step, "_walk", lambda ctx: (seen.append(ctx), walk(ctx))[1])
+    monkeypatch.setattr(step, "_walk", lambda draft: (seen.append(draft), walk(draft))[1])
     engine.arrive("a", 5, 3)
     engine.next_plan()
     assert len(seen) == 1

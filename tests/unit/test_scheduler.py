@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from headway.errors import InvariantError
 from headway import registry
-from headway.policy.context import OVERDUE_SHARE
+from headway.errors import InvariantError
 from headway.policy.events import Arrived, Finished, StepDone, StepScheduled
+from headway.policy.inputs import OVERDUE_SHARE
 from headway.policy.plan import StepPlan
 from headway.policy.scheduler import Scheduler
 from headway.policy.view import EngineView

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from headway import registry
 from headway.cli.main import main
 from headway.config import Settings
 from headway.engines.sim.run import SimRun
@@ -24,7 +25,6 @@ from headway.latency.profile import parse
 from headway.latency.roofline import Roofline
 from headway.latency.truth import Truth
 from headway.metrics.board import Board
-from headway import registry
 from headway.policy.events import Arrived, Event, Finished, StepDone, StepScheduled
 from headway.policy.log import Recorder, event_line, question_line
 from headway.policy.view import EngineView

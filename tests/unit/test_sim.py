@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from headway import registry
 from headway.engines.sim.engine import SimEngine
 from headway.engines.sim.run import SimRun
 from headway.engines.sim.times import GapHistogram, GapSummary
@@ -18,7 +19,6 @@ from headway.errors import UserError
 from headway.latency.fixed import FixedModel
 from headway.latency.model import StepShape
 from headway.latency.roofline import Roofline
-from headway import registry
 from headway.policy.events import Arrived, Event, Finished, StepDone, StepScheduled
 from headway.policy.plan import Preempt, StepPlan
 from headway.policy.scheduler import Scheduler

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from headway import registry
 from headway.engines.sim.engine import SimEngine
 from headway.engines.sim.fleet import Fleet
 from headway.engines.sim.routers import LeastKv, LeastWork, RoundRobin, Router
@@ -12,7 +13,6 @@ from headway.engines.virtual import Call
 from headway.errors import UserError
 from headway.latency.fixed import FixedModel
 from headway.latency.roofline import Roofline
-from headway import registry
 
 
 def server(index: int, num_blocks: int = 400) -> SimRun:

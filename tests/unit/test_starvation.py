@@ -7,12 +7,12 @@ from statistics import mean
 
 import pytest
 
+from headway import registry
 from headway.engines.sim.engine import SimEngine
 from headway.engines.sim.run import SimRun
 from headway.engines.virtual import Call
 from headway.latency import profile as profiles
 from headway.latency.truth import Truth
-from headway import registry
 from headway.slo import SloBook
 from headway.study.requests import book_of, calls_of, requests_of
 from headway.study.run import execute, record_of

@@ -15,7 +15,7 @@ from hypothesis.stateful import (
 )
 
 from headway import registry
-from headway.policy.kv.ledger import KvLedger
+from headway.kit.ledger import KvLedger
 from headway.request import Request, Standing, State
 from headway.slo import NO_PROMISE, Slo
 

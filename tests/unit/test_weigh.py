@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from headway.errors import UserError
 from headway import registry
-from headway.policy.context import PlanContext
+from headway.errors import UserError
+from headway.kit.parts import Parts
+from headway.policy.draft import Draft
 from headway.policy.events import Arrived, Finished, StepDone, StepScheduled
 from headway.policy.preempt import BestEffortFirst
 from headway.policy.scheduler import Scheduler
@@ -42,7 +43,7 @@ def loaded(num_streams: int, prompt_tokens: int, so_far: int, length: int = LONG
     return core
 
 
-def context(core: Scheduler, capacity_blocks: int, slo: Slo) -> PlanContext:
+def context(core: Scheduler, capacity_blocks: int, slo: Slo) -> Draft:
     """Return a plan in which a newcomer of 100 prompt tokens asks to start."""
     core.observe(Arrived(2.0, "new", 2.0, 100, 4000, slo))
     held = sum(-(-r.num_prompt_tokens // 16) + 1 for r in core.live.running())
@@ -53,8 +54,8 @@ def context(core: Scheduler, capacity_blocks: int, slo: Slo) -> PlanContext:
 def opens(core: Scheduler, capacity_blocks: int, slo: Slo = STREAM) -> bool:
     """Return whether the weighing alone lets a newcomer in."""
     gate = Weighed(core.parts.predictor._lifetimes, core.parts.chunker)  # type: ignore[attr-defined]
-    ctx = context(core, capacity_blocks, slo)
-    return gate.fits(ctx, core.live.requests["new"])
+    draft = context(core, capacity_blocks, slo)
+    return gate.fits(draft, core.live.requests["new"])
 
 
 def test_an_empty_server_takes_anybody() -> None:
@@ -81,13 +82,13 @@ def test_streams_that_have_earned_a_gap_are() -> None:
 def test_a_plan_says_what_an_overbooking_buys() -> None:
     """Preemptions expected of a newcomer, and the promises both ways would cost."""
     core = loaded(12, 100, 250)
-    ctx = context(core, 290, STREAM)
+    draft = context(core, 290, STREAM)
     gate = Weighed(core.parts.predictor._lifetimes, core.parts.chunker)  # type: ignore[attr-defined]
-    assert gate.fits(ctx, core.live.requests["new"])
+    assert gate.fits(draft, core.live.requests["new"])
     assert re.fullmatch(
         r"first token due: \d+\.\d preemptions are expected of it and cost \d\.\d\d promises,"
         r" waiting \d\.\d\d",
-        ctx.risks["new"],
+        draft.risks["new"],
     )
     roomy = context(loaded(5, 100, 10), 1000, STREAM)
     gate.fits(roomy, roomy.live.requests["new"])
@@ -109,25 +110,25 @@ def test_best_effort_comes_back_to_room_for_claims_too(
 ) -> None:
     """Preempted n times, it leaves room for 2^n claims of 300 tokens; an empty cache suffices."""
     core = loaded(1, 100, 10)
-    ctx = context(core, 2000, NO_PROMISE)
-    ctx = replace(ctx, view=replace(ctx.view, block_size_tokens=1))
-    ctx.num_spare_blocks, ctx.claim_tokens = num_spare, 300.0
+    draft = context(core, 2000, NO_PROMISE)
+    draft = replace(draft, view=replace(draft.given.view, block_size_tokens=1))
+    draft.num_spare_blocks, draft.given.claim_tokens = num_spare, 300.0
     new = core.live.requests["new"]
     assert new.num_tokens == 100
     new.num_preemptions = num_preemptions
-    assert Weighed._may_come_back(ctx, new) is may
+    assert Weighed._may_come_back(draft, new) is may
 
 
 def test_what_was_let_in_counts_for_the_next() -> None:
     """A burst is not admitted against one and the same forecast."""
     core = loaded(6, 100, 10, length=80)
     gate = Weighed(core.parts.predictor._lifetimes, core.parts.chunker)  # type: ignore[attr-defined]
-    ctx = context(core, 110, STREAM)
+    draft = context(core, 110, STREAM)
     new = core.live.requests["new"]
     answers = []
     for _ in range(6):
-        answers.append(gate.fits(ctx, new))
-        gate.admitted(ctx, new)
+        answers.append(gate.fits(draft, new))
+        gate.admitted(draft, new)
     assert answers[0]
     assert not answers[-1]
     assert answers == sorted(answers, reverse=True)
@@ -137,22 +138,19 @@ def test_whoever_has_earned_a_late_gap_is_preempted_first() -> None:
     """Among claims: the tokens it has shown, then those predicted, then the youngest."""
     core = loaded(3, 100, 50)
     core.live.requests["r0"].num_output_tokens = 150
-    ctx = context(core, 1000, STREAM)
-    order = [r.request_id for r in BestEffortFirst().for_running(ctx)]
+    draft = context(core, 1000, STREAM)
+    order = [r.request_id for r in BestEffortFirst().for_running(draft)]
     assert order == ["r0", "r2", "r1"]
     core.live.requests["r0"].num_late_gaps = 1
     core.live.requests["r2"].num_late_gaps = 99
-    order = [r.request_id for r in BestEffortFirst().for_running(ctx)]
+    order = [r.request_id for r in BestEffortFirst().for_running(draft)]
     assert order[-1] == "r2", "it has been late too often already"
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"victims": "any"}, "Option victims must be one of cheapest, best-effort-first, not"),
-        ({"reserve": 3}, "Option reserve must be one of measured, none, not 3"),
         ({"swap": "always"}, "Option swap must be one of cheaper, recompute, not 'always'"),
-        ({"look_ahead_steps": 0}, "Option look_ahead_steps must be"),
         ({"confidence": 1.0}, "Option confidence must be a number between 0 and 1"),
     ],
 )
@@ -162,23 +160,27 @@ def test_a_wrong_option_gets_one_sentence(options: dict[str, object], message: s
         registry.build("headway", options=options)
 
 
-def test_each_component_can_be_switched_alone() -> None:
-    """CacheOPT's components in our form are options of the preset."""
+def test_slack_is_the_default_with_a_median_and_without_swap() -> None:
+    """Another name for two options: the same kinds of parts, and the rest of the options too."""
+    slack = registry.build("slack", options={"max_wait_s": 7.0}).parts
+    options = {"confidence": 0.5, "swap": "recompute", "max_wait_s": 7.0}
+    same = registry.build("headway", options=options).parts
     plain = registry.build("headway").parts
-    assert plain.funder is None
-    for options in ({"look_ahead_steps": 2}, {"reserve": "measured"}):
-        assert registry.build("headway", options=options).parts.funder is not None
-    cheap = registry.build("headway", options={"victims": "cheapest"}).parts
-    assert type(cheap.preemptor) is not type(plain.preemptor)
-    kept = registry.build("headway", options={"swap": "recompute"}).parts
-    assert type(kept.swap) is not type(plain.swap)
+
+    def kinds(parts: Parts) -> list[object]:
+        return [type(part) for part in (parts.predictor, parts.gate, parts.swap)]
+
+    assert kinds(slack) == kinds(same)
+    assert slack.max_wait_s == same.max_wait_s == 7.0
+    assert slack.predictor.coverage_target == 0.5
+    assert type(slack.swap) is not type(plain.swap)
 
 
 def test_whoever_waited_too_long_is_let_in() -> None:
     """Starting it may cost promises; letting it starve is worse."""
     core = loaded(12, 100, 10, length=80)
-    ctx = context(core, 100, NO_PROMISE)
+    draft = context(core, 100, NO_PROMISE)
     gate = Weighed(core.parts.predictor._lifetimes, core.parts.chunker)  # type: ignore[attr-defined]
-    assert not gate.fits(ctx, core.live.requests["new"])
-    ctx.max_wait_s = 0.0
-    assert gate.fits(ctx, core.live.requests["new"])
+    assert not gate.fits(draft, core.live.requests["new"])
+    draft.given.max_wait_s = 0.0
+    assert gate.fits(draft, core.live.requests["new"])

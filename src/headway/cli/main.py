@@ -25,10 +25,6 @@ COMMANDS = {
     "paper": ("headway.cli.paper:paper", "Run the published systems' experiments."),
     "top": ("headway.cli.top:top", "Watch a running server in the terminal."),
     "explain": ("headway.cli.explain:explain", "Tell where a late request's seconds went."),
-    "train-predictor": (
-        "headway.cli.train_predictor:train_predictor",
-        "Learn output lengths from a server's own log.",
-    ),
     "calibrate": ("headway.cli.calibrate:calibrate", "Make a step-time profile."),
     "demo": ("headway.cli.demo:demo", "Serve a real model here, with and without Headway."),
 }

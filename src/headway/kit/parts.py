@@ -1,37 +1,79 @@
-"""What a preset is made of."""
+"""What published rules are composed of: parts that decide one thing each, and a planner of them."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from headway.papers.cacheopt.c2_lending import LendingBook
-from headway.policy.admit import Feasibility, Gate
-from headway.policy.batch import Batcher
+from headway.kit.ledger import KvLedger
+from headway.latency.model import LatencyModel
+from headway.policy.admit import Gate
+from headway.policy.batch import Filled
 from headway.policy.chunk import Chunker
-from headway.policy.context import PlanContext
+from headway.policy.draft import Draft
+from headway.policy.hold import hold
+from headway.policy.known import Known
 from headway.policy.plan import Preempt
+from headway.policy.planner import Planner
 from headway.policy.predict import Predictor
 from headway.policy.preempt import Preemptor
-from headway.policy.prioritize import Prioritizer
 from headway.policy.swap_choice import AlwaysRecompute, SwapChoice
+from headway.request import Request, Standing
 
 
-class Holder(Protocol):
+class Part(Protocol):
+    """Whatever remembers something for the length of one plan."""
+
+    def begin(self, draft: Draft) -> None:
+        """Forget the last plan."""
+
+
+class Feasibility(Protocol):
+    """Decides which claims stop competing."""
+
+    def set_aside(self, draft: Draft, chunker: Chunker) -> tuple[set[str], float]:
+        """Return the claims that do not fit now, and the pressure on prefill (0 to 1)."""
+
+
+class Prioritizer(Protocol):
+    """Orders the prompts in progress and the waiting requests together."""
+
+    def candidates(self, draft: Draft) -> Iterator[Request]:
+        """Yield requests that want prompt tokens, most important first."""
+
+
+class Batcher(Protocol):
+    """Fills a step with prompt work."""
+
+    def fill(
+        self,
+        draft: Draft,
+        candidates: Iterable[Request],
+        chunker: Chunker,
+        gate: Gate,
+        preemptor: Preemptor,
+    ) -> Filled:
+        """Return the chunks of the step; ``draft.num_spare_blocks`` shrinks with them."""
+
+
+class Holder(Part, Protocol):
     """Decides which running decodes sit a step out, keeping their KV."""
 
-    def hold(self, ctx: PlanContext) -> tuple[str, ...]:
-        """Return their ids; ``ctx.shape`` is left with the decodes that do run."""
+    def begin(self, draft: Draft) -> None:
+        """Forget the last plan; most holders remember nothing."""
+        return
+
+    def hold(self, draft: Draft) -> tuple[str, ...]:
+        """Return their ids; ``draft.shape`` is left with the decodes that do run."""
 
 
 class Funder(Protocol):
     """Sees to it that running requests have the KV they are about to need."""
 
-    def fund(
-        self, ctx: PlanContext, predictor: Predictor, preemptor: Preemptor
-    ) -> tuple[Preempt, ...]:
-        """Return victims; ``ctx.num_spare_blocks`` is left with what newcomers may take."""
+    def fund(self, draft: Draft, predictor: Predictor, preemptor: Preemptor) -> tuple[Preempt, ...]:
+        """Return victims; ``draft.num_spare_blocks`` is left with what newcomers may take."""
 
 
 @dataclass(slots=True)
@@ -39,9 +81,10 @@ class Parts:
     """What a preset is made of; each part can be switched on its own.
 
     ``max_wait_s`` bounds how long a request may wait for its next token. A preset that heeds no
-    promises treats every request as if it had none. ``holder`` replaces the scheduler's own rule
+    promises treats every request as if it had none. ``holder`` replaces the core's own rule
     (streams without a promised gap yield to those with one), ``funder`` the rule that blocks are
-    found for the next step only. With ``lending`` the ledger keeps that book too.
+    found for the next step only. Parts that reckon with the KV running requests will hold share a
+    ``ledger``; ``shared`` are parts of parts that remember something for one plan.
     """
 
     predictor: Predictor
@@ -55,5 +98,69 @@ class Parts:
     heeds_promises: bool = True
     holder: Holder | None = None
     funder: Funder | None = None
-    lending: LendingBook | None = None
+    ledger: KvLedger | None = None
     swap: SwapChoice = field(default_factory=AlwaysRecompute)
+    shared: tuple[Part, ...] = ()
+
+
+class Promiseless(Known):
+    """What is known to a planner that heeds no promises: everybody is best effort."""
+
+    heeds_promises = False
+
+    def _judge(self, request: Request, at_s: float) -> None:
+        request.standing = Standing.UNPROMISED
+
+
+class Composed(Planner):
+    """A planner of parts."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+        self.chunker = parts.chunker
+        self.preemptor = parts.preemptor
+        self.swap = parts.swap
+
+    def known(self, latency: LatencyModel, overload: str) -> Known:
+        """See :class:`~headway.policy.planner.Planner`."""
+        parts = self.parts
+        kind = Known if parts.heeds_promises else Promiseless
+        return kind(latency, parts.predictor, parts.max_wait_s, overload, parts.ledger)
+
+    def begin(self, draft: Draft) -> None:
+        """See :class:`~headway.policy.planner.Planner`."""
+        parts = self.parts
+        if parts.ledger is not None:
+            parts.ledger.layout = draft.given.layout
+        for part in (parts.chunker, parts.gate, parts.holder, *parts.shared):
+            if part is not None:
+                part.begin(draft)
+
+    def set_aside(self, draft: Draft) -> tuple[set[str], float]:
+        """As the feasibility test says."""
+        return self.parts.feasibility.set_aside(draft, self.chunker)
+
+    def decides_decodes(self, draft: Draft) -> bool:
+        """Whoever brings a holder may want some decodes to wait for others."""
+        return self.parts.holder is not None and bool(draft.given.live.decoding)
+
+    def hold(self, draft: Draft) -> tuple[str, ...]:
+        """As the holder says, else as the default policy does."""
+        holder = self.parts.holder
+        return hold(draft, self.chunker) if holder is None else holder.hold(draft)
+
+    def fund(self, draft: Draft, preemptor: Preemptor) -> tuple[Preempt, ...]:
+        """As the funder says."""
+        funder = self.parts.funder
+        if funder is None:
+            return super().fund(draft, preemptor)
+        return funder.fund(draft, self.parts.predictor, preemptor)
+
+    def fill(self, draft: Draft, preemptor: Preemptor) -> Filled:
+        """Let the batcher fill the step with what the prioritizer says is next."""
+        parts = self.parts
+        order = parts.prioritizer.candidates(draft)
+        filled = parts.batcher.fill(draft, order, parts.chunker, parts.gate, preemptor)
+        if parts.ledger is not None:
+            parts.ledger.rub_out()
+        return filled

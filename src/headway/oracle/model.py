@@ -13,8 +13,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from headway.kit.curve import UsageCurve
 from headway.latency.profile import StepCost
-from headway.policy.kv.curve import UsageCurve
 from headway.slo import Slo
 from headway.workloads.schema import WorkloadRequest
 

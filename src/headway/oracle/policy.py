@@ -9,16 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from headway.kit.parts import Parts
+from headway.kit.curve_gate import CurveGate
+from headway.kit.ledger import KvLedger
+from headway.kit.parts import Composed, Feasibility, Parts, Prioritizer
 from headway.latency.model import LatencyModel, StepShape
 from headway.oracle.search import Found
-from headway.policy.admit import CurveGate, Feasibility
 from headway.policy.batch import InOrder
 from headway.policy.chunk import Chunker, SlackChunk
-from headway.policy.context import PlanContext
+from headway.policy.draft import Draft
 from headway.policy.predict import Predictor
 from headway.policy.preempt import BestEffortFirst
-from headway.policy.prioritize import Prioritizer
 from headway.policy.scheduler import Scheduler
 from headway.request import Request
 from headway.workloads.schema import WorkloadRequest
@@ -66,19 +66,21 @@ class Chosen(Feasibility):
     def __init__(self, dropped: frozenset[str]) -> None:
         self._dropped = dropped
 
-    def set_aside(self, ctx: PlanContext, chunker: Chunker) -> tuple[set[str], float]:
+    def set_aside(self, draft: Draft, chunker: Chunker) -> tuple[set[str], float]:
         """See :class:`~headway.policy.admit.Feasibility`."""
-        return {i for i in ctx.live.requests if i in self._dropped}, 1.0
+        return {i for i in draft.given.live.requests if i in self._dropped}, 1.0
 
 
 class EveryGap(SlackChunk):
     """Steps as short as every promise of those it serves asks: whom to serve is decided."""
 
-    def promised_s(self, ctx: PlanContext, least_s: float) -> float:
+    def promised_s(self, draft: Draft, least_s: float) -> float:
         """Return the tighter of recent first tokens and gaps that are not broken anyway."""
-        decode_s = ctx.latency.predict_s(ctx.shape)
-        gap_s = next(ctx.live.claim_gaps.irange(decode_s, inclusive=(False, True)), math.inf)
-        return min(max(ctx.tightest_ttft_s, least_s), gap_s)
+        decode_s = draft.given.latency.predict_s(draft.shape)
+        gap_s = next(
+            draft.given.live.claim_gaps.irange(decode_s, inclusive=(False, True)), math.inf
+        )
+        return min(max(draft.given.tightest_ttft_s, least_s), gap_s)
 
 
 class ByRank(Prioritizer):
@@ -90,9 +92,9 @@ class ByRank(Prioritizer):
     def __init__(self, rank: Mapping[str, int]) -> None:
         self._rank = rank
 
-    def candidates(self, ctx: PlanContext) -> Iterator[Request]:
+    def candidates(self, draft: Draft) -> Iterator[Request]:
         """Yield prompts in progress and waiting requests together."""
-        live = ctx.live
+        live = draft.given.live
         chosen = [r for r in (*live.prefilling.values(), *live.claims) if self._is_chosen(r)]
         yield from sorted(chosen, key=lambda r: self._rank[r.request_id])
         waiting = () if chosen else (*live.claims, *live.others)
@@ -118,13 +120,15 @@ def scheduler(
     lengths = {
         r.id: min(r.num_output_tokens, r.max_output_tokens or r.num_output_tokens) for r in requests
     }
+    ledger = KvLedger()
     parts = Parts(
         predictor=KnownLengths(lengths),
         feasibility=Chosen(found.dropped),
         prioritizer=ByRank(found.rank),
         chunker=EveryGap(),
-        gate=CurveGate(reserve_share=0.0),
+        gate=CurveGate(ledger, reserve_share=0.0),
         batcher=InOrder(),
         preemptor=BestEffortFirst(),
+        ledger=ledger,
     )
-    return Scheduler("oracle", parts, KnownTime(truth), overload)
+    return Scheduler("oracle", Composed(parts), KnownTime(truth), overload)

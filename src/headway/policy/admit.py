@@ -12,9 +12,12 @@ from typing import Protocol
 from headway.latency.model import StepShape
 from headway.policy.appointments import WORTH
 from headway.policy.chunk import Chunker
-from headway.policy.context import PlanContext
+from headway.policy.draft import Draft
 from headway.policy.price import STREAMS_SHARE
 from headway.request import Request
+
+CLAIMS_A_STEP = 64
+"""Waiting claims for which what fits together is decided in every step; with more, less often."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,63 +57,51 @@ def largest_feasible(jobs: Iterable[Job]) -> tuple[set[str], float]:
     return dropped, 1.0 if dropped else pressure
 
 
-class Feasibility(Protocol):
-    """Decides which claims stop competing."""
-
-    def set_aside(self, ctx: PlanContext, chunker: Chunker) -> tuple[set[str], float]:
-        """Return the claims that do not fit now, and the pressure on prefill (0 to 1)."""
-
-
-class AllFeasible(Feasibility):
-    """Hope for everybody, as servers without promises do."""
-
-    def set_aside(self, ctx: PlanContext, chunker: Chunker) -> tuple[set[str], float]:
-        """Return nobody."""
-        return set(), 0.0
-
-
-class MooreHodgson(Feasibility):
+class MooreHodgson:
     """The largest set of claims whose first tokens can all be on time, by prefill time.
 
     The work of a claim is its remaining prompt at the speed the running decodes leave
     (:class:`PrefillTime`).
     Re-decided when requests came, moved or left; with many waiting only every
-    ``len / spread`` steps, so the cost a step stays bounded.
+    ``len /`` :data:`CLAIMS_A_STEP` steps, so the cost a step stays bounded.
     """
 
-    def __init__(self, spread: int = 64) -> None:
-        self._spread = spread
+    def __init__(self) -> None:
         self._last: tuple[set[str], float] = (set(), 0.0)
         self._decided_at_step = -1
 
-    def set_aside(self, ctx: PlanContext, chunker: Chunker) -> tuple[set[str], float]:
+    def set_aside(self, draft: Draft, chunker: Chunker) -> tuple[set[str], float]:
         """Return the claims to set aside; see the class."""
-        due_for_it = (ctx.step - self._decided_at_step) * self._spread >= len(ctx.live.claims)
+        due_for_it = (draft.given.step - self._decided_at_step) * CLAIMS_A_STEP >= len(
+            draft.given.live.claims
+        )
         if due_for_it:
-            ctx.pressure = 1.0  # What fits is decided at the speed the server has when pressed.
-            dropped, pressure = largest_feasible(self._jobs(ctx, chunker))
-            least_s = ctx.price.least_gap_s
+            draft.pressure = 1.0  # What fits is decided at the speed the server has when pressed.
+            dropped, pressure = largest_feasible(self._jobs(draft, chunker))
+            least_s = draft.given.price.least_gap_s
             dropped.update(
-                r.request_id for r in ctx.live.claims if (r.promised_gap_s or math.inf) < least_s
+                r.request_id
+                for r in draft.given.live.claims
+                if (r.promised_gap_s or math.inf) < least_s
             )
             self._last = dropped, pressure
-            self._decided_at_step = ctx.step
+            self._decided_at_step = draft.given.step
         return self._last
 
-    def _jobs(self, ctx: PlanContext, chunker: Chunker) -> list[Job]:
+    def _jobs(self, draft: Draft, chunker: Chunker) -> list[Job]:
         """Return one job a claim that waits or whose prompt is in progress.
 
         What several have in common with a prompt in progress is the work of the first of them.
         """
-        prefill = prefill_time(ctx, chunker)
-        waiting: Sequence[Request] = ctx.live.claims
-        running = [r for r in ctx.live.prefilling.values() if r.has_claim]
-        shared = ctx.live.shared_tokens()
+        prefill = prefill_time(draft, chunker)
+        waiting: Sequence[Request] = draft.given.live.claims
+        running = [r for r in draft.given.live.prefilling.values() if r.has_claim]
+        shared = draft.given.live.shared_tokens()
         return [
             Job(
                 r.request_id,
                 # A token comes out when its step ends, on average half a step after the work.
-                r.due_at_s - ctx.ref_s - 0.5 * prefill.step_s,
+                r.due_at_s - draft.given.ref_s - 0.5 * prefill.step_s,
                 prefill.work_s(r, shared.get(r.request_id, r.num_ready_tokens)),
                 r.slo.weight * (WORTH if r.is_expected else 1.0),
             )
@@ -144,27 +135,31 @@ class PrefillTime:
         return num_tokens * (self.token_s + self.pair_s * before)
 
 
-def prefill_time(ctx: PlanContext, chunker: Chunker) -> PrefillTime:
+def prefill_time(draft: Draft, chunker: Chunker) -> PrefillTime:
     """Return what prompt tokens take now."""
-    most = chunker.largest(ctx, ctx.shape, 0, min(ctx.view.max_step_tokens, 2048))
+    most = chunker.largest(draft, draft.shape, 0, min(draft.given.view.max_step_tokens, 2048))
     if most <= 0:
-        return PrefillTime(1, ctx.step_s, 1e3, 0.0)
-    step_s = ctx.latency.predict_s(ctx.shape.with_chunk(most, 0))
-    later_s = ctx.latency.predict_s(ctx.shape.with_chunk(most, most))
+        return PrefillTime(1, draft.given.step_s, 1e3, 0.0)
+    step_s = draft.given.latency.predict_s(draft.shape.with_chunk(most, 0))
+    later_s = draft.given.latency.predict_s(draft.shape.with_chunk(most, most))
     return PrefillTime(
-        most, min(step_s, ctx.step_s), step_s / most, (later_s - step_s) / most / most
+        most, min(step_s, draft.given.step_s), step_s / most, (later_s - step_s) / most / most
     )
 
 
 class Gate(Protocol):
     """Decides whether a waiting request may start now."""
 
-    def fits(self, ctx: PlanContext, request: Request) -> bool:
+    def fits(self, draft: Draft, request: Request) -> bool:
         """Return whether the future has room; free blocks are the scheduler's own check."""
 
-    def admitted(self, ctx: PlanContext, request: Request) -> None:
+    def admitted(self, draft: Draft, request: Request) -> None:
         """Hear that *request* fits and starts in this plan; most gates need not know."""
         return  # An empty body would make it abstract to mypy.
+
+    def begin(self, draft: Draft) -> None:
+        """Forget the last plan; most gates remember nothing."""
+        return
 
 
 class AllOf(Gate):
@@ -173,14 +168,19 @@ class AllOf(Gate):
     def __init__(self, *gates: Gate) -> None:
         self._gates = gates
 
-    def fits(self, ctx: PlanContext, request: Request) -> bool:
+    def fits(self, draft: Draft, request: Request) -> bool:
         """Return whether every gate is open."""
-        return all(gate.fits(ctx, request) for gate in self._gates)
+        return all(gate.fits(draft, request) for gate in self._gates)
 
-    def admitted(self, ctx: PlanContext, request: Request) -> None:
+    def begin(self, draft: Draft) -> None:
         """Tell every gate."""
         for gate in self._gates:
-            gate.admitted(ctx, request)
+            gate.begin(draft)
+
+    def admitted(self, draft: Draft, request: Request) -> None:
+        """Tell every gate."""
+        for gate in self._gates:
+            gate.admitted(draft, request)
 
 
 class StepGate(Gate):
@@ -190,23 +190,18 @@ class StepGate(Gate):
     out, so only those with one count against each other; a best-effort stream starts when a
     step with *everybody* still fits.
 
-    A dear gap (:mod:`headway.policy.price`) keeps nobody out.
-
-    Args:
-        share: Of the tightest gap, what decodes alone may take; prompts need the rest.
+    A dear gap (:mod:`headway.policy.price`) keeps nobody out. Decodes alone may take
+    :data:`~headway.policy.price.STREAMS_SHARE` of the tightest gap; prompts need the rest.
     """
 
-    def __init__(self, share: float = STREAMS_SHARE) -> None:
-        self._share = share
-
-    def fits(self, ctx: PlanContext, request: Request) -> bool:
+    def fits(self, draft: Draft, request: Request) -> bool:
         """Return whether the decode step with one more stream stays within the gaps."""
-        live = ctx.live
-        gaps_s = list(islice(live.claim_gaps.irange(ctx.price.least_gap_s), 1))
+        live = draft.given.live
+        gaps_s = list(islice(live.claim_gaps.irange(draft.given.price.least_gap_s), 1))
         gap_s = request.promised_gap_s
-        if request.has_claim and gap_s is not None and not ctx.price.is_dear(request):
+        if request.has_claim and gap_s is not None and not draft.given.price.is_dear(request):
             gaps_s.append(gap_s)
-        if not gaps_s or ctx.is_overdue(request):
+        if not gaps_s or draft.given.is_overdue(request):
             return True
         if not request.has_claim:
             num_streams = live.num_running + 1
@@ -221,36 +216,5 @@ class StepGate(Gate):
                 return True  # No gap but its own is at stake, and waiting makes that no longer.
             num_streams = others + 1
         context = live.sum_decode_context_tokens * num_streams // max(len(live.decoding), 1)
-        step_s = ctx.latency.predict_s(StepShape(0, 0, num_streams, context))
-        return bool(step_s * ctx.latency.margin(False, 0.05) <= self._share * min(gaps_s))
-
-
-class FreeBlocks(Gate):
-    """Whoever fits the free blocks may start, as stock vLLM does."""
-
-    def fits(self, ctx: PlanContext, request: Request) -> bool:
-        """Always: free blocks are checked for every gate."""
-        return True
-
-
-class CurveGate(Gate):
-    """Admit when the peak of the predicted usage stays within the cache.
-
-    A request whose promise is alive is measured against the others with a claim only:
-    best-effort residents are preempted when they stand in its way. Who was admitted earlier in the
-    same plan is not in the curve: counted, a burst waits longer and fewer promises are kept.
-
-    Args:
-        reserve_share: Share of the cache kept free of predictions.
-    """
-
-    def __init__(self, reserve_share: float = 0.02) -> None:
-        self._reserve_share = reserve_share
-
-    def fits(self, ctx: PlanContext, request: Request) -> bool:
-        """Return whether the peak with *request* stays below capacity minus the reserve."""
-        capacity = ctx.room_tokens * (1.0 - self._reserve_share)
-        if len(ctx.ledger.everyone) == 0:  # Nobody runs, nobody is pencilled in.
-            return True
-        peak = ctx.ledger.peak_with_tokens(request, ctx.step, claims_only=ctx.comes_first(request))
-        return peak <= capacity
+        step_s = draft.given.latency.predict_s(StepShape(0, 0, num_streams, context))
+        return bool(step_s * draft.given.latency.margin(False, 0.05) <= STREAMS_SHARE * min(gaps_s))

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from headway.latency.model import StepShape
 from headway.policy.admit import Gate
 from headway.policy.chunk import Chunker
-from headway.policy.context import PlanContext
+from headway.policy.draft import Draft
 from headway.policy.plan import Chunk, Preempt
 from headway.policy.preempt import Preemptor
 from headway.policy.price import LEAST_CHUNK_TOKENS
@@ -32,21 +31,7 @@ class Filled:
     preempt: list[Preempt] = field(default_factory=list)
 
 
-class Batcher(Protocol):
-    """Fills a step with prompt work."""
-
-    def fill(
-        self,
-        ctx: PlanContext,
-        candidates: Iterable[Request],
-        chunker: Chunker,
-        gate: Gate,
-        preemptor: Preemptor,
-    ) -> Filled:
-        """Return the chunks of the step; ``ctx.num_spare_blocks`` shrinks with them."""
-
-
-class InOrder(Batcher):
+class InOrder:
     """Take candidates in order until the step is full.
 
     Args:
@@ -59,55 +44,57 @@ class InOrder(Batcher):
 
     def fill(
         self,
-        ctx: PlanContext,
+        draft: Draft,
         candidates: Iterable[Request],
         chunker: Chunker,
         gate: Gate,
         preemptor: Preemptor,
     ) -> Filled:
         """See :class:`Batcher`."""
-        filled = Filled(ctx.shape)
-        num_running = ctx.live.num_running
+        filled = Filled(draft.shape)
+        num_running = draft.given.live.num_running
         blocked = 0
         for request in candidates:
-            if request.request_id in ctx.gone:
+            if request.request_id in draft.gone:
                 continue
             waits = request.state is not State.RUNNING
-            if waits and (num_running >= ctx.view.max_num_running or blocked > self._may_pass):
-                if not ctx.live.prefilling:
+            if waits and (
+                num_running >= draft.given.view.max_num_running or blocked > self._may_pass
+            ):
+                if not draft.given.live.prefilling:
                     break
                 continue  # Prompts in progress may still come.
-            overdue = ctx.is_overdue(request)
-            prefix = max(request.num_ready_tokens, ctx.coming_tokens(request))
+            overdue = draft.given.is_overdue(request)
+            prefix = max(request.num_ready_tokens, draft.coming_tokens(request))
             wanted = request.prefill_target_tokens - prefix
-            must_go_on = overdue or (not filled.chunks and is_unconfirmed(ctx))
-            tokens = chunker.largest(ctx, filled.shape, prefix, wanted, must_go_on)
+            must_go_on = overdue or (not filled.chunks and is_unconfirmed(draft))
+            tokens = chunker.largest(draft, filled.shape, prefix, wanted, must_go_on)
             if tokens <= 0:
                 break
-            passing = ctx.passing_tokens(request, filled.shape.num_prefill_tokens, tokens)
+            passing = draft.passing_tokens(request, filled.shape.num_prefill_tokens, tokens)
             tokens = max(passing, min(tokens, LEAST_CHUNK_TOKENS))
-            if waits and not self._make_room(ctx, request, tokens, gate, preemptor, filled):
+            if waits and not self._make_room(draft, request, tokens, gate, preemptor, filled):
                 # Nobody who waits passes an overdue one, or one that came back when it was told
                 # to: the next KV that comes free is its own.
                 first = overdue or request.is_expected
                 blocked += self._may_pass + 1 if first else 1
                 continue
             if waits:
-                gate.admitted(ctx, request)
-            ctx.busy.add(request.request_id)
+                gate.admitted(draft, request)
+            draft.busy.add(request.request_id)
             num_running += waits
             filled.shape = filled.shape.with_chunk(tokens, prefix)
             if tokens == wanted and request.has_claim:
-                ctx.brings(request, filled.shape)
-            filled.chunks.append(Chunk(request.request_id, tokens, waits, _why(ctx, request)))
+                draft.brings(request, filled.shape)
+            filled.chunks.append(Chunk(request.request_id, tokens, waits, _why(draft, request)))
             if tokens < wanted:
                 break
-        cap_partial(ctx, filled)
+        cap_partial(draft, filled)
         return filled
 
     def _make_room(
         self,
-        ctx: PlanContext,
+        draft: Draft,
         request: Request,
         tokens: int,
         gate: Gate,
@@ -115,73 +102,72 @@ class InOrder(Batcher):
         filled: Filled,
     ) -> bool:
         """Return whether a waiting request gets its KV, preempting for it when allowed."""
-        needed = ctx.blocks_to_start(request, filled.shape.num_prefill_tokens + tokens)
+        needed = draft.blocks_to_start(request, filled.shape.num_prefill_tokens + tokens)
         victims: list[Request] = []
-        if needed > ctx.num_spare_blocks:  # Cheaper to tell than what the future holds.
-            victims = self._victims(ctx, request, needed, preemptor, filled)
+        if needed > draft.num_spare_blocks:  # Cheaper to tell than what the future holds.
+            victims = self._victims(draft, request, needed, preemptor, filled)
             if not victims:
                 return False
-        if not gate.fits(ctx, request):
+        if not gate.fits(draft, request):
             return False
-        self._give_up(ctx, request, victims, filled)
-        ctx.num_spare_blocks -= ctx.lasting_blocks(request)
+        self._give_up(draft, request, victims, filled)
+        draft.num_spare_blocks -= draft.lasting_blocks(request)
         return True
 
     def _give_up(
-        self, ctx: PlanContext, request: Request, victims: list[Request], filled: Filled
+        self, draft: Draft, request: Request, victims: list[Request], filled: Filled
     ) -> None:
         """Take the victims' KV for *request*."""
         for victim in victims:
-            ctx.num_spare_blocks += ctx.freed_blocks(victim)
+            draft.num_spare_blocks += draft.given.freed_blocks(victim)
             why = f"its KV lets {request.request_id} keep its promise"
-            filled.preempt.append(ctx.preempt(victim, why))
+            filled.preempt.append(draft.preempt(victim, why))
 
     def _victims(
         self,
-        ctx: PlanContext,
+        draft: Draft,
         request: Request,
         needed: int,
         preemptor: Preemptor,
         filled: Filled,
     ) -> list[Request]:
         """Return requests whose KV together suffices, or none when that is impossible."""
-        if not ctx.comes_first(request):
+        if not draft.comes_first(request):
             return []
-        taken = ctx.busy | ctx.gone | {request.request_id}
-        ctx.num_short_blocks = needed - ctx.num_spare_blocks
+        taken = draft.busy | draft.gone | {request.request_id}
         victims: list[Request] = []
-        spare = ctx.num_spare_blocks
-        for victim in preemptor.for_claim(ctx, request):
+        spare = draft.num_spare_blocks
+        for victim in preemptor.for_claim(draft, request):
             if spare >= needed:
                 break
             if victim.request_id not in taken:
                 victims.append(victim)
-                spare += ctx.freed_blocks(victim)
+                spare += draft.given.freed_blocks(victim)
         return victims if spare >= needed else []
 
 
-def is_unconfirmed(ctx: PlanContext) -> bool:
+def is_unconfirmed(draft: Draft) -> bool:
     """Return whether for so long no step has shown that prompts cost what is predicted.
 
     An estimate by which no prompt fits prevents the steps that would correct it.
     """
-    return ctx.latency.num_steps_unconfirmed >= UNCONFIRMED_STEPS
+    return draft.given.latency.num_steps_unconfirmed >= UNCONFIRMED_STEPS
 
 
-def _why(ctx: PlanContext, request: Request) -> str:
+def _why(draft: Draft, request: Request) -> str:
     """Return the reason of a chunk for the plan and the story."""
     if request.state is State.RUNNING:
         return "prompt in progress"
-    if request.request_id in ctx.risks:
-        return ctx.risks[request.request_id]
-    if request.has_claim and ctx.price.is_dear(request):
+    if request.request_id in draft.risks:
+        return draft.risks[request.request_id]
+    if request.has_claim and draft.given.price.is_dear(request):
         return "room left: gaps this tight cost the others more promises"
-    if request.request_id in ctx.set_aside:
+    if request.request_id in draft.set_aside:
         return "room left beside the promises"
     return "first token due" if request.has_claim else "best effort"
 
 
-def cap_partial(ctx: PlanContext, filled: Filled) -> None:
+def cap_partial(draft: Draft, filled: Filled) -> None:
     """Make a cut-short prompt in progress fit engines that have one cap for all chunks.
 
     vLLM gives running requests their tokens before new ones. A prompt in progress that must
@@ -191,7 +177,7 @@ def cap_partial(ctx: PlanContext, filled: Filled) -> None:
     if not filled.chunks:
         return
     last = filled.chunks[-1]
-    partial_of = ctx.live.prefilling.get(last.request_id)
+    partial_of = draft.given.live.prefilling.get(last.request_id)
     if partial_of is None or last.num_tokens >= partial_of.remaining_prefill_tokens:
         return
     others = max((c.num_tokens for c in filled.chunks[:-1]), default=0)

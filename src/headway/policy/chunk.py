@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from headway.latency.model import StepShape
-from headway.policy.context import PlanContext
+from headway.policy.draft import Draft
 from headway.policy.price import LEAST_CHUNK_TOKENS
 
 PROBE_TOKENS = 128
@@ -22,6 +22,9 @@ CROWDED_SHARE = 0.6
 
 CROWDED_STEPS = 2.0
 """How many times as long as its decodes alone a step may then last."""
+
+LEAST_PRESSURE = 0.1
+"""What a prompt token is worth when nothing is pressed, as a share."""
 
 LENGTHS = tuple(share / 100 for share in range(20, 101, 4))
 """Step lengths weighed against each other, as shares of the limit."""
@@ -63,12 +66,16 @@ def largest_chunk(
 class Chunker(Protocol):
     """Bounds the prompt work of one step."""
 
-    def step_limit_s(self, ctx: PlanContext) -> float:
+    def begin(self, draft: Draft) -> None:
+        """Forget the last plan; most chunkers remember nothing."""
+        return
+
+    def step_limit_s(self, draft: Draft) -> float:
         """Return the seconds this step may take, or ``inf``."""
 
     def largest(
         self,
-        ctx: PlanContext,
+        draft: Draft,
         shape: StepShape,
         prefix: int,
         most: int,
@@ -81,36 +88,8 @@ class Chunker(Protocol):
             must_go_on: The request has waited too long: some progress, whatever it costs.
         """
 
-    def upper_s(self, ctx: PlanContext, shape: StepShape) -> float:
+    def upper_s(self, draft: Draft, shape: StepShape) -> float:
         """Return the seconds the chunker promises for a step of this shape."""
-
-
-class FixedChunk(Chunker):
-    """A constant token budget a step, whatever the step costs."""
-
-    def __init__(self, budget_tokens: int | None = None) -> None:
-        self._budget_tokens = budget_tokens
-
-    def step_limit_s(self, ctx: PlanContext) -> float:
-        """A token budget knows no time."""
-        return math.inf
-
-    def largest(
-        self,
-        ctx: PlanContext,
-        shape: StepShape,
-        prefix: int,
-        most: int,
-        must_go_on: bool = False,
-    ) -> int:
-        """Return what the budget leaves."""
-        budget = min(self._budget_tokens or math.inf, ctx.view.max_step_tokens)
-        room = budget - shape.num_decodes - shape.num_prefill_tokens
-        return max(min(most, int(room)), 0)
-
-    def upper_s(self, ctx: PlanContext, shape: StepShape) -> float:
-        """Return the plain prediction; nothing is promised."""
-        return ctx.latency.predict_s(shape)
 
 
 class SlackChunk(Chunker):
@@ -123,89 +102,98 @@ class SlackChunk(Chunker):
     is no quantile to tune. While prefill is not pressed its tokens are worth less and steps
     stay short of any risk. If the KV cache fills up meanwhile, steps are shorter still: prompts
     computed long before they are due hold KV, and slow down the streams that would give some back.
-
-    Args:
-        least_pressure: What a prompt token is worth when nothing is pressed, as a share.
     """
 
-    def __init__(self, least_pressure: float = 0.1) -> None:
-        self._least_pressure = least_pressure
-        self._for: tuple[PlanContext, StepShape, float] | None = None
+    def __init__(self) -> None:
+        self._for: tuple[StepShape, float] | None = None
         self._target_s = math.inf
 
-    def step_limit_s(self, ctx: PlanContext) -> float:
-        """Return the tighter of: what promises are worth, decodes out of step."""
-        least_s = ctx.latency.predict_s(ctx.shape.with_chunk(LEAST_CHUNK_TOKENS, 0))
-        limit_s = self.promised_s(ctx, least_s)
-        lagging_s = ctx.lagging_due_s - ctx.ref_s
-        return min(limit_s, lagging_s) if lagging_s > ctx.latency.predict_s(ctx.shape) else limit_s
+    def begin(self, draft: Draft) -> None:
+        """Forget the length of the last plan's step."""
+        self._for = None
 
-    def promised_s(self, ctx: PlanContext, least_s: float) -> float:
+    def step_limit_s(self, draft: Draft) -> float:
+        """Return the tighter of: what promises are worth, decodes out of step."""
+        least_s = draft.given.latency.predict_s(draft.shape.with_chunk(LEAST_CHUNK_TOKENS, 0))
+        limit_s = self.promised_s(draft, least_s)
+        lagging_s = draft.given.lagging_due_s - draft.given.ref_s
+        return (
+            min(limit_s, lagging_s)
+            if lagging_s > draft.given.latency.predict_s(draft.shape)
+            else limit_s
+        )
+
+    def promised_s(self, draft: Draft, least_s: float) -> float:
         """Return the seconds a step may last for the sake of promises.
 
         Args:
             least_s: Seconds of the shortest step that makes progress.
         """
-        return max(ctx.price.limit_s(ctx), least_s)
+        return max(draft.given.price.limit_s(draft.given, draft.shape), least_s)
 
     def largest(
         self,
-        ctx: PlanContext,
+        draft: Draft,
         shape: StepShape,
         prefix: int,
         most: int,
         must_go_on: bool = False,
     ) -> int:
         """Return the largest chunk within the step's worthwhile length."""
-        room = ctx.view.max_step_tokens - shape.num_decodes - shape.num_prefill_tokens
+        room = draft.given.view.max_step_tokens - shape.num_decodes - shape.num_prefill_tokens
         most = min(most, room)
-        target_s = min(self.target_s(ctx), ctx.until_s)
+        target_s = min(self.target_s(draft), draft.until_s)
         if target_s == math.inf:
             return max(most, 0)
-        fits = largest_chunk(target_s, shape, prefix, most, ctx.latency.predict_s)
-        nobody_harmed = not ctx.live.claim_gaps and not shape.num_prefill_tokens
+        fits = largest_chunk(target_s, shape, prefix, most, draft.given.latency.predict_s)
+        nobody_harmed = not draft.given.live.claim_gaps and not shape.num_prefill_tokens
         if must_go_on or nobody_harmed:
             # However slow the model says it is, go on.
             return max(fits, min(most, LEAST_CHUNK_TOKENS))
         return fits
 
-    def target_s(self, ctx: PlanContext) -> float:
+    def target_s(self, draft: Draft) -> float:
         """Return the predicted length this step should have; see the class."""
-        key = (ctx, ctx.shape, ctx.pressure)
-        if self._for is None or self._for[0] is not ctx or self._for[1:] != key[1:]:
+        key = (draft.shape, draft.pressure)
+        if self._for != key:
             self._for = key
-            self._target_s = self._best_length_s(ctx)
+            self._target_s = self._best_length_s(draft)
         return self._target_s
 
-    def _best_length_s(self, ctx: PlanContext) -> float:
-        limit_s = self.step_limit_s(ctx)
-        if limit_s == math.inf or not (ctx.live.claim_gaps or ctx.lagging_due_s < math.inf):
+    def _best_length_s(self, draft: Draft) -> float:
+        limit_s = self.step_limit_s(draft)
+        if limit_s == math.inf or not (
+            draft.given.live.claim_gaps or draft.given.lagging_due_s < math.inf
+        ):
             return limit_s
-        decode_s = ctx.latency.predict_s(ctx.shape)
-        if ctx.pressure < 1.0 and ctx.held_share > CROWDED_SHARE:
-            least_s = ctx.latency.predict_s(ctx.shape.with_chunk(LEAST_CHUNK_TOKENS, 0))
+        decode_s = draft.given.latency.predict_s(draft.shape)
+        if draft.pressure < 1.0 and draft.given.held_share > CROWDED_SHARE:
+            least_s = draft.given.latency.predict_s(draft.shape.with_chunk(LEAST_CHUNK_TOKENS, 0))
             limit_s = min(limit_s, max(CROWDED_STEPS * decode_s, least_s))
-        kept_s = max(decode_s, ctx.price.least_gap_s)
-        at_risk = [(gap_s, n) for gap_s, n in ctx.live.claim_gaps.items() if gap_s > kept_s]
-        if ctx.lagging_due_s < math.inf:
-            at_risk.append((ctx.lagging_due_s - ctx.ref_s, 1))
-        first_s = ctx.latency.predict_s(ctx.shape.with_chunk(1, 0))
-        probe = ctx.shape.with_chunk(PROBE_TOKENS, 0)
-        token_s = max(ctx.latency.predict_s(probe) - decode_s, 1e-9) / PROBE_TOKENS
-        worth = max(self._least_pressure, min(ctx.pressure, 1.0)) / ctx.claim_tokens
+        kept_s = max(decode_s, draft.given.price.least_gap_s)
+        at_risk = [(gap_s, n) for gap_s, n in draft.given.live.claim_gaps.items() if gap_s > kept_s]
+        if draft.given.lagging_due_s < math.inf:
+            at_risk.append((draft.given.lagging_due_s - draft.given.ref_s, 1))
+        first_s = draft.given.latency.predict_s(draft.shape.with_chunk(1, 0))
+        probe = draft.shape.with_chunk(PROBE_TOKENS, 0)
+        token_s = max(draft.given.latency.predict_s(probe) - decode_s, 1e-9) / PROBE_TOKENS
+        worth = max(LEAST_PRESSURE, min(draft.pressure, 1.0)) / draft.given.claim_tokens
         best_s, best = 0.0, -math.inf
         for share in LENGTHS:
             length_s = share * limit_s
             if length_s < first_s:
                 continue
             broken = sum(
-                count * ctx.latency.exceeds(True, gap_s / length_s) for gap_s, count in at_risk
+                count * draft.given.latency.exceeds(True, gap_s / length_s)
+                for gap_s, count in at_risk
             )
             balance = (worth * (length_s - decode_s) / token_s - broken) / length_s
             if balance > best:
                 best_s, best = length_s, balance
         return best_s
 
-    def upper_s(self, ctx: PlanContext, shape: StepShape) -> float:
+    def upper_s(self, draft: Draft, shape: StepShape) -> float:
         """Return the seconds that 99 % of such steps stay within."""
-        return ctx.latency.predict_s(shape) * ctx.latency.margin(shape.is_mixed, 0.01)
+        return draft.given.latency.predict_s(shape) * draft.given.latency.margin(
+            shape.is_mixed, 0.01
+        )

@@ -20,11 +20,7 @@ from typing import Any, Protocol, get_args
 import msgspec
 
 from headway.errors import UserError
-from headway.policy.events import (
-    Arrived,
-    Event,
-    StepScheduled,
-)
+from headway.policy.events import Arrived, Event, StepScheduled
 from headway.policy.live import LiveRequests
 from headway.policy.plan import StepPlan
 from headway.policy.scheduler import Scheduler

@@ -10,9 +10,10 @@ from headway.policy.admit import prefill_time
 from headway.policy.appointments import LEAD_S
 from headway.policy.batch import is_unconfirmed
 from headway.policy.chunk import Chunker
-from headway.policy.context import OVERDUE_SHARE, PlanContext
+from headway.policy.draft import Draft
+from headway.policy.inputs import OVERDUE_SHARE
+from headway.policy.known import Known
 from headway.policy.plan import Refuse
-from headway.policy.tracker import Tracker
 from headway.request import Request, Standing, State
 
 LATE_SHARE = 0.2
@@ -31,25 +32,25 @@ CANNOT = "The promise asked for cannot be kept now."
 HOPELESS = "Not even an idle server could keep the promise asked for."
 
 
-def refusals(core: Tracker, ctx: PlanContext, chunker: Chunker) -> tuple[Refuse, ...]:
+def refusals(known: Known, draft: Draft, chunker: Chunker) -> tuple[Refuse, ...]:
     """Refuse waiting requests whose promise does not fit, before any token of theirs.
 
     The guess of a cold server may be wrong, and refusing by it would keep it from learning better:
     nobody who may still be on time is refused within :data:`COLD_STEPS`, and nobody ever for a
     prompt longer than all that was computed so far.
     """
-    is_cold = ctx.latency.num_mixed_steps < COLD_STEPS
-    aside = (r for r in core.live.claims if r.request_id in ctx.set_aside and not is_cold)
-    lost = (r for r in core.live.others if r.standing is Standing.LOST)
+    is_cold = draft.given.latency.num_mixed_steps < COLD_STEPS
+    aside = (r for r in known.live.claims if r.request_id in draft.set_aside and not is_cold)
+    lost = (r for r in known.live.others if r.standing is Standing.LOST)
     refused = [
         r
         for r in (*aside, *lost)
         if r.state is State.WAITING
-        and r.request_id not in ctx.gone
-        and r.remaining_prefill_tokens <= core.num_learned_prompt_tokens
+        and r.request_id not in draft.gone
+        and r.remaining_prefill_tokens <= known.num_learned_prompt_tokens
     ]
-    live = core.live
-    is_untaught = live.num_running == 0 or (not live.prefilling and is_unconfirmed(ctx))
+    live = known.live
+    is_untaught = live.num_running == 0 or (not live.prefilling and is_unconfirmed(draft))
     num_claims = sum(r.has_claim for r in refused)
     nobody_stays = (
         num_claims == len(live.claims) if live.claims else len(refused) == len(live.others)
@@ -58,13 +59,13 @@ def refusals(core: Tracker, ctx: PlanContext, chunker: Chunker) -> tuple[Refuse,
         # Only serving can correct an estimate that was wrong, so an engine that computes no
         # prompt, idle or long busy with decodes, serves somebody, a claim if there is one, but
         # for those whom the clock alone, which is never wrong, has made too late.
-        spared = next((r for r in refused if not r.is_past_due(ctx.now_s)), None)
+        spared = next((r for r in refused if not r.is_past_due(draft.given.now_s)), None)
         if spared is not None:
             refused.remove(spared)
-    return _answers(core, ctx, chunker, refused, CANNOT, HOPELESS)
+    return _answers(known, draft, chunker, refused, CANNOT, HOPELESS)
 
 
-def overflow(core: Tracker, ctx: PlanContext) -> tuple[Refuse, ...]:
+def overflow(known: Known, draft: Draft, chunker: Chunker) -> tuple[Refuse, ...]:
     """Refuse lost requests that could not be served before they are overdue, the newest first.
 
     Until then the lost get the capacity no claim wants; the overdue go first, which may take
@@ -73,7 +74,7 @@ def overflow(core: Tracker, ctx: PlanContext) -> tuple[Refuse, ...]:
     is an estimate; where it was too small, whoever still waits when the longest wait ends is
     told so then. Who asked for no promise is never refused.
     """
-    live, longest_s = core.live, core.parts.max_wait_s
+    live, longest_s = known.live, known.max_wait_s
     if longest_s == math.inf or not live.others:
         return ()
     # On an idle server the oldest waits for nobody, however long it may take.
@@ -81,17 +82,16 @@ def overflow(core: Tracker, ctx: PlanContext) -> tuple[Refuse, ...]:
 
     def may_go(request: Request) -> bool:
         is_lost = request.standing is Standing.LOST and request.state is State.WAITING
-        return is_lost and request is not spared and request.request_id not in ctx.gone
+        return is_lost and request is not spared and request.request_id not in draft.gone
 
-    over_s = ctx.now_s + ENDING_STEPS * ctx.max_step_s - longest_s
+    over_s = draft.given.now_s + ENDING_STEPS * draft.given.max_step_s - longest_s
     ending = takewhile(lambda r: r.arrived_at_s <= over_s, live.others)
     refused = {r.request_id: r for r in ending if may_go(r)}
-    leftover_share = sum(leftover for _, _, leftover in core.ended) / max(len(core.ended), 1)
-    share = min(leftover_share + LATE_SHARE, OVERDUE_SHARE)
+    share = min(known.work_rate.leftover_share + LATE_SHARE, OVERDUE_SHARE)
     before_overdue_s = OVERDUE_SHARE * longest_s
-    if len(core.ended) < (core.ended.maxlen or 0):
+    if not known.work_rate.is_measured:
         share = math.inf  # Nobody is refused by a rate that was not measured.
-    excess_s = live.others_work_s - share * before_overdue_s * core.work_per_s
+    excess_s = live.others_work_s - share * before_overdue_s * known.work_rate.per_s
     excess_s -= sum(request.work_s for request in refused.values())
     for request in reversed(live.others):
         if excess_s <= 0:
@@ -100,12 +100,12 @@ def overflow(core: Tracker, ctx: PlanContext) -> tuple[Refuse, ...]:
             excess_s -= request.work_s
             refused[request.request_id] = request
     why = "The server is overloaded beyond its longest wait."
-    return _answers(core, ctx, core.parts.chunker, list(refused.values()), why, why)
+    return _answers(known, draft, chunker, list(refused.values()), why, why)
 
 
 def _answers(
-    core: Tracker,
-    ctx: PlanContext,
+    known: Known,
+    draft: Draft,
     chunker: Chunker,
     refused: Sequence[Request],
     why: str,
@@ -114,16 +114,16 @@ def _answers(
     """Return the refusals, each with an appointment behind those given before it."""
     if not refused:
         return ()
-    prefill = prefill_time(ctx, chunker)
-    staying = (r for r in core.live.claims if r.request_id not in ctx.set_aside)
+    prefill = prefill_time(draft, chunker)
+    staying = (r for r in known.live.claims if r.request_id not in draft.set_aside)
     backlog_s = sum(prefill.work_s(r) for r in staying)
     answers: list[Refuse] = []
     for request in refused:
-        if core.is_hopeless(request):
+        if known.is_hopeless(request):
             # No appointment; but the estimate may be a young one, so it may ask again.
             answers.append(Refuse(request.request_id, LEAD_S, hopeless))
             continue
         work_s = prefill.work_s(request)
-        wait_s = core.appointments.book(request, work_s, backlog_s, ctx.now_s)
+        wait_s = known.appointments.book(request, work_s, backlog_s, draft.given.now_s)
         answers.append(Refuse(request.request_id, wait_s, why))
     return tuple(answers)

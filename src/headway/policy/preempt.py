@@ -5,46 +5,34 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
-from headway.policy.context import OVERDUE_SHARE, PlanContext
+from headway.policy.draft import Draft
+from headway.policy.inputs import OVERDUE_SHARE
 from headway.request import Request
 
 
 class Preemptor(Protocol):
     """Orders the running requests from the most dispensable."""
 
-    def for_running(self, ctx: PlanContext) -> Iterator[Request]:
+    def for_running(self, draft: Draft) -> Iterator[Request]:
         """Yield victims so that the others can take their next token."""
 
-    def for_claim(self, ctx: PlanContext, claim: Request) -> Iterator[Request]:
+    def for_claim(self, draft: Draft, claim: Request) -> Iterator[Request]:
         """Yield victims whose KV a waiting claim may take over."""
 
 
 class Nobody(Preemptor):
     """For an engine that takes nobody's KV: a plan that counted on it would start nobody."""
 
-    def for_running(self, ctx: PlanContext) -> Iterator[Request]:
+    def for_running(self, draft: Draft) -> Iterator[Request]:
         """Yield nobody."""
         yield from ()
 
-    def for_claim(self, ctx: PlanContext, claim: Request) -> Iterator[Request]:
+    def for_claim(self, draft: Draft, claim: Request) -> Iterator[Request]:
         """Yield nobody."""
         yield from ()
 
 
 NOBODY = Nobody()
-
-
-class Youngest(Preemptor):
-    """The request that started last, as stock vLLM does; nobody yields to a newcomer."""
-
-    def for_running(self, ctx: PlanContext) -> Iterator[Request]:
-        """Yield running requests, last started first."""
-        yield from reversed(list(ctx.live.prefilling.values()))
-        yield from reversed(list(ctx.live.decoding.values()))
-
-    def for_claim(self, ctx: PlanContext, claim: Request) -> Iterator[Request]:
-        """Yield nobody."""
-        yield from ()
 
 
 class BestEffortFirst(Preemptor):
@@ -53,31 +41,31 @@ class BestEffortFirst(Preemptor):
     A best-effort request that arrived too long ago is spared, so that it ends at all.
     """
 
-    def _is_dispensable(self, ctx: PlanContext, request: Request) -> bool:
-        if request.has_claim and request.request_id not in ctx.set_aside:
+    def _is_dispensable(self, draft: Draft, request: Request) -> bool:
+        if request.has_claim and request.request_id not in draft.set_aside:
             return False
-        return ctx.now_s - request.arrived_at_s < OVERDUE_SHARE * ctx.max_wait_s
+        return draft.given.now_s - request.arrived_at_s < OVERDUE_SHARE * draft.given.max_wait_s
 
-    def for_claim(self, ctx: PlanContext, claim: Request) -> Iterator[Request]:
+    def for_claim(self, draft: Draft, claim: Request) -> Iterator[Request]:
         """Yield best-effort requests, the youngest first; for the overdue, claims after them.
 
         The overdue never drive each other out: all would compute their prompts, and none end.
         """
-        if ctx.is_overdue(claim):
+        if draft.given.is_overdue(claim):
             yield from (
-                r for r in self.for_running(ctx) if self._is_dispensable(ctx, r) or r.has_claim
+                r for r in self.for_running(draft) if self._is_dispensable(draft, r) or r.has_claim
             )
             return
-        if ctx.live.num_unclaimed_decodes == 0 and not ctx.live.prefilling:
+        if draft.given.live.num_unclaimed_decodes == 0 and not draft.given.live.prefilling:
             return
-        dispensable = [r for r in ctx.live.running() if self._is_dispensable(ctx, r)]
+        dispensable = [r for r in draft.given.live.running() if self._is_dispensable(draft, r)]
         dispensable.sort(key=lambda r: -r.order)
         yield from dispensable
 
-    def for_running(self, ctx: PlanContext) -> Iterator[Request]:
+    def for_running(self, draft: Draft) -> Iterator[Request]:
         """Yield best-effort requests, then claims: unstarted streams before running ones."""
-        running = list(ctx.live.running())
-        dispensable = [r for r in running if self._is_dispensable(ctx, r)]
+        running = list(draft.given.live.running())
+        dispensable = [r for r in running if self._is_dispensable(draft, r)]
         dispensable.sort(key=lambda r: -r.order)
         yield from dispensable
         seen = {r.request_id for r in dispensable}

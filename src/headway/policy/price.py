@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from headway.latency.model import StepShape
-from headway.policy.context import PlanContext
+from headway.policy.inputs import Inputs
 from headway.request import Request
 
 RECENT_CLAIMS = 128
@@ -111,18 +111,18 @@ class StepPrice:
             )
         )
 
-    def limit_s(self, ctx: PlanContext) -> float:
-        """Return the seconds that a step may last; ``inf`` before the first claim.
+    def limit_s(self, given: Inputs, shape: StepShape) -> float:
+        """Return the seconds that a step with these decodes may last; ``inf`` before any claim.
 
         The tightest gap of a running stream that is not dear. Where prompts stand in line, also
         what first tokens to come are worth: short steps slow the prompt in progress for certain,
         and with nobody behind it there is no more than a chance that somebody profits.
         """
-        live = ctx.live
-        is_due = ctx.step - self._decided_at_step >= DECIDE_EVERY
+        live = given.live
+        is_due = given.step - self._decided_at_step >= DECIDE_EVERY
         if is_due and self._claims:
-            self._decided_at_step = ctx.step
-            self._decide(ctx)
+            self._decided_at_step = given.step
+            self._decide(given, shape)
         gap_s = next(live.claim_gaps.irange(self.least_gap_s), math.inf)
         if len(live.prefilling) + live.num_waiting <= 1:
             return gap_s
@@ -136,13 +136,13 @@ class StepPrice:
         tbt_s = request.promised_gap_s
         return tbt_s is not None and tbt_s < self.least_gap_s
 
-    def _decide(self, ctx: PlanContext) -> None:
+    def _decide(self, given: Inputs, shape: StepShape) -> None:
         """Find the lengths with the most promises kept, with gaps and without."""
         at_s, ttft_s, gap_s, weight, prompt, output = np.array(self._claims).T
-        lengths = _lengths(ctx, gap_s)
+        lengths = _lengths(given, shape, gap_s)
         keeps_gap = gap_s[:, None] >= lengths
-        rate = (len(at_s) - 1) / max(ctx.now_s - at_s[0], 1e-3)
-        machine = _Machine(ctx, lengths)
+        rate = (len(at_s) - 1) / max(given.now_s - at_s[0], 1e-3)
+        machine = _Machine(given, shape, lengths)
         # As much work may wait as what is promised for it leaves time.
         patience_s = float(np.average(np.minimum(ttft_s, PATIENCE_S), weights=prompt))
         tightest_s = np.where(keeps_gap, gap_s[:, None], math.inf).min(axis=0)
@@ -154,7 +154,7 @@ class StepPrice:
         served *= 1.0 - lost_share(rate * stay_s / streams, streams * (1.0 + patience_s / stay_s))
         late = machine.late_share(ttft_s, prompt, speed)
         kept = weight[:, None] * (1.0 - late) / weight.sum()
-        at_once = self._lost_at_once(ctx, machine) / len(at_s)
+        at_once = self._lost_at_once(given, shape, machine) / len(at_s)
         self.least_gap_s = ROUNDING * _best_of(
             lengths, (kept * keeps_gap).sum(axis=0) * served - at_once
         )
@@ -163,18 +163,18 @@ class StepPrice:
         # bound it would cut those that are further.
         self._for_first_tokens_s = math.inf if best_s >= machine.full_s else best_s
 
-    def _lost_at_once(self, ctx: PlanContext, machine: _Machine) -> Vector:
+    def _lost_at_once(self, given: Inputs, shape: StepShape, machine: _Machine) -> Vector:
         """Return the promises that each length would break now, whatever comes later.
 
         Streams with a tighter gap, and of those who wait the share that this length has no time
         for. It keeps a length from changing with every burst.
         """
         lost = np.zeros_like(machine.lengths)
-        for gap_s, count in ctx.live.claim_gaps.items():
+        for gap_s, count in given.live.claim_gaps.items():
             lost += count * (gap_s < ROUNDING * machine.lengths)
-        speed = machine.speed(np.full_like(machine.lengths, float(ctx.shape.num_decodes)))
+        speed = machine.speed(np.full_like(machine.lengths, float(shape.num_decodes)))
         needed = max(self.pressure, 1e-9) * speed.max()
-        lost += len(ctx.live.claims) * np.maximum(1.0 - speed / needed, 0.0)
+        lost += len(given.live.claims) * np.maximum(1.0 - speed / needed, 0.0)
         return lost
 
 
@@ -184,11 +184,11 @@ def _best_of(lengths: Vector, value: Vector) -> float:
     return float(lengths[np.nonzero(value >= best - WORTH_TELLING * abs(best))[0][-1]])
 
 
-def _lengths(ctx: PlanContext, gap_s: Vector) -> Vector:
+def _lengths(given: Inputs, shape: StepShape, gap_s: Vector) -> Vector:
     """Return the step lengths to compare: a grid, and the gaps it can tell apart."""
-    predict_s, shape = ctx.latency.predict_s, ctx.shape
+    predict_s = given.latency.predict_s
     least_s = predict_s(shape.with_chunk(LEAST_CHUNK_TOKENS, 0))
-    most_s = predict_s(shape.with_chunk(ctx.view.max_step_tokens, 0))
+    most_s = predict_s(shape.with_chunk(given.view.max_step_tokens, 0))
     grid = np.geomspace(least_s, max(most_s, 1.01 * least_s), NUM_LENGTHS)
     gaps = np.unique(gap_s[(gap_s > least_s) & (gap_s < math.inf)])[:NUM_LENGTHS]
     return np.unique(np.concatenate([grid, gaps]))
@@ -201,10 +201,11 @@ class _Machine:
     that runs long steps cannot know, and believing so has hurt the others (experiments/LOG.md).
     """
 
-    def __init__(self, ctx: PlanContext, lengths: Vector) -> None:
-        self._ctx = ctx
+    def __init__(self, given: Inputs, shape: StepShape, lengths: Vector) -> None:
+        self._given = given
+        self._num_decodes = shape.num_decodes
         self.lengths = lengths
-        predict_s, shape, most = ctx.latency.predict_s, ctx.shape, ctx.view.max_step_tokens
+        predict_s, most = given.latency.predict_s, given.view.max_step_tokens
         each = shape.sum_context_tokens // max(shape.num_decodes, 1)
         self._one_s = predict_s(StepShape(0, 0, 1, each))
         many_s = predict_s(StepShape(0, 0, 101, 101 * each))
@@ -214,13 +215,13 @@ class _Machine:
 
     def seen_stay(self, rate: float) -> float:
         """Return the steps a stream stays, from how many there are (Little 1961)."""
-        return self._ctx.shape.num_decodes / max(rate * self._ctx.step_s, 1e-9)
+        return self._num_decodes / max(rate * self._given.step_s, 1e-9)
 
     def streams(self, tightest_s: Vector) -> Vector:
         """Return how many streams fit beside each other where the tightest gaps are these."""
-        most_s = STREAMS_SHARE * tightest_s / self._ctx.latency.margin(False, 0.05)
+        most_s = STREAMS_SHARE * tightest_s / self._given.latency.margin(False, 0.05)
         fit = 1.0 + np.maximum(most_s - self._one_s, 0.0) / self._decode_s
-        return np.minimum(fit, float(self._ctx.view.max_num_running))
+        return np.minimum(fit, float(self._given.view.max_num_running))
 
     def speed(self, num_streams: Vector) -> Vector:
         """Return prompt tokens a second beside so many streams; what short steps can, long can."""
@@ -236,6 +237,6 @@ class _Machine:
         """
         own_s = prompt[:, None] * self._token_s + self._one_s
         own_s = np.where(own_s <= self.lengths, self.lengths, prompt[:, None] / speed)
-        worst_s = (1 + self._ctx.view.num_steps_in_flight) * self.lengths + own_s
+        worst_s = (1 + self._given.view.num_steps_in_flight) * self.lengths + own_s
         share: Vector = np.clip((worst_s - ttft_s[:, None]) / self.lengths, 0.0, 1.0)
         return share

@@ -4,32 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from heapq import merge
-from typing import Protocol
 
-from headway.policy.context import PlanContext
+from headway.policy.draft import Draft
 from headway.request import Request
 
 
-class Prioritizer(Protocol):
-    """Orders the prompts in progress and the waiting requests together."""
-
-    def candidates(self, ctx: PlanContext) -> Iterator[Request]:
-        """Yield requests that want prompt tokens, most important first."""
-
-
-class ByArrival(Prioritizer):
-    """First come, first served; prompts in progress before new ones."""
-
-    def candidates(self, ctx: PlanContext) -> Iterator[Request]:
-        """Yield prompts in progress in the order they began, then waiting by arrival.
-
-        Presets that use this order heed no promise, so nobody waits among the claims.
-        """
-        yield from list(ctx.live.prefilling.values())
-        yield from ctx.live.others
-
-
-class ByDeadline(Prioritizer):
+class ByDeadline:
     """Overdue best effort, then claims by due time, then the rest by arrival.
 
     Earliest due date first (Jackson 1955) among the claims that fit together; those set
@@ -37,24 +17,24 @@ class ByDeadline(Prioritizer):
     A claim whose prompt begins as one in progress does gives its turn to that one: what it would
     compute itself, it finds in the cache when the other is done. (TensorRT-LLM's capacity scheduler
     lets it wait. Differs: the other one, best effort or not, goes in its place.)
-    Whoever is overdue (:meth:`PlanContext.is_overdue`) goes before all, the longest silent first
+    Whoever is overdue (:meth:`Draft.is_overdue`) goes before all, the longest silent first
     (a stream that stands still may have come early and fallen silent late), so nobody starves.
     """
 
-    def candidates(self, ctx: PlanContext) -> Iterator[Request]:
+    def candidates(self, draft: Draft) -> Iterator[Request]:
         """Yield in the order described by the class; prompts in progress win ties."""
         overdue: list[Request] = []
         rest_in_progress: list[Request] = []
         claims_in_progress: list[Request] = []
-        for request in ctx.live.prefilling.values():
-            if request.has_claim and request.request_id not in ctx.set_aside:
+        for request in draft.given.live.prefilling.values():
+            if request.has_claim and request.request_id not in draft.set_aside:
                 claims_in_progress.append(request)
-            elif ctx.is_overdue(request):
+            elif draft.given.is_overdue(request):
                 overdue.append(request)
             else:
                 rest_in_progress.append(request)
-        for request in ctx.live.others:
-            if ctx.is_overdue(request):
+        for request in draft.given.live.others:
+            if draft.given.is_overdue(request):
                 overdue.append(request)
             elif not request.num_preemptions:
                 break  # Whoever came later has waited less; the preempted may have run since.
@@ -63,18 +43,18 @@ class ByDeadline(Prioritizer):
         first = {request.request_id for request in overdue}
         claims_in_progress.sort(key=_due)
         aside: list[Request] = []
-        for request in merge(claims_in_progress, ctx.live.claims, key=_due):
-            if request.request_id in ctx.set_aside:
+        for request in merge(claims_in_progress, draft.given.live.claims, key=_due):
+            if request.request_id in draft.set_aside:
                 aside.append(request)
                 continue
-            other = ctx.live.computing_for(request)
+            other = draft.given.live.computing_for(request)
             for one in (request,) if other is None else (other, request):
                 if one.request_id not in first:
                     first.add(one.request_id)
                     yield one
         yield from (r for r in rest_in_progress if r.request_id not in first)
         yield from aside
-        yield from (r for r in ctx.live.others if r.request_id not in first)
+        yield from (r for r in draft.given.live.others if r.request_id not in first)
 
 
 def _due(request: Request) -> tuple[float, int, int]:

@@ -1,7 +1,8 @@
-"""The longest of the last steps, in constant time a step."""
+"""The longest of the last steps, in constant time a step, and the tightest of recent promises."""
 
 from __future__ import annotations
 
+import math
 from collections import deque
 
 
@@ -29,3 +30,25 @@ class LongestRecent:
     def largest(self, default: float) -> float:
         """Return the largest value; *default* before the first."""
         return self._kept[0][1] if self._kept else default
+
+
+class TightestRecent:
+    """The tightest of the promises that came within some seconds of the last that was as tight.
+
+    Args:
+        seconds: After so long a looser one takes its place.
+    """
+
+    def __init__(self, seconds: float = 60.0) -> None:
+        self._seconds = seconds
+        self._seen_at_s = -math.inf
+        self.value_s = math.inf
+
+    def add(self, promise_s: float | None, at_s: float) -> None:
+        """A request came that promises this, or nothing."""
+        is_stale = at_s - self._seen_at_s > self._seconds
+        if promise_s is not None and (promise_s <= self.value_s or is_stale):
+            self.value_s = promise_s
+            self._seen_at_s = at_s
+        elif is_stale:
+            self.value_s = math.inf

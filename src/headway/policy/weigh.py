@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 from headway.policy.admit import Gate, PrefillTime, prefill_time
 from headway.policy.chunk import Chunker
-from headway.policy.context import PlanContext
+from headway.policy.draft import Draft
 from headway.policy.kv.forecast import Forecast, Lifetimes
 from headway.policy.predict import Predictor, within
 from headway.request import Request
@@ -26,14 +26,14 @@ WORTH_TELLING = 0.05
 
 
 class Lengths(Predictor):
-    """Feeds :class:`Lifetimes` and answers with expected lengths."""
+    """Expected lengths, from :class:`~headway.policy.kv.forecast.Lifetimes` that it feeds."""
 
-    def __init__(self, lifetimes: Lifetimes) -> None:
-        self._lifetimes = lifetimes
+    def __init__(self) -> None:
+        self.lifetimes = Lifetimes()
 
     def predict(self, request: Request) -> int:
         """Return tokens generated so far and the mean of what is to come, within the bound."""
-        remaining = self._lifetimes.mean_remaining(
+        remaining = self.lifetimes.mean_remaining(
             request.slo.class_name, request.num_output_tokens, request.max_output_tokens
         )
         return within(request, request.num_output_tokens + int(remaining))
@@ -41,84 +41,83 @@ class Lengths(Predictor):
     def learn(self, request: Request) -> None:
         """Remember the length of a finished request; one that met its bound was cut there."""
         cut = request.num_output_tokens >= request.max_output_tokens
-        self._lifetimes.learn(request.slo.class_name, request.num_output_tokens, cut)
+        self.lifetimes.learn(request.slo.class_name, request.num_output_tokens, cut)
 
     def learn_cut(self, request: Request) -> None:
         """Remember that it would have been longer."""
-        self._lifetimes.learn(request.slo.class_name, request.num_output_tokens, is_cut=True)
+        self.lifetimes.learn(request.slo.class_name, request.num_output_tokens, is_cut=True)
 
 
 class Weighed(Gate):
     """Admit when the promises that waiting would cost outweigh those that overflow would."""
 
-    def __init__(self, lifetimes: Lifetimes, chunker: Chunker) -> None:
-        self._lifetimes = lifetimes
+    def __init__(self, lengths: Lengths, chunker: Chunker) -> None:
+        self._lifetimes = lengths.lifetimes
         self._chunker = chunker
-        self._for: PlanContext | None = None
         self._claims: Forecast | None = None
         self._everyone: Forecast | None = None
         self._num_spare: int | None = None
-        self._prefill = PrefillTime(1, 1.0, 1.0, 0.0)
+        self._prefill: PrefillTime | None = None
 
-    def fits(self, ctx: PlanContext, request: Request) -> bool:
+    def begin(self, draft: Draft) -> None:
+        """Forget what was foreseen for the last plan."""
+        self._claims = self._everyone = self._num_spare = self._prefill = None
+
+    def fits(self, draft: Draft, request: Request) -> bool:
         """Return whether *request* may start.
 
         An empty server takes anybody, and whoever has waited too long is not weighed any more.
         """
-        if ctx.is_overdue(request) or (ctx.live.num_running == 0 and not ctx.busy):
+        if draft.given.is_overdue(request) or (
+            draft.given.live.num_running == 0 and not draft.busy
+        ):
             return True
-        if self._for is not ctx:
-            self._look(ctx)
-        first = ctx.comes_first(request)
-        forecast = self._of(ctx, claims_only=first)
-        capacity = float(ctx.room_tokens)
+        if self._prefill is None:
+            self._prefill = prefill_time(draft, self._chunker)
+        first = draft.comes_first(request)
+        forecast = self._of(draft, claims_only=first)
+        capacity = float(draft.given.room_tokens)
         total = forecast.victims_with(request, capacity)
         preemptions = max(total - forecast.victims(capacity), 0.0)
         if not first:
-            return preemptions <= BEST_EFFORT_PREEMPTIONS and self._may_come_back(ctx, request)
-        again = ctx.pressure * forecast.victim_tokens / max(ctx.claim_tokens, 1.0)
-        overflow_cost = preemptions * (self._victim_loss(ctx, total) + again)
-        waiting_cost = self._waiting_cost(ctx, request, forecast, capacity)
+            return preemptions <= BEST_EFFORT_PREEMPTIONS and self._may_come_back(draft, request)
+        again = draft.pressure * forecast.victim_tokens / max(draft.given.claim_tokens, 1.0)
+        overflow_cost = preemptions * (self._victim_loss(draft, total) + again)
+        waiting_cost = self._waiting_cost(draft, request, forecast, self._prefill)
         if overflow_cost > waiting_cost:
             return False
         if preemptions >= WORTH_TELLING:
-            ctx.risks[request.request_id] = (
+            draft.risks[request.request_id] = (
                 f"first token due: {preemptions:.1f} preemptions are expected of it and cost"
                 f" {overflow_cost:.2f} promises, waiting {waiting_cost:.2f}"
             )
         return True
 
     @staticmethod
-    def _may_come_back(ctx: PlanContext, request: Request) -> bool:
+    def _may_come_back(draft: Draft, request: Request) -> bool:
         """Return whether best effort that lost its KV n times leaves room for 2^n claims.
 
         With less it would lose it to the next claims, and its prompt be computed for nothing.
         """
         if not request.num_preemptions:
             return True
-        own = ctx.layout.held_tokens(request.num_tokens)
-        spare = ctx.layout.tokens(ctx.num_spare_blocks) - own
-        wanted = 2.0 ** min(request.num_preemptions, 32) * ctx.claim_tokens
-        return spare >= min(wanted, ctx.capacity_tokens - 2 * own)
+        own = draft.given.layout.held_tokens(request.num_tokens)
+        spare = draft.given.layout.tokens(draft.num_spare_blocks) - own
+        wanted = 2.0 ** min(request.num_preemptions, 32) * draft.given.claim_tokens
+        return spare >= min(wanted, draft.given.capacity_tokens - 2 * own)
 
-    def admitted(self, ctx: PlanContext, request: Request) -> None:
+    def admitted(self, draft: Draft, request: Request) -> None:
         """Count *request* in for the rest of the plan."""
-        if self._for is ctx:
-            if self._everyone is not None:
-                self._everyone.add([request])
-            if self._claims is not None and request.has_claim:
-                self._claims.add([request])
+        if self._everyone is not None:
+            self._everyone.add([request])
+        if self._claims is not None and request.has_claim:
+            self._claims.add([request])
 
-    def _look(self, ctx: PlanContext) -> None:
-        self._for = ctx
-        self._claims = self._everyone = self._num_spare = None
-        self._prefill = prefill_time(ctx, self._chunker)
-
-    def _of(self, ctx: PlanContext, claims_only: bool) -> Forecast:
+    def _of(self, draft: Draft, claims_only: bool) -> Forecast:
         known = self._claims if claims_only else self._everyone
         if known is None:
-            known = Forecast(self._lifetimes, ctx.layout)
-            known.add(self._residents(ctx, claims_only))
+            known = Forecast(self._lifetimes, draft.given.layout)
+            known.add(self._residents(draft, claims_only))
             if claims_only:
                 self._claims = known
             else:
@@ -126,32 +125,32 @@ class Weighed(Gate):
         return known
 
     @staticmethod
-    def _residents(ctx: PlanContext, claims_only: bool) -> Iterable[Request]:
-        for request in ctx.live.running():
-            if request.request_id not in ctx.gone and (not claims_only or request.has_claim):
+    def _residents(draft: Draft, claims_only: bool) -> Iterable[Request]:
+        for request in draft.given.live.running():
+            if request.request_id not in draft.gone and (not claims_only or request.has_claim):
                 yield request
 
-    def _victim_loss(self, ctx: PlanContext, num_preemptions: float) -> float:
+    def _victim_loss(self, draft: Draft, num_preemptions: float) -> float:
         """Return the promises one more preemption breaks: none while somebody can spare a gap."""
         if self._num_spare is None:
             self._num_spare = sum(
                 not request.has_claim or request.has_earned_a_gap()
-                for request in ctx.live.decoding.values()
+                for request in draft.given.live.decoding.values()
             )
         short = num_preemptions - self._num_spare
         return min(short / max(num_preemptions, 1e-9), 1.0) if short > 0.0 else 0.0
 
     def _waiting_cost(
-        self, ctx: PlanContext, request: Request, forecast: Forecast, capacity: float
+        self, draft: Draft, request: Request, forecast: Forecast, prefill: PrefillTime
     ) -> float:
         """Return the chance that *request* breaks its promise if it waits for room."""
         growth = self._lifetimes.mean_remaining(
             request.slo.class_name, request.num_output_tokens, request.max_output_tokens
         )
-        held = ctx.layout.held_tokens(request.num_tokens)
-        steps = forecast.steps_until(held + growth / 2, capacity)
-        room_s = steps * ctx.step_s / request.tokens_a_step
-        slack_s = request.due_at_s - ctx.ref_s - self._prefill.work_s(request)
+        held = draft.given.layout.held_tokens(request.num_tokens)
+        steps = forecast.steps_until(held + growth / 2, float(draft.given.room_tokens))
+        room_s = steps * draft.given.step_s / request.tokens_a_step
+        slack_s = request.due_at_s - draft.given.ref_s - prefill.work_s(request)
         if slack_s <= 0 or room_s == math.inf:
             return request.slo.weight
         return request.slo.weight * min(room_s / slack_s, 1.0)

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from headway.kit.options import positive_tokens
 from headway.kit.parts import Parts
-from headway.rivals import fcfs
+from headway.kit.simple import plain_parts
 
 
 def parts(chunk_tokens: int = 768) -> Parts:
     """Return the parts with *chunk_tokens* in every pass."""
-    return fcfs.parts(positive_tokens("chunk_tokens", chunk_tokens))
+    return plain_parts(positive_tokens("chunk_tokens", chunk_tokens))

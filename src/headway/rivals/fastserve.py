@@ -15,14 +15,16 @@ from dataclasses import dataclass
 
 from headway.kit.options import positive_count, positive_s
 from headway.kit.parts import Parts
+from headway.kit.simple import AllFeasible, FixedChunk, FreeBlocks
 from headway.latency.model import StepShape
-from headway.policy.admit import AllFeasible, FreeBlocks
-from headway.policy.chunk import FixedChunk
-from headway.policy.context import PlanContext
+from headway.policy.draft import Draft
 from headway.policy.predict import MaxTokens
-from headway.policy.swap_choice import SweetSpot
+from headway.policy.swap_choice import SwapChoice, copyable_blocks
 from headway.request import Request
 from headway.rivals.ranked import RankedStep, Ranking
+
+RATIO = 2.0
+"""Of one level's quantum to that of the level above."""
 
 
 @dataclass(slots=True)
@@ -62,37 +64,38 @@ class SkipJoin(Ranking):
     Args:
         quantum_s: Of the first level; ``None`` takes the time of the shortest step there is,
             one decode alone, as the paper does.
-        ratio: Of one level's quantum to the level above.
     """
 
     def __init__(
         self,
         num_levels: int = 6,
         quantum_s: float | None = None,
-        ratio: float = 2.0,
         starve_s: float = 10.0,
     ) -> None:
         self._levels: list[dict[str, Job]] = [{} for _ in range(num_levels)]
         self._level_of: dict[str, int] = {}
         self._quantum_s = quantum_s
-        self._ratio = ratio
         self._starve_s = starve_s
         self._next_order = 0
         self._last_s = -math.inf
-        self._ctx: PlanContext | None = None
+        self._is_new = True
 
-    def order(self, ctx: PlanContext) -> list[Request]:
+    def begin(self, draft: Draft) -> None:
+        """Forget the last plan."""
+        self._is_new = True
+
+    def order(self, draft: Draft) -> list[Request]:
         """Return the live requests level by level."""
-        if ctx is not self._ctx:
-            self._ctx = ctx
-            self._refresh(ctx)
+        if self._is_new:
+            self._is_new = False
+            self._refresh(draft)
         return [job.request for level in self._levels for job in level.values()]
 
-    def limit_s(self, ctx: PlanContext) -> float:
+    def limit_s(self, draft: Draft) -> float:
         """Only requests and tokens are counted."""
         return math.inf
 
-    def displaces(self, ctx: PlanContext, newcomer: Request, resident: Request) -> bool:
+    def displaces(self, draft: Draft, newcomer: Request, resident: Request) -> bool:
         """Return whether *newcomer* is of a higher level: equals do not evict each other."""
         return self.level(newcomer) < self.level(resident)
 
@@ -100,37 +103,37 @@ class SkipJoin(Ranking):
         """Return the level of a live request, 0 the most important."""
         return self._level_of[request.request_id]
 
-    def _refresh(self, ctx: PlanContext) -> None:
+    def _refresh(self, draft: Draft) -> None:
         """Take in who left, who ran, who starved and who came since the last plan."""
-        elapsed_s = ctx.now_s - self._last_s
-        self._last_s = ctx.now_s
-        quantum_s = self._quantum_s or ctx.latency.predict_s(StepShape(0, 0, 1, 1))
+        elapsed_s = draft.given.now_s - self._last_s
+        self._last_s = draft.given.now_s
+        quantum_s = self._quantum_s or draft.given.latency.predict_s(StepShape(0, 0, 1, 1))
         for job in [job for level in self._levels for job in level.values()]:
             request = job.request
-            if ctx.live.requests.get(request.request_id) is not request:
+            if draft.given.live.requests.get(request.request_id) is not request:
                 self._drop(request.request_id)
             elif job.has_run():
-                job.ran_at_s = ctx.now_s
+                job.ran_at_s = draft.given.now_s
                 job.service_s += elapsed_s
                 self._demote(job, quantum_s)
-            elif job.level and ctx.now_s - job.ran_at_s >= self._starve_s:
-                job.ran_at_s, job.service_s = ctx.now_s, 0.0
+            elif job.level and draft.given.now_s - job.ran_at_s >= self._starve_s:
+                job.ran_at_s, job.service_s = draft.given.now_s, 0.0
                 self._put(job, 0)
         new: list[Request] = []
-        for request in reversed(ctx.live.requests.values()):
+        for request in reversed(draft.given.live.requests.values()):
             if request.order < self._next_order:
                 break
             new.append(request)
         for request in reversed(new):
-            self._join(ctx, request, quantum_s)
+            self._join(draft, request, quantum_s)
 
-    def _join(self, ctx: PlanContext, request: Request, quantum_s: float) -> None:
+    def _join(self, draft: Draft, request: Request, quantum_s: float) -> None:
         """Put a newcomer in the first level whose quantum holds its first iteration."""
         self._next_order = request.order + 1
         num_tokens = request.prefill_target_tokens
-        first_s = ctx.latency.predict_s(StepShape().with_chunk(num_tokens, 0))
+        first_s = draft.given.latency.predict_s(StepShape().with_chunk(num_tokens, 0))
         level = 0
-        while level < len(self._levels) - 1 and quantum_s * self._ratio**level < first_s:
+        while level < len(self._levels) - 1 and quantum_s * RATIO**level < first_s:
             level += 1
         self._put(Job(request, level, request.arrived_at_s), level)
 
@@ -138,7 +141,7 @@ class SkipJoin(Ranking):
         """Move a job down while its service exceeds its level's quantum."""
         level = job.level
         while level < len(self._levels) - 1:
-            allowed_s = quantum_s * self._ratio**level
+            allowed_s = quantum_s * RATIO**level
             if job.service_s < allowed_s:
                 break
             job.service_s -= allowed_s
@@ -158,6 +161,14 @@ class SkipJoin(Ranking):
         level = self._level_of.pop(request_id, None)
         if level is not None:
             del self._levels[level][request_id]
+
+
+class WhereverItFits(SwapChoice):
+    """Copy to the host whatever it has room for."""
+
+    def how(self, draft: Draft, victim: Request) -> str:
+        """Return ``"swap"`` unless nothing can be copied."""
+        return "swap" if copyable_blocks(draft, victim) else "recompute"
 
 
 def parts(
@@ -190,5 +201,5 @@ def parts(
         preemptor=step,
         heeds_promises=False,
         holder=step,
-        swap=SweetSpot(0),  # Whatever can be copied.
+        swap=WhereverItFits(),
     )

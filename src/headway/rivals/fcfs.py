@@ -9,26 +9,12 @@ being met inside it, which frees the same blocks.
 from __future__ import annotations
 
 from headway.kit.options import positive_tokens
-from headway.policy.admit import AllFeasible, FreeBlocks
-from headway.policy.batch import InOrder
-from headway.policy.chunk import FixedChunk
-from headway.policy.predict import MaxTokens
-from headway.policy.preempt import Youngest
-from headway.policy.prioritize import ByArrival
-from headway.policy.scheduler import Parts
+from headway.kit.parts import Parts
+from headway.kit.simple import plain_parts
 
 
 def parts(chunk_tokens: int | None = None) -> Parts:
     """Return the parts; *chunk_tokens* is the budget of a step, the engine's when ``None``."""
     if chunk_tokens is not None:
         positive_tokens("chunk_tokens", chunk_tokens)
-    return Parts(
-        predictor=MaxTokens(),
-        feasibility=AllFeasible(),
-        prioritizer=ByArrival(),
-        chunker=FixedChunk(chunk_tokens),
-        gate=FreeBlocks(),
-        batcher=InOrder(may_pass=0),
-        preemptor=Youngest(),
-        heeds_promises=False,
-    )
+    return plain_parts(chunk_tokens)

@@ -12,10 +12,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from headway.kit.parts import Parts
-from headway.rivals import fcfs
-from headway.rivals.reserved import Reserved, WholePrompts
+from headway.kit.simple import WholePrompts, plain_parts
+from headway.rivals.reserved import Reserved
 
 
 def parts() -> Parts:
     """Return the parts."""
-    return replace(fcfs.parts(), chunker=WholePrompts(), gate=Reserved())
+    return replace(plain_parts(), chunker=WholePrompts(), gate=Reserved())

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from headway.kit.parts import Batcher, Prioritizer
 from headway.policy.admit import Gate
-from headway.policy.batch import Batcher, Filled
+from headway.policy.batch import Filled
 from headway.policy.chunk import Chunker
-from headway.policy.context import PlanContext
+from headway.policy.draft import Draft
 from headway.policy.plan import Preempt
 from headway.policy.predict import Predictor
 from headway.policy.preempt import Preemptor
-from headway.policy.prioritize import Prioritizer
 from headway.request import Request, State
 
 
@@ -48,11 +48,11 @@ class Bucketed(Predictor):
         grown = bound if self._growth is None else min(self._growth * reserved, bound)
         return max(grown, request.num_output_tokens + 1)
 
-    def take_outgrown(self, ctx: PlanContext) -> Iterator[Request]:
+    def take_outgrown(self, draft: Draft) -> Iterator[Request]:
         """Yield, once, the decoding requests that outgrew their reservation in this plan."""
         outgrown, self._outgrown = self._outgrown, {}
         for request_id, num_output_tokens in outgrown.items():
-            request = ctx.live.decoding.get(request_id)
+            request = draft.given.live.decoding.get(request_id)
             if request is not None and request.num_output_tokens == num_output_tokens:
                 yield request
 
@@ -69,7 +69,7 @@ class Evicting(Batcher):
 
     def fill(
         self,
-        ctx: PlanContext,
+        draft: Draft,
         candidates: Iterable[Request],
         chunker: Chunker,
         gate: Gate,
@@ -77,14 +77,14 @@ class Evicting(Batcher):
     ) -> Filled:
         """See :class:`~headway.policy.batch.Batcher`."""
         evicted: list[Preempt] = []
-        for request in self._predictor.take_outgrown(ctx):
-            if request.request_id in ctx.gone or not ctx.live.num_waiting:
+        for request in self._predictor.take_outgrown(draft):
+            if request.request_id in draft.gone or not draft.given.live.num_waiting:
                 continue
-            ctx.gone.add(request.request_id)
-            ctx.num_spare_blocks += ctx.freed_blocks(request)
+            draft.gone.add(request.request_id)
+            draft.num_spare_blocks += draft.given.freed_blocks(request)
             why = "its output outgrew the reservation"
             evicted.append(Preempt(request.request_id, "recompute", why))
-        filled = self._inner.fill(ctx, candidates, chunker, gate, preemptor)
+        filled = self._inner.fill(draft, candidates, chunker, gate, preemptor)
         filled.preempt = [*evicted, *filled.preempt]
         return filled
 
@@ -100,12 +100,12 @@ class LongestFirst(Prioritizer):
         self._size = window
         self._window: set[str] = set()
 
-    def candidates(self, ctx: PlanContext) -> Iterator[Request]:
+    def candidates(self, draft: Draft) -> Iterator[Request]:
         """Yield prompts in progress, then the window by reservation."""
-        yield from list(ctx.live.prefilling.values())
-        members = [r for r in ctx.live.others if r.request_id in self._window]
+        yield from list(draft.given.live.prefilling.values())
+        members = [r for r in draft.given.live.others if r.request_id in self._window]
         if not members:
-            members = list(ctx.live.others[: self._size])
+            members = list(draft.given.live.others[: self._size])
             self._window = {r.request_id for r in members}
         members.sort(
             key=lambda r: (-r.num_prompt_tokens - r.predicted_output_tokens, r.order),

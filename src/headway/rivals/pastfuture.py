@@ -16,13 +16,11 @@ import numpy.typing as npt
 
 from headway.kit.options import positive_count, share
 from headway.kit.parts import Parts
-from headway.policy.admit import AllFeasible, Gate
+from headway.kit.simple import AllFeasible, ByArrival, FixedChunk, Youngest
+from headway.policy.admit import Gate
 from headway.policy.batch import InOrder
-from headway.policy.chunk import FixedChunk
-from headway.policy.context import PlanContext
+from headway.policy.draft import Draft
 from headway.policy.predict import Predictor
-from headway.policy.preempt import Youngest
-from headway.policy.prioritize import ByArrival
 from headway.request import Request
 
 Float = npt.NDArray[np.float64]
@@ -95,26 +93,30 @@ class PastFuture(Gate):
     def __init__(self, history: History, reserve_share: float = 0.05) -> None:
         self._history = history
         self._reserve_share = reserve_share
-        self._ctx: PlanContext | None = None
+        self._is_new = True
         self._held: Float = np.empty(0)
         self._remaining: Float = np.empty(0)
 
-    def fits(self, ctx: PlanContext, request: Request) -> bool:
+    def begin(self, draft: Draft) -> None:
+        """Forget the last plan."""
+        self._is_new = True
+
+    def fits(self, draft: Draft, request: Request) -> bool:
         """Return whether *request* fits; who did is counted for the rest of this plan."""
-        if ctx is not self._ctx:
-            running = [r for r in ctx.live.running() if r.request_id not in ctx.gone]
-            self._ctx = ctx
-            self._held, self._remaining = self._usage(ctx, running)
-        held, remaining = self._usage(ctx, [request])
+        if self._is_new:
+            running = [r for r in draft.given.live.running() if r.request_id not in draft.gone]
+            self._is_new = False
+            self._held, self._remaining = self._usage(draft, running)
+        held, remaining = self._usage(draft, [request])
         held = np.concatenate([self._held, held])
         remaining = np.concatenate([self._remaining, remaining])
-        most = ctx.capacity_tokens * (1.0 - self._reserve_share)
+        most = draft.given.capacity_tokens * (1.0 - self._reserve_share)
         if len(held) > 1 and future_peak(held, remaining) > most:
             return False
         self._held, self._remaining = held, remaining
         return True
 
-    def _usage(self, ctx: PlanContext, requests: list[Request]) -> tuple[Float, Float]:
+    def _usage(self, draft: Draft, requests: list[Request]) -> tuple[Float, Float]:
         """Return tokens held and still to come; half a block each for partly filled ones."""
         if not requests:
             return np.empty(0), np.empty(0)
@@ -122,8 +124,8 @@ class PastFuture(Gate):
         so_far = np.array([r.num_output_tokens for r in requests], np.float64)
         remaining = self._history.draw(requests) - so_far
         most = num_tokens + np.maximum(remaining, 0.0)
-        aside = np.array([ctx.layout.aside_tokens(int(n)) for n in most], np.float64)
-        return num_tokens + aside + ctx.layout.block_size_tokens / 2, remaining
+        aside = np.array([draft.given.layout.aside_tokens(int(n)) for n in most], np.float64)
+        return num_tokens + aside + draft.given.layout.block_size_tokens / 2, remaining
 
 
 def parts(window: int = 200, reserve_share: float = 0.05, seed: int = 0) -> Parts:

@@ -14,18 +14,19 @@ import math
 from collections.abc import Iterator
 
 from headway.kit.options import positive_s
-from headway.kit.parts import Parts
+from headway.kit.parts import Feasibility, Parts, Prioritizer
+from headway.kit.simple import EveryoneDecodes, FreeBlocks, Youngest
 from headway.latency.model import StepShape
-from headway.policy.admit import Feasibility, FreeBlocks
 from headway.policy.batch import InOrder
 from headway.policy.chunk import Chunker, largest_chunk
-from headway.policy.context import PlanContext
+from headway.policy.draft import Draft
 from headway.policy.predict import SlidingHistogram
-from headway.policy.preempt import Youngest
 from headway.policy.price import LEAST_CHUNK_TOKENS
-from headway.policy.prioritize import Prioritizer
 from headway.request import Request
-from headway.rivals.ranked import EveryoneDecodes
+
+MISS_RATE = 0.05
+"""How often a step may outlast its prediction; the paper's predictor errs on the long side by a
+margin we do not know."""
 
 SATURATING_TOKENS = 2048
 """Chunk at which a prompt token costs what it costs in long prompts."""
@@ -56,71 +57,72 @@ def token_due_at_s(request: Request, step_s: float, num_ahead: int = 0) -> float
     return due_s
 
 
-def prompt_token_s(ctx: PlanContext) -> float:
+def prompt_token_s(draft: Draft) -> float:
     """Return the seconds one prompt token takes in a long prompt, nothing else running."""
     step = StepShape().with_chunk(SATURATING_TOKENS, 0)
-    return (ctx.latency.predict_s(step) - ctx.latency.predict_s(StepShape())) / SATURATING_TOKENS
+    return (
+        draft.given.latency.predict_s(step) - draft.given.latency.predict_s(StepShape())
+    ) / SATURATING_TOKENS
 
 
 class PaceChunk(Chunker):
     """The largest chunk under the least slack of the running decodes (QoServe §3.3).
 
     A decode that misses its due time even without a prompt beside it bounds nothing.
-
-    Args:
-        miss_rate: How often a step may outlast its prediction; the paper's predictor errs
-            on the long side by a margin we do not know.
     """
 
-    def __init__(self, miss_rate: float = 0.05) -> None:
-        self._miss_rate = miss_rate
-        self._ctx: PlanContext | None = None
+    def __init__(self) -> None:
+        self._is_new = True
         self._limit_s = math.inf
 
-    def step_limit_s(self, ctx: PlanContext) -> float:
+    def begin(self, draft: Draft) -> None:
+        """Forget the last plan."""
+        self._is_new = True
+
+    def step_limit_s(self, draft: Draft) -> float:
         """Return the predicted seconds a step with prompts may take; ``inf`` without a pace."""
-        if ctx is not self._ctx:
-            self._ctx, self._limit_s = ctx, self._length_s(ctx, self._slacks_s(ctx))
+        if self._is_new:
+            self._is_new, self._limit_s = False, self._length_s(draft, self._slacks_s(draft))
         return self._limit_s
 
     def largest(
         self,
-        ctx: PlanContext,
+        draft: Draft,
         shape: StepShape,
         prefix: int,
         most: int,
         must_go_on: bool = False,
     ) -> int:
         """Return the largest chunk within the limit; see the class."""
-        room = ctx.view.max_step_tokens - shape.num_decodes - shape.num_prefill_tokens
+        room = draft.given.view.max_step_tokens - shape.num_decodes - shape.num_prefill_tokens
         most = max(min(most, room), 0)
-        limit_s = self.step_limit_s(ctx)
+        limit_s = self.step_limit_s(draft)
         if limit_s == math.inf:
             return most
-        fits = largest_chunk(limit_s, shape, prefix, most, ctx.latency.predict_s)
+        fits = largest_chunk(limit_s, shape, prefix, most, draft.given.latency.predict_s)
         return max(fits, min(most, LEAST_CHUNK_TOKENS)) if must_go_on else fits
 
-    def upper_s(self, ctx: PlanContext, shape: StepShape) -> float:
+    def upper_s(self, draft: Draft, shape: StepShape) -> float:
         """Return the seconds such a step stays within, but for the miss rate."""
-        margin = ctx.latency.margin(shape.is_mixed, self._miss_rate)
-        return ctx.latency.predict_s(shape) * margin
+        margin = draft.given.latency.margin(shape.is_mixed, MISS_RATE)
+        return draft.given.latency.predict_s(shape) * margin
 
-    def _slacks_s(self, ctx: PlanContext) -> list[tuple[float, float]]:
+    def _slacks_s(self, draft: Draft) -> list[tuple[float, float]]:
         """Return slack and promised gap of each decode that can still be on time."""
-        decode_s = ctx.latency.predict_s(ctx.shape)
-        ahead = ctx.view.num_steps_in_flight
+        decode_s = draft.given.latency.predict_s(draft.shape)
+        ahead = draft.given.view.num_steps_in_flight
         slacks: list[tuple[float, float]] = []
-        for request in ctx.live.decoding.values():
-            slack_s = token_due_at_s(request, ctx.step_s, ahead) - ctx.ref_s
+        for request in draft.given.live.decoding.values():
+            slack_s = token_due_at_s(request, draft.given.step_s, ahead) - draft.given.ref_s
             if decode_s < slack_s < math.inf:
                 gap_s = request.slo.tbt_s
-                slacks.append((slack_s, ctx.step_s if gap_s is None else gap_s))
+                slacks.append((slack_s, draft.given.step_s if gap_s is None else gap_s))
         return slacks
 
-    def _length_s(self, ctx: PlanContext, slacks_s: list[tuple[float, float]]) -> float:
+    def _length_s(self, draft: Draft, slacks_s: list[tuple[float, float]]) -> float:
         """Return the predicted length of the step; see the class."""
         least_s = min((slack_s for slack_s, _ in slacks_s), default=math.inf)
-        return least_s / ctx.latency.margin(True, self._miss_rate)
+        return least_s / draft.given.latency.margin(True, MISS_RATE)
 
 
 class Hybrid(Prioritizer):
@@ -136,26 +138,26 @@ class Hybrid(Prioritizer):
     def __init__(self, alpha_s: float | None = None) -> None:
         self._alpha_s = alpha_s
 
-    def candidates(self, ctx: PlanContext) -> Iterator[Request]:
+    def candidates(self, draft: Draft) -> Iterator[Request]:
         """Yield who can be on time by priority, then the rest."""
-        yield from (r for _, _, r in sorted(self.ranked(ctx)) if not _is_aside(ctx, r))
-        prompts = ctx.live.prefilling.values()
-        yield from [r for r in prompts if _is_aside(ctx, r)]
-        aside = [r for r in ctx.live.claims if _is_aside(ctx, r)]
-        yield from sorted([*aside, *ctx.live.others], key=lambda r: r.order)
+        yield from (r for _, _, r in sorted(self.ranked(draft)) if not _is_aside(draft, r))
+        prompts = draft.given.live.prefilling.values()
+        yield from [r for r in prompts if _is_aside(draft, r)]
+        aside = [r for r in draft.given.live.claims if _is_aside(draft, r)]
+        yield from sorted([*aside, *draft.given.live.others], key=lambda r: r.order)
 
-    def ranked(self, ctx: PlanContext) -> list[tuple[float, int, Request]]:
+    def ranked(self, draft: Draft) -> list[tuple[float, int, Request]]:
         """Return (priority, order, request) of the claims that wait or prefill, unsorted."""
-        alpha_s = prompt_token_s(ctx) if self._alpha_s is None else self._alpha_s
-        claims = [r for r in ctx.live.prefilling.values() if r.has_claim]
+        alpha_s = prompt_token_s(draft) if self._alpha_s is None else self._alpha_s
+        claims = [r for r in draft.given.live.prefilling.values() if r.has_claim]
         return [
             (r.due_at_s + alpha_s * r.remaining_prefill_tokens, r.order, r)
-            for r in (*claims, *ctx.live.claims)
+            for r in (*claims, *draft.given.live.claims)
         ]
 
 
-def _is_aside(ctx: PlanContext, request: Request) -> bool:
-    return not request.has_claim or request.request_id in ctx.set_aside
+def _is_aside(draft: Draft, request: Request) -> bool:
+    return not request.has_claim or request.request_id in draft.set_aside
 
 
 class EagerRelegation(Feasibility):
@@ -168,12 +170,12 @@ class EagerRelegation(Feasibility):
     def __init__(self, priority: Hybrid) -> None:
         self._priority = priority
 
-    def set_aside(self, ctx: PlanContext, chunker: Chunker) -> tuple[set[str], float]:
+    def set_aside(self, draft: Draft, chunker: Chunker) -> tuple[set[str], float]:
         """Return the relegated; the pressure is 1 when there are any."""
-        token_s = prompt_token_s(ctx)
-        ready_s = ctx.ref_s
+        token_s = prompt_token_s(draft)
+        ready_s = draft.given.ref_s
         late: set[str] = set()
-        for _, _, request in sorted(self._priority.ranked(ctx)):
+        for _, _, request in sorted(self._priority.ranked(draft)):
             work_s = request.remaining_prefill_tokens * token_s
             if ready_s + work_s > request.due_at_s:
                 late.add(request.request_id)

@@ -12,29 +12,28 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from headway.kit.parts import Holder
+from headway.kit.parts import Batcher, Holder, Part, Prioritizer
 from headway.latency.model import StepShape
 from headway.policy.admit import Gate
-from headway.policy.batch import Batcher, Filled, cap_partial
+from headway.policy.batch import Filled, cap_partial
 from headway.policy.chunk import Chunker, largest_chunk
-from headway.policy.context import PlanContext
+from headway.policy.draft import Draft
 from headway.policy.plan import Chunk, Preempt
 from headway.policy.preempt import Preemptor
 from headway.policy.price import LEAST_CHUNK_TOKENS
-from headway.policy.prioritize import Prioritizer
 from headway.request import Request, State
 
 
-class Ranking(Protocol):
+class Ranking(Part, Protocol):
     """What tells one such rival from another."""
 
-    def order(self, ctx: PlanContext) -> list[Request]:
+    def order(self, draft: Draft) -> list[Request]:
         """Return every live request, the most important first."""
 
-    def limit_s(self, ctx: PlanContext) -> float:
+    def limit_s(self, draft: Draft) -> float:
         """Return the seconds the step may take; ``inf`` when only tokens are counted."""
 
-    def displaces(self, ctx: PlanContext, newcomer: Request, resident: Request) -> bool:
+    def displaces(self, draft: Draft, newcomer: Request, resident: Request) -> bool:
         """Return whether *newcomer* may take the KV of *resident*, who ranks below it."""
 
 
@@ -71,85 +70,89 @@ class RankedStep(Holder, Prioritizer, Batcher, Preemptor):
         self._ranking = ranking
         self._max_batch = max_batch
         self._least_partial_tokens = least_partial_tokens
-        self._ctx: PlanContext | None = None
-        self._choice = Choice(0, 0, 0, 0, math.inf)
+        self._choice: Choice | None = None
 
     # -- the parts ------------------------------------------------------------------------
 
-    def hold(self, ctx: PlanContext) -> tuple[str, ...]:
+    def begin(self, draft: Draft) -> None:
+        """Forget the last plan's step."""
+        self._choice = None
+        self._ranking.begin(draft)
+
+    def hold(self, draft: Draft) -> tuple[str, ...]:
         """Return the decodes the walk found no room for."""
-        choice = self._choose(ctx)
-        ctx.shape = choice.decodes
+        choice = self._choose(draft)
+        draft.shape = choice.decodes
         return tuple(choice.held)
 
-    def candidates(self, ctx: PlanContext) -> Iterator[Request]:
+    def candidates(self, draft: Draft) -> Iterator[Request]:
         """Yield the prompts the walk took."""
-        yield from self._choose(ctx).taken
+        yield from self._choose(draft).taken
 
     def fill(
         self,
-        ctx: PlanContext,
+        draft: Draft,
         candidates: Iterable[Request],
         chunker: Chunker,
         gate: Gate,
         preemptor: Preemptor,
     ) -> Filled:
         """Return what the walk chose."""
-        choice = self._choose(ctx)
+        choice = self._choose(draft)
         filled = Filled(choice.shape, list(choice.chunks))
         for victim, why in choice.victims.values():
-            ctx.gone.add(victim.request_id)
+            draft.gone.add(victim.request_id)
             filled.preempt.append(Preempt(victim.request_id, "recompute", why))
-        cap_partial(ctx, filled)
-        ctx.num_spare_blocks = choice.num_spare_blocks
+        cap_partial(draft, filled)
+        draft.num_spare_blocks = choice.num_spare_blocks
         return filled
 
-    def for_running(self, ctx: PlanContext) -> Iterator[Request]:
+    def for_running(self, draft: Draft) -> Iterator[Request]:
         """Yield running requests, the least important first."""
-        for request in reversed(self._ranking.order(ctx)):
+        for request in reversed(self._ranking.order(draft)):
             if request.state is State.RUNNING:
                 yield request
 
-    def for_claim(self, ctx: PlanContext, claim: Request) -> Iterator[Request]:
+    def for_claim(self, draft: Draft, claim: Request) -> Iterator[Request]:
         """Yield nobody: the walk has decided who makes room."""
         yield from ()
 
     # -- the walk -------------------------------------------------------------------------
 
-    def _choose(self, ctx: PlanContext) -> Choice:
-        if ctx is not self._ctx:
-            self._ctx, self._choice = ctx, self._walk(ctx)
+    def _choose(self, draft: Draft) -> Choice:
+        if self._choice is None:
+            self._choice = self._walk(draft)
         return self._choice
 
-    def _walk(self, ctx: PlanContext) -> Choice:
+    def _walk(self, draft: Draft) -> Choice:
         """Give the step to the most important until tokens, time, batch or KV run out."""
-        view = ctx.view
-        num_running = sum(r.request_id not in ctx.gone for r in ctx.live.running())
+        view = draft.given.view
+        num_running = sum(r.request_id not in draft.gone for r in draft.given.live.running())
         choice = Choice(
             num_tokens_left=view.max_step_tokens,
             num_batch_left=self._max_batch or view.max_num_running,
             num_slots_left=view.max_num_running - num_running,
-            num_spare_blocks=ctx.num_spare_blocks,
-            limit_s=self._ranking.limit_s(ctx),
+            num_spare_blocks=draft.num_spare_blocks,
+            limit_s=self._ranking.limit_s(draft),
         )
-        gone = ctx.gone.union(ctx.live.hindered)
-        order = [r for r in self._ranking.order(ctx) if r.request_id not in gone]
+        gone = draft.gone.union(draft.given.live.hindered)
+        order = [r for r in self._ranking.order(draft) if r.request_id not in gone]
         for rank, request in enumerate(order):
             if request.request_id in choice.victims:
                 continue
             if choice.num_tokens_left <= 0 or choice.num_batch_left <= 0:
                 choice.is_full = True
-            if request.request_id in ctx.live.decoding:
-                self._take_decode(ctx, choice, request)
+            if request.request_id in draft.given.live.decoding:
+                self._take_decode(draft, choice, request)
             elif not choice.is_full:
-                self._take_prompt(ctx, choice, request, order[rank + 1 :])
+                self._take_prompt(draft, choice, request, order[rank + 1 :])
         return choice
 
-    def _take_decode(self, ctx: PlanContext, choice: Choice, request: Request) -> None:
+    def _take_decode(self, draft: Draft, choice: Choice, request: Request) -> None:
         shape = _with_decode(choice.shape, request)
         is_first = not choice.shape.num_decodes and not choice.shape.num_prefills
         if not choice.is_full and not is_first and choice.limit_s < math.inf:
-            choice.is_full = ctx.latency.predict_s(shape) > choice.limit_s
+            choice.is_full = draft.given.latency.predict_s(shape) > choice.limit_s
         if choice.is_full:
             choice.held.append(request.request_id)
             return
@@ -159,17 +162,17 @@ class RankedStep(Holder, Prioritizer, Batcher, Preemptor):
         choice.num_batch_left -= 1
 
     def _take_prompt(
-        self, ctx: PlanContext, choice: Choice, request: Request, below: list[Request]
+        self, draft: Draft, choice: Choice, request: Request, below: list[Request]
     ) -> None:
         waits = request.state is not State.RUNNING
         if waits and choice.is_blocked:
             return
         wanted = request.prefill_target_tokens - request.num_computed_tokens
-        num_tokens = self._chunk_tokens(ctx, choice, request, wanted)
+        num_tokens = self._chunk_tokens(draft, choice, request, wanted)
         if num_tokens <= 0:
             choice.is_full = True
             return
-        if waits and not self._make_room(ctx, choice, request, below):
+        if waits and not self._make_room(draft, choice, request, below):
             choice.is_blocked = True  # Nobody who waits passes it: KV that comes free is its.
             return
         why = "its rank" if waits else "prompt in progress"
@@ -180,10 +183,10 @@ class RankedStep(Holder, Prioritizer, Batcher, Preemptor):
         choice.num_batch_left -= 1
         choice.is_full = choice.is_full or num_tokens < wanted
 
-    def _chunk_tokens(self, ctx: PlanContext, choice: Choice, request: Request, wanted: int) -> int:
+    def _chunk_tokens(self, draft: Draft, choice: Choice, request: Request, wanted: int) -> int:
         """Return the tokens of this prompt the step has room for; some if it would be empty."""
         most = min(wanted, choice.num_tokens_left)
-        prefix, predict_s = request.num_computed_tokens, ctx.latency.predict_s
+        prefix, predict_s = request.num_computed_tokens, draft.given.latency.predict_s
         fits = most
         if choice.limit_s < math.inf:
             fits = largest_chunk(choice.limit_s, choice.shape, prefix, most, predict_s)
@@ -193,10 +196,10 @@ class RankedStep(Holder, Prioritizer, Batcher, Preemptor):
         return min(most, LEAST_CHUNK_TOKENS) if is_empty else 0
 
     def _make_room(
-        self, ctx: PlanContext, choice: Choice, request: Request, below: list[Request]
+        self, draft: Draft, choice: Choice, request: Request, below: list[Request]
     ) -> bool:
         """Find a slot and KV for a waiting request, from those below it if need be."""
-        needed = ctx.new_blocks(request)
+        needed = draft.new_blocks(request)
         slots, spare = choice.num_slots_left, choice.num_spare_blocks
         victims: list[Request] = []
         for resident in reversed(below):
@@ -205,10 +208,10 @@ class RankedStep(Holder, Prioritizer, Batcher, Preemptor):
             if (
                 resident.state is State.RUNNING
                 and resident.request_id not in choice.victims
-                and self._ranking.displaces(ctx, request, resident)
+                and self._ranking.displaces(draft, request, resident)
             ):
                 victims.append(resident)
-                slots, spare = slots + 1, spare + ctx.freed_blocks(resident)
+                slots, spare = slots + 1, spare + draft.given.freed_blocks(resident)
         if slots <= 0 or spare < needed:
             return False
         for victim in victims:
@@ -226,11 +229,3 @@ def _with_decode(shape: StepShape, request: Request) -> StepShape:
         shape.sum_context_tokens + request.num_tokens,
         shape.chunk_context,
     )
-
-
-class EveryoneDecodes(Holder):
-    """No decode ever sits out."""
-
-    def hold(self, ctx: PlanContext) -> tuple[str, ...]:
-        """Return nobody."""
-        return ()

@@ -16,14 +16,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from headway.kit.options import length_predictor, positive_count, positive_tokens
-from headway.kit.parts import Parts
-from headway.policy.admit import AllFeasible
+from headway.kit.parts import Parts, Prioritizer
+from headway.kit.simple import AllFeasible, FixedChunk, Youngest
 from headway.policy.batch import InOrder
-from headway.policy.chunk import FixedChunk
-from headway.policy.context import PlanContext
+from headway.policy.draft import Draft
 from headway.policy.live import LiveRequests
-from headway.policy.preempt import Youngest
-from headway.policy.prioritize import Prioritizer
 from headway.request import Request
 from headway.rivals.overrun import Bucketed, Evicting
 from headway.rivals.reserved import Reserved
@@ -43,9 +40,9 @@ class LengthBatches(Prioritizer):
         self._pool: dict[str, Request] = {}
         self._batch: dict[str, tuple[Request, int]] = {}
 
-    def candidates(self, ctx: PlanContext) -> Iterator[Request]:
+    def candidates(self, draft: Draft) -> Iterator[Request]:
         """Yield prompts in progress, then who of the batch has not started."""
-        live = ctx.live
+        live = draft.given.live
         yield from list(live.prefilling.values())
         self._batch = {
             i: (r, length)

@@ -12,10 +12,8 @@ from __future__ import annotations
 
 from headway.kit.options import length_predictor, positive_count
 from headway.kit.parts import Parts
-from headway.policy.admit import AllFeasible
+from headway.kit.simple import AllFeasible, FixedChunk, Youngest
 from headway.policy.batch import InOrder
-from headway.policy.chunk import FixedChunk
-from headway.policy.preempt import Youngest
 from headway.rivals.overrun import Bucketed, Evicting, LongestFirst
 from headway.rivals.reserved import Reserved
 

@@ -7,10 +7,10 @@ for strict promises. Differs: admission and preemption are vLLM's.
 from __future__ import annotations
 
 from headway.kit.options import positive_tokens
-from headway.policy.scheduler import Parts
-from headway.rivals import fcfs
+from headway.kit.parts import Parts
+from headway.kit.simple import plain_parts
 
 
 def parts(chunk_tokens: int = 512) -> Parts:
     """Return the parts with a budget of *chunk_tokens* a step."""
-    return fcfs.parts(positive_tokens("chunk_tokens", chunk_tokens))
+    return plain_parts(positive_tokens("chunk_tokens", chunk_tokens))

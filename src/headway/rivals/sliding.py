@@ -15,18 +15,16 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from headway.kit.parts import Parts
+from headway.kit.parts import Feasibility, Parts, Prioritizer
+from headway.kit.simple import EveryoneDecodes, FreeBlocks, Youngest
 from headway.latency.model import StepShape
-from headway.policy.admit import Feasibility, FreeBlocks, Job
+from headway.policy.admit import Job
 from headway.policy.batch import InOrder
 from headway.policy.chunk import Chunker, StepTime, largest_chunk
-from headway.policy.context import PlanContext
+from headway.policy.draft import Draft
 from headway.policy.predict import SlidingHistogram
-from headway.policy.preempt import Youngest
-from headway.policy.prioritize import Prioritizer
 from headway.request import Request
-from headway.rivals.qoserve import PaceChunk, prompt_token_s
-from headway.rivals.ranked import EveryoneDecodes
+from headway.rivals.qoserve import MISS_RATE, PaceChunk, prompt_token_s
 
 SHARES = tuple(i / 16 for i in range(1, 17))
 """First chunks weighed against each other, as shares of the greedy one."""
@@ -73,23 +71,27 @@ def best_first_chunk(
 class TwoSteps(PaceChunk):
     """The step's length is that of the first of the two best chunks."""
 
-    def _length_s(self, ctx: PlanContext, slacks_s: list[tuple[float, float]]) -> float:
-        first_s = super()._length_s(ctx, slacks_s)
+    def _length_s(self, draft: Draft, slacks_s: list[tuple[float, float]]) -> float:
+        first_s = super()._length_s(draft, slacks_s)
         if first_s == math.inf:
             return first_s
         both_s = min(slack_s + gap_s for slack_s, gap_s in slacks_s)
-        both_s /= ctx.latency.margin(True, self._miss_rate)
-        most = ctx.view.max_step_tokens - ctx.shape.num_decodes
-        predict_s = ctx.latency.predict_s
-        backlog = _backlog_tokens(ctx, 2 * most)
-        chunk = best_first_chunk(first_s, both_s, ctx.shape, backlog, most, predict_s)
-        return predict_s(ctx.shape.with_chunk(chunk, 0)) if chunk > 0 else first_s
+        both_s /= draft.given.latency.margin(True, MISS_RATE)
+        most = draft.given.view.max_step_tokens - draft.shape.num_decodes
+        predict_s = draft.given.latency.predict_s
+        backlog = _backlog_tokens(draft, 2 * most)
+        chunk = best_first_chunk(first_s, both_s, draft.shape, backlog, most, predict_s)
+        return predict_s(draft.shape.with_chunk(chunk, 0)) if chunk > 0 else first_s
 
 
-def _backlog_tokens(ctx: PlanContext, enough_tokens: int) -> int:
+def _backlog_tokens(draft: Draft, enough_tokens: int) -> int:
     """Return the prompt tokens waiting or in progress, counted up to *enough_tokens*."""
     total = 0
-    for queue in (ctx.live.prefilling.values(), ctx.live.claims, ctx.live.others):
+    for queue in (
+        draft.given.live.prefilling.values(),
+        draft.given.live.claims,
+        draft.given.live.others,
+    ):
         for request in queue:
             total += request.remaining_prefill_tokens
             if total >= enough_tokens:
@@ -103,18 +105,18 @@ class Protected(Prioritizer):
     Protected: chosen by the knapsack. Urgent: its slack is below two of the recent steps.
     """
 
-    def candidates(self, ctx: PlanContext) -> Iterator[Request]:
+    def candidates(self, draft: Draft) -> Iterator[Request]:
         """Yield prompts in progress and waiting requests by the key of the class."""
-        token_s = prompt_token_s(ctx)
+        token_s = prompt_token_s(draft)
 
         def key(request: Request) -> tuple[bool, bool, int, int]:
-            aside = not request.has_claim or request.request_id in ctx.set_aside
+            aside = not request.has_claim or request.request_id in draft.set_aside
             left = request.remaining_prefill_tokens
-            slack_s = request.due_at_s - ctx.ref_s - left * token_s
-            urgent = not aside and slack_s < 2.0 * ctx.step_s
+            slack_s = request.due_at_s - draft.given.ref_s - left * token_s
+            urgent = not aside and slack_s < 2.0 * draft.given.step_s
             return (aside, not urgent, request.order if aside else left, request.order)
 
-        live = ctx.live
+        live = draft.given.live
         yield from sorted([*live.prefilling.values(), *live.claims, *live.others], key=key)
 
 
@@ -151,15 +153,15 @@ def most_weight_on_time(jobs: Sequence[Job], grid: int = GRID) -> set[str]:
 class Knapsack(Feasibility):
     """When not every claim's first token can be on time, protect the heaviest set that can."""
 
-    def set_aside(self, ctx: PlanContext, chunker: Chunker) -> tuple[set[str], float]:
+    def set_aside(self, draft: Draft, chunker: Chunker) -> tuple[set[str], float]:
         """Return the claims left unprotected; the pressure is 1 when there are any."""
-        token_s = prompt_token_s(ctx)
-        claims = [r for r in ctx.live.prefilling.values() if r.has_claim]
-        claims = sorted([*claims, *ctx.live.claims], key=lambda r: (r.due_at_s, r.order))
+        token_s = prompt_token_s(draft)
+        claims = [r for r in draft.given.live.prefilling.values() if r.has_claim]
+        claims = sorted([*claims, *draft.given.live.claims], key=lambda r: (r.due_at_s, r.order))
         jobs = [
             Job(
                 r.request_id,
-                r.due_at_s - ctx.ref_s,
+                r.due_at_s - draft.given.ref_s,
                 r.remaining_prefill_tokens * token_s,
                 r.slo.weight,
             )

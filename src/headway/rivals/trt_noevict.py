@@ -11,10 +11,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from headway.kit.parts import Parts
-from headway.rivals import fcfs
+from headway.kit.simple import plain_parts
 from headway.rivals.reserved import Reserved
 
 
 def parts(chunk_tokens: int | None = None) -> Parts:
     """Return the parts; *chunk_tokens* is ``max_num_tokens``, the engine's when ``None``."""
-    return replace(fcfs.parts(chunk_tokens), gate=Reserved())
+    return replace(plain_parts(chunk_tokens), gate=Reserved())

@@ -13,10 +13,9 @@ from __future__ import annotations
 import math
 
 from headway.kit.parts import Parts
+from headway.kit.simple import AllFeasible, FixedChunk, FreeBlocks
 from headway.latency.model import StepShape
-from headway.policy.admit import AllFeasible, FreeBlocks
-from headway.policy.chunk import FixedChunk
-from headway.policy.context import PlanContext
+from headway.policy.draft import Draft
 from headway.policy.predict import SlidingHistogram
 from headway.request import Request
 from headway.rivals.ranked import RankedStep, Ranking
@@ -47,34 +46,38 @@ class Urgency(Ranking):
     """See the module. Every live request competes, decodes too."""
 
     def __init__(self) -> None:
-        self._ctx: PlanContext | None = None
+        self._is_new = True
         self._order: list[Request] = []
         self._limit_s = math.inf
 
-    def order(self, ctx: PlanContext) -> list[Request]:
+    def begin(self, draft: Draft) -> None:
+        """Forget the last plan."""
+        self._is_new = True
+
+    def order(self, draft: Draft) -> list[Request]:
         """Return the urgent by weight per second, then the others by remaining time."""
-        self._refresh(ctx)
+        self._refresh(draft)
         return self._order
 
-    def limit_s(self, ctx: PlanContext) -> float:
+    def limit_s(self, draft: Draft) -> float:
         """Return the seconds the step may take; ``inf`` while nobody has a deadline."""
-        self._refresh(ctx)
+        self._refresh(draft)
         return self._limit_s
 
-    def displaces(self, ctx: PlanContext, newcomer: Request, resident: Request) -> bool:
+    def displaces(self, draft: Draft, newcomer: Request, resident: Request) -> bool:
         """Return whether *resident* decodes: a prompt in progress is not thrown away.
 
         So everyone who starts emits at least a token before it can be evicted again.
         """
-        return resident.request_id in ctx.live.decoding
+        return resident.request_id in draft.given.live.decoding
 
-    def _refresh(self, ctx: PlanContext) -> None:
-        if ctx is self._ctx:
+    def _refresh(self, draft: Draft) -> None:
+        if not self._is_new:
             return
-        self._ctx = ctx
-        live, predict_s = ctx.live, ctx.latency.predict_s
+        self._is_new = False
+        live, predict_s = draft.given.live, draft.given.latency.predict_s
         overhead_s = predict_s(StepShape())
-        ahead = ctx.view.num_steps_in_flight
+        ahead = draft.given.view.num_steps_in_flight
         tightest_s = least_s = math.inf
         queue_s = 0.0
         left: list[tuple[Request, float, float]] = []
@@ -82,7 +85,7 @@ class Urgency(Ranking):
             decodes = request.request_id in live.decoding
             own = _alone(request, decodes)
             alone_s = max(predict_s(own) - overhead_s, 1e-9)
-            left_s = remaining_s(request, ctx.ref_s, ahead if decodes else 0)
+            left_s = remaining_s(request, draft.given.ref_s, ahead if decodes else 0)
             queue_s += alone_s
             if request.slo.tbt_s is not None:
                 tightest_s = min(tightest_s, request.slo.tbt_s)

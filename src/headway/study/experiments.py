@@ -104,9 +104,6 @@ CACHEOPT = Experiment(
             _HEADWAY,
             {
                 "headway, fixed median": {"confidence": 0.5},
-                "headway, C3 two steps ahead": {"look_ahead_steps": 2},
-                "headway, C3 measured reserve": {"look_ahead_steps": 2, "reserve": "measured"},
-                "headway, C4 cheapest set": {"victims": "cheapest"},
                 "headway without C5": {"swap": "recompute"},
             },
         ),

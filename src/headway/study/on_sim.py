@@ -85,7 +85,7 @@ def _tell_lengths(policy: Scheduler, calls: Sequence[Call], spread: float, seed:
     Raises:
         UserError: The policy pads no predictions.
     """
-    padding = policy.parts.predictor
+    padding = policy.known.lengths
     if not isinstance(padding, HoeffdingPadding):
         raise UserError(f"Policy {policy.name!r} pads no predicted length: use cacheopt with C1.")
     lengths = {call.request_id: call.num_output_tokens for call in calls}

@@ -40,7 +40,7 @@ class Contender:
     def can_refuse(self) -> bool:
         """Whether refuse mode can differ: without a cap, who knows no promise refuses nobody."""
         if self.policy in registry.names():
-            return registry.build(self.policy, options=self.options).parts.heeds_promises
+            return registry.build(self.policy, options=self.options).known.heeds_promises
         return self.policy not in STOCK_WAYS
 
 

@@ -16,14 +16,7 @@ from typing import Any
 from headway.errors import UserError
 from headway.units import blocks_for
 from headway.workloads.reading import Reading, ReadOptions, skips
-from headway.workloads.schema import (
-    WorkloadRequest,
-    checked,
-    count,
-    fitting,
-    hashes,
-    request_of,
-)
+from headway.workloads.schema import WorkloadRequest, checked, count, fitting, hashes, request_of
 from headway.workloads.trace_columns import columns_in
 from headway.workloads.trace_formats import OWN, pick, recognised, why_failed, without
 from headway.workloads.trace_rows import Rows, rows_of

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import Protocol
 
+from headway.kit.simple import WholePrompts
 from headway.latency.model import StepShape
 from headway.policy.chunk import Chunker, StepTime
-from headway.policy.context import PlanContext
-from headway.rivals.reserved import WholePrompts
+from headway.policy.draft import Draft
 
 SATURATED = 0.95
 """Share of the best tokens a second at which a step counts as saturated. On the roofline of
@@ -35,10 +35,10 @@ class Budget(Chunker, Protocol):
     cuts: bool
     """Whether a prompt may be cut to fill a step exactly."""
 
-    def tokens(self, ctx: PlanContext, promise_s: float) -> int:
+    def tokens(self, draft: Draft, promise_s: float) -> int:
         """Return the tokens of a step whose tightest promise is *promise_s*; at least 1."""
 
-    def longest_s(self, ctx: PlanContext, promise_s: float) -> float:
+    def longest_s(self, draft: Draft, promise_s: float) -> float:
         """Return the seconds the rule expects such a step to take."""
 
 
@@ -59,14 +59,14 @@ def saturating_tokens(step_time_s: StepTime, most_tokens: int) -> int:
     return min(fast)
 
 
-def tightest_s(ctx: PlanContext) -> float:
+def tightest_s(draft: Draft) -> float:
     """Return the tightest promise the steps have to heed now; ``inf`` without any.
 
     Gaps that a step of the decodes alone already exceeds are broken whatever is decided.
     """
-    decode_s = ctx.latency.predict_s(ctx.shape)
-    gaps_s = (gap_s for gap_s in ctx.live.claim_gaps if gap_s > decode_s)
-    return min(next(gaps_s, math.inf), ctx.tightest_ttft_s)
+    decode_s = draft.given.latency.predict_s(draft.shape)
+    gaps_s = (gap_s for gap_s in draft.given.live.claim_gaps if gap_s > decode_s)
+    return min(next(gaps_s, math.inf), draft.given.tightest_ttft_s)
 
 
 class DynamicChunk(Budget):
@@ -90,82 +90,86 @@ class DynamicChunk(Budget):
         self._exact = exact
         self._saturating_tokens = 0
         self._found_at_step = -REFIND_STEPS
-        self._ctx: PlanContext | None = None
+        self._is_new = True
         self._decodes = StepShape()
         self._prefix_tokens = 0
         self._token_s = 1.0
         self._sizes: dict[float, int] = {}
 
-    def tokens(self, ctx: PlanContext, promise_s: float) -> int:
+    def begin(self, draft: Draft) -> None:
+        """Forget the last plan."""
+        self._is_new = True
+
+    def tokens(self, draft: Draft, promise_s: float) -> int:
         """See :class:`Budget`; never more than the engine's own limit."""
-        self._look(ctx)
+        self._look(draft)
         size = self._sizes.get(promise_s)
         if size is None:
-            most, within_s = ctx.view.max_step_tokens, (1.0 - KEPT_BACK) * promise_s
+            most, within_s = draft.given.view.max_step_tokens, (1.0 - KEPT_BACK) * promise_s
             if self._exact:
-                size = self._most_within(ctx, within_s, most)
+                size = self._most_within(draft, within_s, most)
             else:
                 wanted = within_s / self._token_s
                 size = most if wanted >= most else int(wanted)
             size = self._sizes[promise_s] = max(size, 1)
         return size
 
-    def longest_s(self, ctx: PlanContext, promise_s: float) -> float:
+    def longest_s(self, draft: Draft, promise_s: float) -> float:
         """See :class:`Budget`: the promise, or what the engine's limit makes of it."""
-        tokens = self.tokens(ctx, promise_s)
-        return self._step_s(ctx, tokens) if self._exact else tokens * self._token_s
+        tokens = self.tokens(draft, promise_s)
+        return self._step_s(draft, tokens) if self._exact else tokens * self._token_s
 
-    def step_limit_s(self, ctx: PlanContext) -> float:
+    def step_limit_s(self, draft: Draft) -> float:
         """Return the tightest promise."""
-        return tightest_s(ctx)
+        return tightest_s(draft)
 
     def largest(
         self,
-        ctx: PlanContext,
+        draft: Draft,
         shape: StepShape,
         prefix: int,
         most: int,
         must_go_on: bool = False,
     ) -> int:
         """Return what the budget leaves beside *shape*."""
-        budget = self.tokens(ctx, tightest_s(ctx))
+        budget = self.tokens(draft, tightest_s(draft))
         return max(min(most, budget - shape.num_decodes - shape.num_prefill_tokens), 0)
 
-    def upper_s(self, ctx: PlanContext, shape: StepShape) -> float:
+    def upper_s(self, draft: Draft, shape: StepShape) -> float:
         """Return the plain prediction: the rule has no margin."""
-        return ctx.latency.predict_s(shape)
+        return draft.given.latency.predict_s(shape)
 
-    def _look(self, ctx: PlanContext) -> None:
+    def _look(self, draft: Draft) -> None:
         """Find T_pf / S_pf, once a plan."""
-        if ctx is self._ctx:
+        if not self._is_new:
             return
-        self._ctx = ctx
+        self._is_new = False
         self._sizes.clear()
-        if ctx.step - self._found_at_step >= REFIND_STEPS:
-            self._found_at_step = ctx.step
-            most = ctx.view.max_step_tokens
-            self._saturating_tokens = saturating_tokens(ctx.latency.predict_s, most)
+        if draft.given.step - self._found_at_step >= REFIND_STEPS:
+            self._found_at_step = draft.given.step
+            most = draft.given.view.max_step_tokens
+            self._saturating_tokens = saturating_tokens(draft.given.latency.predict_s, most)
         if self._with_context:
-            self._decodes = ctx.shape
-            prompts = ctx.live.prefilling.values()
+            self._decodes = draft.shape
+            prompts = draft.given.live.prefilling.values()
             self._prefix_tokens = max((r.num_computed_tokens for r in prompts), default=0)
         tokens = max(self._saturating_tokens, self._decodes.num_decodes + 1)
-        self._token_s = max(self._step_s(ctx, tokens), 1e-9) / tokens
+        self._token_s = max(self._step_s(draft, tokens), 1e-9) / tokens
 
-    def _step_s(self, ctx: PlanContext, num_tokens: int) -> float:
+    def _step_s(self, draft: Draft, num_tokens: int) -> float:
         """Return what a step of so many tokens, the decodes of now among them, stays within."""
         chunk = max(num_tokens - self._decodes.num_decodes, 1)
-        step_s = ctx.latency.predict_s(self._decodes.with_chunk(chunk, self._prefix_tokens))
-        return step_s * ctx.latency.margin(True, MISS_RATE)
+        step_s = draft.given.latency.predict_s(self._decodes.with_chunk(chunk, self._prefix_tokens))
+        return step_s * draft.given.latency.margin(True, MISS_RATE)
 
-    def _most_within(self, ctx: PlanContext, within_s: float, most: int) -> int:
+    def _most_within(self, draft: Draft, within_s: float, most: int) -> int:
         """Return the most tokens of a step that stays within *within_s*; 0 when none does."""
-        if self._step_s(ctx, most) <= within_s:
+        if self._step_s(draft, most) <= within_s:
             return most
         fits, too_many = 0, most
         while too_many - fits > 1:
             middle = (fits + too_many) // 2
-            if self._step_s(ctx, middle) <= within_s:
+            if self._step_s(draft, middle) <= within_s:
                 fits = middle
             else:
                 too_many = middle
@@ -177,11 +181,11 @@ class EngineStep(WholePrompts, Budget):
 
     cuts = False
 
-    def tokens(self, ctx: PlanContext, promise_s: float) -> int:
+    def tokens(self, draft: Draft, promise_s: float) -> int:
         """Return the engine's limit."""
-        return ctx.view.max_step_tokens
+        return draft.given.view.max_step_tokens
 
-    def longest_s(self, ctx: PlanContext, promise_s: float) -> float:
+    def longest_s(self, draft: Draft, promise_s: float) -> float:
         """Return the predicted seconds of a full step."""
-        chunk = max(ctx.view.max_step_tokens - ctx.shape.num_decodes, 1)
-        return ctx.latency.predict_s(ctx.shape.with_chunk(chunk, 0))
+        chunk = max(draft.given.view.max_step_tokens - draft.shape.num_decodes, 1)
+        return draft.given.latency.predict_s(draft.shape.with_chunk(chunk, 0))

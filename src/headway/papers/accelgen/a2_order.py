@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
-from headway.policy.context import PlanContext
+from headway.policy.draft import Draft
 from headway.request import Request
 from headway.slo import Slo
 
@@ -36,7 +36,7 @@ class Task:
 class Order(Protocol):
     """Ranks everyone who wants something of the next step."""
 
-    def tasks(self, ctx: PlanContext, step_s: float, chunk_tokens: float) -> list[Task]:
+    def tasks(self, draft: Draft, step_s: float, chunk_tokens: float) -> list[Task]:
         """Return the live requests' tasks, the first to be served first.
 
         Args:
@@ -110,17 +110,19 @@ class ByTimeLeft(Order):
     def __init__(self, late_last: bool = True) -> None:
         self._late_last = late_last
 
-    def tasks(self, ctx: PlanContext, step_s: float, chunk_tokens: float) -> list[Task]:
+    def tasks(self, draft: Draft, step_s: float, chunk_tokens: float) -> list[Task]:
         """See :class:`Order`; who has waited too long at all goes first."""
         tasks = []
-        decode_s = ctx.latency.predict_s(ctx.shape)
-        for request in ctx.live.startable():
-            decodes = request.request_id in ctx.live.decoding
+        decode_s = draft.given.latency.predict_s(draft.shape)
+        for request in draft.given.live.startable():
+            decodes = request.request_id in draft.given.live.decoding
             slo = request.slo if request.has_claim or not self._late_last else NOTHING
-            left_s, promise_s = time_left_s(slo, request, ctx.ref_s, step_s, chunk_tokens, decodes)
+            left_s, promise_s = time_left_s(
+                slo, request, draft.given.ref_s, step_s, chunk_tokens, decodes
+            )
             if promise_s <= decode_s:
                 promise_s = math.inf
-            if ctx.is_overdue(request):
+            if draft.given.is_overdue(request):
                 left_s = -math.inf
             tasks.append(Task(request, left_s, promise_s, decodes, left_s < step_s))
         tasks.sort(key=lambda t: (t.left_s, t.request.order))
@@ -130,12 +132,12 @@ class ByTimeLeft(Order):
 class ByArrivalTime(Order):
     """Without A2: running streams always, prompts first come, first served."""
 
-    def tasks(self, ctx: PlanContext, step_s: float, chunk_tokens: float) -> list[Task]:
+    def tasks(self, draft: Draft, step_s: float, chunk_tokens: float) -> list[Task]:
         """See :class:`Order`; ``left_s`` is the arrival, so gamma is a window of arrivals."""
-        decode_s = ctx.latency.predict_s(ctx.shape)
+        decode_s = draft.given.latency.predict_s(draft.shape)
         tasks = []
-        for request in ctx.live.startable():
-            decodes = request.request_id in ctx.live.decoding
+        for request in draft.given.live.startable():
+            decodes = request.request_id in draft.given.live.decoding
             slo = request.slo if request.has_claim else NOTHING
             promise_s = slo.ttft_s if request.last_token_at_s is None else slo.tbt_s
             if promise_s is None or promise_s <= decode_s:

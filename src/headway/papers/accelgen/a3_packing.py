@@ -24,10 +24,6 @@ class Amount(NamedTuple):
         """Return whether *other* fits."""
         return self.num_tokens >= other.num_tokens and self.num_blocks >= other.num_blocks
 
-    def minus(self, other: Amount) -> Amount:
-        """Return what remains."""
-        return Amount(self.num_tokens - other.num_tokens, self.num_blocks - other.num_blocks)
-
 
 class Packer(Protocol):
     """Chooses among candidates."""

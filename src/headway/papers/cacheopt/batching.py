@@ -7,30 +7,27 @@ far as KV is left, counting what donors release that are predicted to finish in 
 
 from __future__ import annotations
 
-from headway.papers.cacheopt.critical import Critical
+from headway.kit.ledger import KvLedger
+from headway.papers.cacheopt.critical import MINIMUM_TOKENS, Critical, Reserve
 from headway.policy.admit import Gate
 from headway.policy.batch import Filled, InOrder
-from headway.policy.context import PlanContext
+from headway.policy.draft import Draft
 from headway.policy.preempt import Preemptor
 from headway.request import Request
 
 
 class MinimumFirst(InOrder):
-    """Fills a step in order; see the module's docstring.
+    """Fills a step in order; see the module's docstring."""
 
-    Args:
-        minimum_tokens: B, tokens beyond the prompt that a start needs.
-        may_pass: See :class:`~headway.policy.batch.InOrder`.
-    """
-
-    def __init__(self, critical: Critical, minimum_tokens: int = 16, may_pass: int = 8) -> None:
-        super().__init__(may_pass)
+    def __init__(self, ledger: KvLedger, critical: Critical, reserve: Reserve) -> None:
+        super().__init__()
+        self._ledger = ledger
         self._critical = critical
-        self._minimum_tokens = minimum_tokens
+        self._reserve = reserve
 
     def _make_room(
         self,
-        ctx: PlanContext,
+        draft: Draft,
         request: Request,
         tokens: int,
         gate: Gate,
@@ -38,48 +35,49 @@ class MinimumFirst(InOrder):
         filled: Filled,
     ) -> bool:
         """Return whether a waiting request gets its KV; the critical draw on the reserve."""
-        if not gate.fits(ctx, request):
+        if not gate.fits(draft, request):
             return False
-        prompt = ctx.new_blocks(request)
-        beyond = ctx.blocks(request.num_tokens + self._minimum_tokens)
-        beyond -= ctx.blocks(request.num_tokens)
-        minimum = min(prompt + beyond, ctx.view.num_total_blocks)
-        if not (ctx.is_overdue(request) or self._critical.holds(ctx, request)):
-            coming = released_blocks(ctx, self._minimum_tokens) if minimum > prompt else 0
-            if prompt > ctx.num_spare_blocks or minimum > ctx.num_spare_blocks + coming:
+        prompt = draft.new_blocks(request)
+        beyond = draft.given.blocks(request.num_tokens + MINIMUM_TOKENS)
+        beyond -= draft.given.blocks(request.num_tokens)
+        minimum = min(prompt + beyond, draft.given.view.num_total_blocks)
+        if not (draft.given.is_overdue(request) or self._critical.holds(draft, request)):
+            coming = self._released_blocks(draft, MINIMUM_TOKENS) if minimum > prompt else 0
+            if prompt > draft.num_spare_blocks or minimum > draft.num_spare_blocks + coming:
                 return False
-            ctx.num_spare_blocks -= prompt
+            draft.num_spare_blocks -= prompt
             return True
-        ctx.num_spare_blocks += ctx.num_reserve_blocks
-        room = self._find(ctx, request, minimum, preemptor, filled)
+        reserve = self._reserve
+        draft.num_spare_blocks += reserve.num_blocks_left
+        room = self._find(draft, request, minimum, preemptor, filled)
         if room:
-            ctx.num_spare_blocks -= prompt
+            draft.num_spare_blocks -= prompt
         # What was not taken is the reserve again before it is anybody's.
-        ctx.num_reserve_blocks = min(ctx.num_reserve_blocks, ctx.num_spare_blocks)
-        ctx.num_spare_blocks -= ctx.num_reserve_blocks
+        reserve.num_blocks_left = min(reserve.num_blocks_left, draft.num_spare_blocks)
+        draft.num_spare_blocks -= reserve.num_blocks_left
         return room
 
     def _find(
         self,
-        ctx: PlanContext,
+        draft: Draft,
         request: Request,
         needed: int,
         preemptor: Preemptor,
         filled: Filled,
     ) -> bool:
         """Return whether *needed* blocks are there, once victims have left if it must be."""
-        if needed <= ctx.num_spare_blocks:
+        if needed <= draft.num_spare_blocks:
             return True
-        steps = int(self._critical.slack_s(ctx, request) / max(ctx.step_s, 1e-6))
-        if steps > 0 and needed <= ctx.num_spare_blocks + released_blocks(ctx, steps):
+        steps = int(self._critical.slack_s(draft, request) / max(draft.given.step_s, 1e-6))
+        if steps > 0 and needed <= draft.num_spare_blocks + self._released_blocks(draft, steps):
             return False  # Donors finish in time: nobody has to leave.
-        victims = self._victims(ctx, request, needed, preemptor, filled)
-        self._give_up(ctx, request, victims, filled)
+        victims = self._victims(draft, request, needed, preemptor, filled)
+        self._give_up(draft, request, victims, filled)
         return bool(victims)
 
-
-def released_blocks(ctx: PlanContext, num_steps: int) -> int:
-    """Return the blocks held by whoever is predicted to finish within *num_steps* steps."""
-    names = ctx.ledger.everyone.overdue(ctx.step + num_steps)
-    donors = (ctx.live.requests[name] for name in names if name not in ctx.gone)
-    return sum(ctx.freed_blocks(r) for r in donors if r.request_id in ctx.live.decoding)
+    def _released_blocks(self, draft: Draft, num_steps: int) -> int:
+        """Return the blocks held by whoever is predicted to finish within *num_steps* steps."""
+        given, live = draft.given, draft.given.live
+        names = self._ledger.overdue(given.step + num_steps)
+        donors = (live.requests[name] for name in names if name not in draft.gone)
+        return sum(given.freed_blocks(r) for r in donors if r.request_id in live.decoding)

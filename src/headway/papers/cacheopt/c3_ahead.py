@@ -14,15 +14,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from headway.kit.ledger import KvLedger
 from headway.kit.parts import Funder
-from headway.papers.cacheopt.c3_reserve import Reserve
-from headway.papers.cacheopt.critical import Critical
-from headway.policy.context import PlanContext
+from headway.papers.cacheopt.critical import MINIMUM_TOKENS, Critical, Reserve
+from headway.policy.draft import Draft
 from headway.policy.plan import Preempt
 from headway.policy.predict import Predictor
 from headway.policy.preempt import Preemptor
 
 WHY = "running requests need its KV"
+
+MOST_SHARE = 0.125
+"""Of the whole cache that the reserve may take: a larger one costs more than the wrong
+predictions it pays for."""
 
 
 @dataclass(slots=True)
@@ -62,64 +66,68 @@ class Proactive(Funder):
     """See the module's docstring.
 
     Args:
+        ledger: Tells who is about to outgrow its estimate.
+        critical: Tells who may draw on the reserve.
+        reserve: Is told what of it is left.
+        reserve_blocks: Set aside for the critical (8 is what is known of CacheOPT's), less in a
+            tiny cache.
         look_ahead_steps: Steps ahead that are paid for, the one being planned included; 1 is
             what every policy does.
-        minimum_tokens: Tokens ahead that are paid for when a request is critical.
     """
 
     def __init__(
         self,
-        reserve: Reserve,
+        ledger: KvLedger,
         critical: Critical,
+        reserve: Reserve,
+        reserve_blocks: int = 8,
         look_ahead_steps: int = 2,
-        minimum_tokens: int = 16,
     ) -> None:
-        self._reserve = reserve
+        self._ledger = ledger
         self._critical = critical
+        self._reserve = reserve
+        self._reserve_blocks = reserve_blocks
         self._ahead = look_ahead_steps
-        self._minimum_tokens = max(minimum_tokens, look_ahead_steps)
+        self._minimum_tokens = max(MINIMUM_TOKENS, look_ahead_steps)
 
-    def fund(
-        self, ctx: PlanContext, predictor: Predictor, preemptor: Preemptor
-    ) -> tuple[Preempt, ...]:
+    def fund(self, draft: Draft, predictor: Predictor, preemptor: Preemptor) -> tuple[Preempt, ...]:
         """See :class:`~headway.kit.parts.Funder`."""
-        self._extend(ctx, predictor)
-        reserve = self._reserve.num_blocks(ctx)
-        if ctx.ledger.lending is not None:
-            ctx.ledger.lending.resize(ctx.capacity_tokens, ctx.layout.tokens(reserve))
-        if not ctx.live.num_running:
-            ctx.num_spare_blocks = ctx.view.num_free_blocks
+        self._extend(draft, predictor)
+        reserve = min(self._reserve_blocks, int(MOST_SHARE * draft.given.view.num_total_blocks))
+        self._ledger.resize(draft.given.capacity_tokens, draft.given.layout.tokens(reserve))
+        if not draft.given.live.num_running:
+            draft.num_spare_blocks = draft.given.view.num_free_blocks
             return ()
-        needs = self._needs(ctx)
-        free, victims = self._find(ctx, needs, reserve, preemptor)
+        needs = self._needs(draft)
+        free, victims = self._find(draft, needs, reserve, preemptor)
         left = free - needs.num_prompts - needs.num_others - needs.num_critical
-        ctx.num_spare_blocks = max(left - reserve, 0)
-        ctx.num_reserve_blocks = max(left, 0) - ctx.num_spare_blocks
+        draft.num_spare_blocks = max(left - reserve, 0)
+        self._reserve.num_blocks_left = max(left, 0) - draft.num_spare_blocks
         return victims
 
-    def _extend(self, ctx: PlanContext, predictor: Predictor) -> None:
+    def _extend(self, draft: Draft, predictor: Predictor) -> None:
         """Predict again, at least a block further, whoever is about to outgrow its estimate."""
-        for request_id in ctx.ledger.everyone.overdue(ctx.step + self._ahead):
-            request = ctx.live.requests[request_id]
-            least = request.num_output_tokens + ctx.view.block_size_tokens
+        for request_id in self._ledger.overdue(draft.given.step + self._ahead):
+            request = draft.given.live.requests[request_id]
+            least = request.num_output_tokens + draft.given.view.block_size_tokens
             longer = max(predictor.predict(request), min(least, request.max_output_tokens))
             request.predicted_output_tokens = longer
-            ctx.ledger.enter(request, ctx.step)
+            self._ledger.enter(request, draft.given.step)
 
-    def _needs(self, ctx: PlanContext) -> Needs:
+    def _needs(self, draft: Draft) -> Needs:
         """Return what the running need, decodes by whether they are critical."""
-        view, live = ctx.view, ctx.live
+        view, live = draft.given.view, draft.given.live
         size, in_flight = view.block_size_tokens, view.num_steps_in_flight - 1
-        needs = Needs({}, set(), 0, 0, ctx.prompt_blocks())
+        needs = Needs({}, set(), 0, 0, draft.given.prompt_blocks())
         for request_id, request in live.decoding.items():
             computed = request.num_tokens + in_flight
             room = -computed % size
             if room >= self._minimum_tokens:
                 continue
-            is_critical = self._critical.holds(ctx, request)
+            is_critical = self._critical.holds(draft, request)
             ahead = self._minimum_tokens if is_critical else self._ahead
             last = request.num_prompt_tokens + request.max_output_tokens - 1
-            layout = ctx.layout
+            layout = draft.given.layout
             blocks = layout.kept_blocks(min(computed + ahead, max(last, computed + 1)))
             blocks -= layout.kept_blocks(computed)
             if blocks <= 0:
@@ -133,23 +141,22 @@ class Proactive(Funder):
         return needs
 
     def _find(
-        self, ctx: PlanContext, needs: Needs, reserve: int, preemptor: Preemptor
+        self, draft: Draft, needs: Needs, reserve: int, preemptor: Preemptor
     ) -> tuple[int, tuple[Preempt, ...]]:
         """Return the free blocks once the victims, which are returned too, have left."""
-        free = ctx.view.num_free_blocks
+        free = draft.given.view.num_free_blocks
         short = needs.num_short(free, reserve)
         if short <= 0:
             return free, ()
-        ctx.num_short_blocks = short
         victims: list[Preempt] = []
-        for victim in preemptor.for_running(ctx):
-            if short <= 0 or ctx.live.num_running - len(victims) <= 1:
+        for victim in preemptor.for_running(draft):
+            if short <= 0 or draft.given.live.num_running - len(victims) <= 1:
                 break
-            if victim.request_id in ctx.gone:
+            if victim.request_id in draft.gone:
                 continue
-            free += ctx.freed_blocks(victim)
-            is_prompt = victim.request_id in ctx.live.prefilling
-            needs.strike(victim.request_id, ctx.missing_blocks(victim) if is_prompt else 0)
-            victims.append(ctx.preempt(victim, WHY))
+            free += draft.given.freed_blocks(victim)
+            is_prompt = victim.request_id in draft.given.live.prefilling
+            needs.strike(victim.request_id, draft.given.missing_blocks(victim) if is_prompt else 0)
+            victims.append(draft.preempt(victim, WHY))
             short = needs.num_short(free, reserve)
         return free, tuple(victims)

@@ -13,8 +13,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from headway.papers.cacheopt.c2_book import LendingBook
 from headway.papers.cacheopt.critical import Critical
-from headway.policy.context import PlanContext
+from headway.policy.draft import Draft
 from headway.policy.preempt import Preemptor
 from headway.policy.swap_choice import recompute_s
 from headway.request import Request
@@ -24,6 +25,7 @@ class Buckets(Preemptor):
     """See the module's docstring.
 
     Args:
+        book: Tells which guests are in their owner's way; ``None`` where nobody lends.
         critical: Who may be paid with a victim's KV; ``None`` pays no newcomer so.
         gap_bucket_s: Width of a bucket of promised gaps.
         remaining_bucket_tokens: Width of a bucket of predicted remaining output.
@@ -32,28 +34,30 @@ class Buckets(Preemptor):
 
     def __init__(
         self,
+        book: LendingBook | None = None,
         critical: Critical | None = None,
         gap_bucket_s: float = 0.05,
         remaining_bucket_tokens: int = 64,
         look_ahead_steps: int = 2,
     ) -> None:
+        self._book = book
         self._critical = critical
         self._gap_bucket_s = gap_bucket_s
         self._remaining_bucket_tokens = remaining_bucket_tokens
         self._look_ahead_steps = look_ahead_steps
 
-    def for_running(self, ctx: PlanContext) -> Iterator[Request]:
+    def for_running(self, draft: Draft) -> Iterator[Request]:
         """Yield guests in the way, then everybody by the buckets; the overdue last."""
         first: set[str] = set()
-        if ctx.ledger.lending is not None:
-            for name in ctx.ledger.lending.in_the_way(ctx.step + self._look_ahead_steps):
-                if name in ctx.live.requests and name not in ctx.gone:
+        if self._book is not None:
+            for name in self._book.in_the_way(draft.given.step + self._look_ahead_steps):
+                if name in draft.given.live.requests and name not in draft.gone:
                     first.add(name)
-                    yield ctx.live.requests[name]
-        rest = [r for r in ctx.live.running() if r.request_id not in first]
-        yield from sorted(rest, key=lambda r: (ctx.is_overdue(r), *self._rank(r)))
+                    yield draft.given.live.requests[name]
+        rest = [r for r in draft.given.live.running() if r.request_id not in first]
+        yield from sorted(rest, key=lambda r: (draft.given.is_overdue(r), *self._rank(r)))
 
-    def for_claim(self, ctx: PlanContext, claim: Request) -> Iterator[Request]:
+    def for_claim(self, draft: Draft, claim: Request) -> Iterator[Request]:
         """Yield who can afford it, for an overdue request or a critical one still on time.
 
         Nobody is paid with a stream whose gap is promised, since nobody can tell that room
@@ -62,20 +66,22 @@ class Buckets(Preemptor):
         """
         if self._critical is None:
             return
-        on_time = 0.0 <= self._critical.slack_s(ctx, claim) < ctx.max_step_s
-        if not (ctx.is_overdue(claim) or on_time):
+        on_time = 0.0 <= self._critical.slack_s(draft, claim) < draft.given.max_step_s
+        if not (draft.given.is_overdue(claim) or on_time):
             return
-        for victim in sorted(ctx.live.running(), key=self._rank):
-            if not ctx.is_overdue(victim) and self._can_afford(ctx, self._critical, victim):
+        for victim in sorted(draft.given.live.running(), key=self._rank):
+            if not draft.given.is_overdue(victim) and self._can_afford(
+                draft, self._critical, victim
+            ):
                 yield victim
 
-    def _can_afford(self, ctx: PlanContext, critical: Critical, victim: Request) -> bool:
+    def _can_afford(self, draft: Draft, critical: Critical, victim: Request) -> bool:
         if not victim.has_claim and not victim.slo.is_promise:
             return True
         if victim.slo.tbt_s is not None:
             return False
-        slack_s = critical.slack_s(ctx, victim, even_if_lost=True)
-        return slack_s - recompute_s(ctx, victim) >= 2.0 * ctx.max_step_s
+        slack_s = critical.slack_s(draft, victim, even_if_lost=True)
+        return slack_s - recompute_s(draft, victim) >= 2.0 * draft.given.max_step_s
 
     def _rank(self, request: Request) -> tuple[float, int, int, int]:
         gap_s = request.slo.tbt_s

@@ -9,21 +9,40 @@ from __future__ import annotations
 
 import math
 
-from headway.policy.context import PlanContext
+from headway.kit.parts import Part
+from headway.policy.draft import Draft
 from headway.request import Request, State
 
 PROBE_TOKENS = 512
 """Size of the chunk that tells what a prompt token costs now."""
 
 
-class Critical:
+MINIMUM_TOKENS = 16
+"""B of §3.3, one block: what a critical request is given beyond what it holds."""
+
+
+class Reserve(Part):
+    """What is left, in one plan, of the blocks that only critical requests may draw on."""
+
+    def __init__(self) -> None:
+        self.num_blocks_left = 0
+
+    def begin(self, draft: Draft) -> None:
+        """Nothing is left until somebody says what is."""
+        self.num_blocks_left = 0
+
+
+class Critical(Part):
     """Tells slack and who is critical; what a step and a prompt token cost is asked once a plan."""
 
     def __init__(self) -> None:
-        self._ctx: PlanContext | None = None
-        self._step_s = self._token_s = 0.0
+        self._known_costs_s: tuple[float, float] | None = None
 
-    def slack_s(self, ctx: PlanContext, request: Request, even_if_lost: bool = False) -> float:
+    def begin(self, draft: Draft) -> None:
+        """Forget what steps and tokens cost in the last plan."""
+        self._known_costs_s = None
+
+    def slack_s(self, draft: Draft, request: Request, even_if_lost: bool = False) -> float:
         """Return seconds from the step being planned to when *request* must have begun.
 
         Due time less the predicted time still needed: the decodes of the step its token comes
@@ -34,32 +53,34 @@ class Critical:
             return math.inf
         due_s = request.due_at_s
         if request.state is State.RUNNING and request.first_token_at_s is not None:
-            due_s = self._next_due_s(ctx, request)
+            due_s = self._next_due_s(draft, request)
         tokens = request.prefill_target_tokens - request.num_computed_tokens
         if request.state is not State.RUNNING:
             tokens = request.num_tokens
-        step_s, token_s = self._costs_s(ctx)
-        return due_s - ctx.ref_s - step_s - max(tokens, 0) * token_s
+        step_s, token_s = self._costs_s(draft)
+        return due_s - draft.given.ref_s - step_s - max(tokens, 0) * token_s
 
-    def holds(self, ctx: PlanContext, request: Request) -> bool:
+    def holds(self, draft: Draft, request: Request) -> bool:
         """Return whether *request* is critical."""
-        return self.slack_s(ctx, request) < ctx.max_step_s
+        return self.slack_s(draft, request) < draft.given.max_step_s
 
     @staticmethod
-    def _next_due_s(ctx: PlanContext, request: Request) -> float:
+    def _next_due_s(draft: Draft, request: Request) -> float:
         """Return when a stream's next token is due, by its gap or by its last token's due time."""
         slo, due_s = request.slo, math.inf
         if slo.tbt_s is not None and request.last_token_at_s is not None:
             due_s = request.last_token_at_s + slo.tbt_s
         if slo.jct_s is not None:
-            due_s = min(due_s, request.arrived_at_s + slo.jct_s - request.steps_left * ctx.step_s)
+            due_s = min(
+                due_s, request.arrived_at_s + slo.jct_s - request.steps_left * draft.given.step_s
+            )
         return due_s
 
-    def _costs_s(self, ctx: PlanContext) -> tuple[float, float]:
+    def _costs_s(self, draft: Draft) -> tuple[float, float]:
         """Return the seconds of a step with the decodes alone, and of one prompt token more."""
-        if ctx is not self._ctx:
-            self._ctx = ctx
-            with_chunk = ctx.shape.with_chunk(PROBE_TOKENS, 0)
-            self._step_s = ctx.latency.predict_s(ctx.shape)
-            self._token_s = (ctx.latency.predict_s(with_chunk) - self._step_s) / PROBE_TOKENS
-        return self._step_s, self._token_s
+        if self._known_costs_s is None:
+            predict_s = draft.given.latency.predict_s
+            step_s = predict_s(draft.shape)
+            token_s = (predict_s(draft.shape.with_chunk(PROBE_TOKENS, 0)) - step_s) / PROBE_TOKENS
+            self._known_costs_s = step_s, token_s
+        return self._known_costs_s

@@ -28,25 +28,20 @@ from dataclasses import replace
 from typing import Any
 
 from headway.errors import UserError
-from headway.kit.options import (
-    count_from_0,
-    positive_s,
-    positive_tokens,
-    share,
-)
+from headway.kit.ledger import KvLedger
+from headway.kit.options import count_from_0, positive_s, positive_tokens, share
 from headway.kit.parts import Parts
+from headway.kit.simple import plain_parts
 from headway.papers.cacheopt.batching import MinimumFirst
 from headway.papers.cacheopt.c1_lengths import HoeffdingPadding
-from headway.papers.cacheopt.c2_gate import Lending
-from headway.papers.cacheopt.c2_lending import LendingBook
+from headway.papers.cacheopt.c2_book import LendingBook
+from headway.papers.cacheopt.c2_lending import Lending, LendingLedger
 from headway.papers.cacheopt.c3_ahead import Proactive
-from headway.papers.cacheopt.c3_reserve import FixedReserve
 from headway.papers.cacheopt.c4_victims import Buckets
-from headway.papers.cacheopt.critical import Critical
-from headway.papers.cacheopt.order import AsTheyCame, CriticalFirst
+from headway.papers.cacheopt.c5_swap import SweetSpot
+from headway.papers.cacheopt.critical import Critical, Reserve
+from headway.papers.cacheopt.ordering import AsTheyCame, CriticalFirst
 from headway.policy.predict import SlidingHistogram
-from headway.policy.presets import fcfs
-from headway.policy.swap_choice import SweetSpot
 
 COMPONENTS = ("C1", "C2", "C3", "C4", "C5", "B")
 
@@ -81,11 +76,14 @@ def parts(
         UserError: An option is not what it must be.
     """
     on = _components(components)
+    budget = None if chunk_tokens is None else positive_tokens("chunk_tokens", chunk_tokens)
     critical = Critical()
     may_pay = critical if "B" in on else None
     steps = positive_tokens("look_ahead_steps", look_ahead_steps)
-    reserve = FixedReserve(count_from_0("reserve_blocks", reserve_blocks))
+    reserve = count_from_0("reserve_blocks", reserve_blocks)
     book = LendingBook(count_from_0("buffer_tokens", buffer_tokens))
+    lending, kept = LendingLedger(book), Reserve()
+    ledger = lending if "C2" in on else KvLedger()
     if sweet_spot_tokens is not None:
         positive_tokens("sweet_spot_tokens", sweet_spot_tokens)
     widths = (
@@ -96,18 +94,23 @@ def parts(
     padded = HoeffdingPadding(lengths, share("alpha", alpha), positive_s("beta", beta))
     built: dict[str, dict[str, Any]] = {
         "C1": {"predictor": padded},
-        "C2": {"gate": Lending("pairwise", may_pay), "lending": book},
-        "C3": {"funder": Proactive(reserve, critical, steps)},
-        "C4": {"preemptor": Buckets(may_pay, *widths, steps)},
+        "C2": {"gate": Lending(lending, may_pay)},
+        "C3": {"funder": Proactive(ledger, critical, kept, reserve, steps)},
+        "C4": {"preemptor": Buckets(book if "C2" in on else None, may_pay, *widths, steps)},
         "C5": {"swap": SweetSpot(sweet_spot_tokens)},
-        "B": {"prioritizer": CriticalFirst(critical), "batcher": MinimumFirst(critical)},
+        "B": {
+            "prioritizer": CriticalFirst(critical),
+            "batcher": MinimumFirst(ledger, critical, kept),
+        },
     }
     preset = replace(
-        fcfs.parts(chunk_tokens),
+        plain_parts(budget),
         predictor=lengths,
         prioritizer=AsTheyCame(),
         max_wait_s=positive_s("max_wait_s", max_wait_s),
         heeds_promises=True,
+        ledger=ledger,
+        shared=(critical, kept),
     )
     for name in on:
         preset = replace(preset, **built[name])

@@ -27,6 +27,12 @@ SQRT_2, SQRT_2_PI = math.sqrt(2.0), math.sqrt(2.0 * math.pi)
 FAR = 8.0
 """Standard deviations beyond which nothing is worth counting."""
 
+WINDOW = 300
+"""Outputs of a class that are remembered."""
+
+MIN_SAMPLES = 20
+"""Outputs of a class from which its own survival function is believed alone."""
+
 MOST_KNOWN = 4096
 """Answers remembered by class; whoever waits is asked about at every step, with one answer."""
 
@@ -36,14 +42,12 @@ Floats = npt.NDArray[np.float64]
 class Lifetimes:
     """Output lengths by class, as survival functions over a sliding window.
 
-    Until a class has shown *min_samples* lengths, a constant hazard with a mean of a quarter of
-    the bound, at most 256 tokens, stands in for as many samples as are missing. Outputs that were
-    cut (by the client's bound, or because it left) count as longer than they got.
+    Until a class has shown :data:`MIN_SAMPLES` lengths, a constant hazard with a mean of a quarter
+    of the bound, at most 256 tokens, stands in for as many samples as are missing. Outputs that
+    were cut (by the client's bound, or because it left) count as longer than they got.
     """
 
-    def __init__(self, window: int = 300, min_samples: int = 20) -> None:
-        self._window = window
-        self._min_samples = min_samples
+    def __init__(self) -> None:
         self._recent: dict[str, deque[tuple[int, bool]]] = {}
         self._curves: dict[str, SurvivalCurve] = {}
         self._pace: dict[str, float] = {}
@@ -53,7 +57,7 @@ class Lifetimes:
         """Remember the length of an output that has ended, or that was cut there."""
         recent = self._recent.setdefault(class_name, deque())
         curve = self._curves.setdefault(class_name, SurvivalCurve())
-        if len(recent) == self._window:
+        if len(recent) == WINDOW:
             curve.remove(*recent.popleft())
         recent.append((num_output_tokens, is_cut))
         curve.add(num_output_tokens, is_cut)
@@ -75,7 +79,7 @@ class Lifetimes:
         alive = np.exp(-HORIZONS[None, :] / scale[:, None])
         curve = self._curves.get(class_name)
         if curve is not None and len(curve):
-            weight = min(len(curve) / self._min_samples, 1.0)
+            weight = min(len(curve) / MIN_SAMPLES, 1.0)
             now, then = curve.at(so_far)[:, None], curve.at(ahead)
             # Who outlived the whole window goes on at the window's own pace.
             pace = np.exp(-HORIZONS / self._pace_of(class_name))

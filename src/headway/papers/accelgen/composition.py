@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from headway.latency.model import StepShape
 from headway.papers.accelgen.a1_chunk import Budget
 from headway.papers.accelgen.a2_order import Task
-from headway.policy.context import PlanContext
+from headway.policy.draft import Draft
 from headway.policy.plan import Chunk, Preempt
 from headway.request import Request, State
 
 
 @dataclass(slots=True)
-class Draft:
+class Composition:
     """The books of one composition.
 
     Attributes:
@@ -25,7 +25,7 @@ class Draft:
         cut: The one prompt the step does not complete; it goes last.
     """
 
-    ctx: PlanContext
+    draft: Draft
     budget: Budget
     num_slots: int
     spare_blocks: int
@@ -40,15 +40,17 @@ class Draft:
     victims: list[Preempt] = field(default_factory=list)
 
     @classmethod
-    def of(cls, ctx: PlanContext, budget: Budget) -> Draft:
+    def of(cls, draft: Draft, budget: Budget) -> Composition:
         """Return an empty step beside what the scheduler has already decided to end."""
-        live, view = ctx.live, ctx.view
-        gone = [r for r in live.running() if r.request_id in ctx.gone]
-        free = view.num_free_blocks + sum(ctx.freed_blocks(r) for r in gone)
-        growing = sum(blocks for i, blocks in ctx.growth_blocks().items() if i not in ctx.gone)
+        live, view = draft.given.live, draft.given.view
+        gone = [r for r in live.running() if r.request_id in draft.gone]
+        free = view.num_free_blocks + sum(draft.given.freed_blocks(r) for r in gone)
+        growing = sum(
+            blocks for i, blocks in draft.given.growth_blocks().items() if i not in draft.gone
+        )
         num_running = live.num_running - len(gone)
         slots = view.max_num_running - num_running
-        return cls(ctx, budget, slots, ctx.num_spare_blocks, max(free - growing, 0))
+        return cls(draft, budget, slots, draft.num_spare_blocks, max(free - growing, 0))
 
     @property
     def chunks(self) -> list[Chunk]:
@@ -58,11 +60,11 @@ class Draft:
     def room_tokens(self, task: Task) -> int:
         """Return the tokens a step that heeds *task*'s promise too has left."""
         promise_s = min(self.promise_s, task.promise_s)
-        return self.budget.tokens(self.ctx, promise_s) - self.num_tokens
+        return self.budget.tokens(self.draft, promise_s) - self.num_tokens
 
     def kv_room_tokens(self, request: Request) -> int:
         """Return the prompt tokens of a request in progress that free blocks can take."""
-        return self.ctx.layout.room_tokens(request.num_computed_tokens, self.free_blocks)
+        return self.draft.given.layout.room_tokens(request.num_computed_tokens, self.free_blocks)
 
     def take_decode(self, task: Task) -> bool:
         """Give a decode its token, or hold it when the step is full."""
@@ -90,11 +92,11 @@ class Draft:
         starts = request.state is not State.RUNNING
         self._take(task, num_tokens)
         if starts:
-            blocks = self.ctx.new_blocks(request)
+            blocks = self.draft.new_blocks(request)
             self.num_slots -= 1
             self.spare_blocks -= blocks
         else:
-            blocks = self.ctx.blocks(prefix + num_tokens) - self.ctx.blocks(prefix)
+            blocks = self.draft.given.blocks(prefix + num_tokens) - self.draft.given.blocks(prefix)
         self.free_blocks -= blocks
         self.shape = self.shape.with_chunk(num_tokens, prefix)
         chunk = Chunk(request.request_id, num_tokens, starts, why)
@@ -105,7 +107,7 @@ class Draft:
 
     def preempt(self, victim: Request, claim: Request) -> None:
         """Take a running request's KV for *claim*."""
-        blocks = self.ctx.freed_blocks(victim)
+        blocks = self.draft.given.freed_blocks(victim)
         self.num_slots += 1
         self.spare_blocks += blocks
         self.free_blocks += blocks

@@ -1,0 +1,57 @@
+"""What is estimated of a request when it comes: whether it is possible, its work, its due time."""
+
+from __future__ import annotations
+
+import math
+
+from headway.latency.model import LatencyModel, StepShape
+from headway.policy.live import LiveRequests
+from headway.request import Request
+
+CERTAIN = 0.7
+"""Share of a prediction that a promise must fall short of to be called hopeless."""
+
+LEAST_BESIDE = 8
+"""Streams among which a decode step is shared in an estimate of work, where fewer run now."""
+
+
+def is_hopeless(request: Request, latency: LatencyModel) -> bool:
+    """Return whether the machine is too slow for this promise whatever the load."""
+    slo, num_tokens = request.slo, request.num_prompt_tokens
+    tbt_s = request.promised_gap_s
+    prompt = StepShape().with_chunk(request.remaining_prefill_tokens, request.num_ready_tokens)
+    prompt_s = CERTAIN * latency.predict_s(prompt)
+    step_s = CERTAIN * latency.predict_s(StepShape(0, 0, 1, num_tokens))
+    return (
+        (slo.ttft_s is not None and prompt_s > slo.ttft_s)
+        or (tbt_s is not None and step_s > tbt_s)
+        or (slo.jct_s is not None and prompt_s > slo.jct_s)
+    )
+
+
+def work_s(request: Request, latency: LatencyModel, live: LiveRequests) -> float:
+    """Return the engine's seconds a request takes: its prompt, and its share of steps."""
+    beside = max(len(live.decoding), LEAST_BESIDE)
+    decodes = StepShape(0, 0, beside, live.sum_decode_context_tokens)
+    decode_s = latency.predict_s(decodes)
+    chunk = decodes.with_chunk(
+        max(request.num_prompt_tokens - request.num_ready_tokens, 0), request.num_ready_tokens
+    )
+    prompt_s = latency.predict_s(chunk) - decode_s
+    num_steps = request.predicted_output_tokens / request.tokens_a_step
+    return prompt_s + num_steps * decode_s / beside
+
+
+def due_at_s(request: Request, step_s: float) -> float:
+    """Return when the next token of a waiting request is due by its promise."""
+    slo = request.slo
+    due_s = math.inf
+    if request.first_token_at_s is None:
+        if slo.ttft_s is not None:
+            due_s = request.arrived_at_s + slo.ttft_s
+    elif slo.tbt_s is not None and request.last_token_at_s is not None:
+        due_s = request.last_token_at_s + slo.tbt_s
+    if slo.jct_s is not None:
+        decode_s = request.steps_left * step_s
+        due_s = min(due_s, request.arrived_at_s + slo.jct_s - decode_s)
+    return due_s

@@ -1,1 +1,0 @@
-"""Who loses its KV: the order CacheOPT gives, and the set that costs the least goodput."""
