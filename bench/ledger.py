@@ -20,7 +20,9 @@ from typing import Any
 from plan import loaded
 from stepping import Timed, cells, options, report
 
-BOOKS = ("enter", "leave", "forget", "pencil", "rub_out", "peak_with_tokens", "has_reservation_for")
+BOOKS = (
+    "enter", "leave", "overdue", "pencil", "rub_out", "peak_with_tokens", "has_reservation_for",
+)  # fmt: skip
 
 
 class Stopwatch:
@@ -58,10 +60,9 @@ def compare(policy: str, running: int, waiting: int, rounds: int, steps: int) ->
     stock = Timed(loaded("stock", running, waiting, promised=True, kv_is_short=True))
     run = loaded(policy, running, waiting, promised=True, kv_is_short=True)
     core, watch = run.scheduler.headway, Stopwatch()
-    watch.watch(core.ledger, BOOKS)
-    watch.watch(core.ledger.everyone, ("overdue",))
-    watch.watch(core.parts.gate, ("fits", "admitted"))
-    watch.watch(core.parts.predictor, ("predict", "learn"))
+    watch.watch(core.known.finishes, BOOKS)
+    watch.watch(core.planner.gate, ("begin", "fits", "admitted"))
+    watch.watch(core.known.lengths, ("predict", "learn"))
     for _ in range(10):
         run.step()
         stock.run.step()

@@ -148,7 +148,7 @@ def main() -> None:
         subprocess.run([*git, "add", "--detach", "-f", str(other), given.revision], check=True)
         try:
             runs = [_run(other, then, given.only), _run(ROOT, now, given.only)]
-            if any([run.wait() for run in runs]):
+            if sum(run.wait() for run in runs):
                 sys.exit("a tree could not serve the cases")
         finally:
             subprocess.run([*git, "remove", "--force", str(other)], check=True)

@@ -462,9 +462,9 @@ class Lab:
         assert not core.live.num_waiting
         assert not core.live.hindered
         assert not core.live.num_running
-        assert len(core.ledger.everyone) == len(core.ledger.claims) == 0
+        assert len(core.known.finishes) == 0
         assert core.live.sum_decode_context_tokens == 0
-        assert not core._in_flight, "every step begun was also ended"
+        assert not core.known.pace.in_flight, "every step begun was also ended"
 
     @staticmethod
     def all_served(outcomes: Mapping[str, Any]) -> None:

@@ -200,7 +200,7 @@ def run_one(scenario: Scenario, seed: int, way: str, policy: str) -> dict[str, A
     book = book_of(load)
     calls, slos = calls_of(requests_of(load), book)
     core = registry.build(policy, overload="refuse")
-    core.appointments = WAYS[way].book()
+    core.known.appointments = WAYS[way].book()
     run = SimRun(engine_of(machine, profile), truth_of(profile, machine, seed), core, book=book)
     return {
         "scenario": scenario.name,

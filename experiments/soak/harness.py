@@ -143,8 +143,8 @@ def left_behind(run: VirtualRun) -> dict[str, int]:
         "host_slots": slots.num_slots - slots.num_free,
         "vllm_requests": len(scheduler.requests) + len(scheduler.running) + len(scheduler.waiting),
         "core_requests": len(core.live.requests) + core.live.num_waiting + core.live.num_running,
-        "ledger": len(core.ledger.everyone) + len(core.ledger.claims),
-        "steps_in_flight": len(core._in_flight),
+        "ledger": len(core.known.finishes),
+        "steps_in_flight": len(core.known.pace.in_flight),
         "stories": len(core.observed.ledger.tales),
     }
 

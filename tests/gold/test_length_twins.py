@@ -7,7 +7,6 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from headway.policy.learned import Trees
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -156,37 +155,6 @@ def test_a_track_is_the_sum_of_its_moves(seed: int) -> None:
             expected = np.interp(p, [0.0, *ps, 1.0], [0.0, *line, MOST_LEVEL])
             assert track.level(p) == pytest.approx(expected, abs=1e-9)
             assert track.level(track.asked(float(expected))) == pytest.approx(expected, abs=1e-9)
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_trees_walked_together_are_trees_walked_one_by_one(seed: int) -> None:
-    """All trees descend at once; the twin goes down each by itself until a leaf."""
-    rng = np.random.default_rng(seed)
-    nodes = [random_tree(rng, int(rng.integers(1, 30))) for _ in range(12)]
-    level_of = rng.integers(0, 3, len(nodes))
-    first = np.cumsum([0, *(len(tree) for tree in nodes)])[:-1]
-    rows = [row for tree in nodes for row in tree]
-    shift = [int(f) for f, tree in zip(first, nodes, strict=True) for _ in tree]
-    trees = Trees(
-        roots=first,
-        level_of=level_of,
-        depth=max(depth_of(tree, 0) for tree in nodes),
-        feature=np.array([row[0] for row in rows]),
-        threshold=np.array([row[1] for row in rows]),
-        left=np.array([row[2] + by for row, by in zip(rows, shift, strict=True)]),
-        right=np.array([row[3] + by for row, by in zip(rows, shift, strict=True)]),
-        value=np.array([row[4] for row in rows]),
-        start=rng.standard_normal(3),
-    )
-    for _ in range(50):
-        asked = rng.integers(0, 8, 4).astype(float)
-        expected = trees.start.copy()
-        for tree, level in zip(nodes, level_of, strict=True):
-            at = 0
-            while tree[at][2] != at:
-                at = tree[at][2] if asked[tree[at][0]] <= tree[at][1] else tree[at][3]
-            expected[level] += tree[at][4]
-        assert trees.predict(asked) == pytest.approx(expected, abs=1e-12)
 
 
 Node = tuple[int, float, int, int, float]

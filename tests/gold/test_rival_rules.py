@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import itertools
-import math
 
 import numpy as np
 import pytest
+from drafts import draft_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headway.kit.ledger import KvLedger
 from headway.latency.model import StepShape
 from headway.policy.admit import Job
 from headway.policy.draft import Draft
 from headway.policy.live import LiveRequests
-from headway.policy.price import StepPrice
 from headway.policy.view import EngineView
 from headway.request import Request, State
 from headway.rivals.fastserve import SkipJoin
@@ -181,20 +179,8 @@ class Line:
 
 
 def context(live: LiveRequests, now_s: float = 0.0, num_blocks: int = 40) -> Draft:
-    return Draft(
-        view=EngineView(num_blocks, num_blocks, 4, 64, 512),
-        now_s=now_s,
-        ref_s=now_s,
-        step=0,
-        step_s=0.01,
-        price=StepPrice(),
-        tightest_ttft_s=math.inf,
-        lagging_due_s=math.inf,
-        live=live,
-        ledger=KvLedger(),
-        latency=Line(),  # type: ignore[arg-type]
-        num_spare_blocks=num_blocks,
-    )
+    view = EngineView(num_blocks, num_blocks, 4, 64, 512)
+    return draft_of(live, view, now_s, step_s=0.01, latency=Line(), num_spare_blocks=num_blocks)
 
 
 @given(

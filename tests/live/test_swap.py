@@ -159,7 +159,7 @@ class Pressed:
             "blocks": TIGHT - 1 - free,
             "slots": self.slots.num_slots - self.slots.num_free,
             "requests": len(scheduler.requests) + len(core.live.requests),
-            "ledger": len(core.ledger.everyone) + len(core.ledger.claims),
+            "ledger": len(core.known.finishes),
         }
 
 

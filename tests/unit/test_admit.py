@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
+from drafts import draft_of
 
-from headway.kit.ledger import KvLedger
 from headway.kit.simple import FixedChunk
 from headway.latency.fixed import FixedModel
 from headway.latency.model import StepShape
 from headway.policy.admit import Job, MooreHodgson, largest_feasible, prefill_time
 from headway.policy.draft import Draft
 from headway.policy.live import LiveRequests
-from headway.policy.price import StepPrice
 from headway.policy.view import EngineView
 from headway.request import Request
 from headway.slo import Slo
@@ -27,20 +24,8 @@ def context(*claims: Request) -> Draft:
     live = LiveRequests()
     for request in claims:
         live.arrive(request)
-    return Draft(
-        view=EngineView(30_000, 30_000, 16, 256, 8192),
-        now_s=0.0,
-        ref_s=0.0,
-        step=1,
-        step_s=0.05,
-        price=StepPrice(),
-        tightest_ttft_s=math.inf,
-        lagging_due_s=math.inf,
-        live=live,
-        ledger=KvLedger(),
-        latency=H100,
-        shape=StepShape(0, 0, 4, 8_000),
-    )
+    view = EngineView(30_000, 30_000, 16, 256, 8192)
+    return draft_of(live, view, step=1, latency=H100, shape=StepShape(0, 0, 4, 8_000))
 
 
 def claim(name: str, num_prompt_tokens: int, ttft_s: float, num_found_tokens: int = 0) -> Request:

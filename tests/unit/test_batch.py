@@ -6,19 +6,17 @@ import math
 from collections.abc import Iterable
 
 import pytest
+from drafts import draft_of, regive
 
 from headway.kit.curve_gate import CurveGate
 from headway.kit.ledger import KvLedger
 from headway.kit.simple import FixedChunk, FreeBlocks, Youngest
 from headway.latency.fixed import FixedModel
-from headway.latency.online import OnlineModel
 from headway.policy.admit import MooreHodgson, prefill_time
 from headway.policy.batch import Filled, InOrder
 from headway.policy.chunk import SlackChunk
-from headway.policy.draft import Draft
 from headway.policy.live import LiveRequests
 from headway.policy.preempt import BestEffortFirst
-from headway.policy.price import StepPrice
 from headway.policy.prioritize import ByDeadline
 from headway.policy.view import EngineView
 from headway.request import Request, State
@@ -33,20 +31,7 @@ class Scene:
     def __init__(self, num_blocks: int = 100, max_running: int = 8, max_step: int = 64) -> None:
         self.live, self.ledger = LiveRequests(), KvLedger()
         view = EngineView(num_blocks, num_blocks, 16, max_running, max_step)
-        self.draft = Draft(
-            view=view,
-            now_s=100.0,
-            ref_s=100.0,
-            step=0,
-            step_s=0.05,
-            price=StepPrice(),
-            tightest_ttft_s=math.inf,
-            lagging_due_s=math.inf,
-            live=self.live,
-            ledger=self.ledger,
-            latency=OnlineModel(),
-            num_spare_blocks=num_blocks,
-        )
+        self.draft = draft_of(self.live, view, 100.0, num_spare_blocks=num_blocks)
 
     def waiting(self, name: str, prompt: int, slo: Slo = CHAT, at_s: float = 99.9) -> Request:
         request = Request(name, slo, at_s, prompt, 20)
@@ -78,7 +63,7 @@ class Scene:
         curve: bool = False,
         polite: bool = False,
     ) -> Filled:
-        gate = CurveGate() if curve else FreeBlocks()
+        gate = CurveGate(self.ledger) if curve else FreeBlocks()
         preemptor = BestEffortFirst() if polite else Youngest()
         return InOrder(may_pass).fill(self.draft, order, FixedChunk(budget), gate, preemptor)
 
@@ -102,7 +87,7 @@ def test_a_step_ends_while_the_first_token_it_brings_is_on_time() -> None:
     """The rest of a prompt due in 50 ms goes alone; where it is late anyway the step is filled."""
     for due_in_s, others in ((0.05, False), (0.5, True), (0.001, True)):
         scene = Scene(num_blocks=1000, max_step=4096)
-        scene.draft.given.latency = FixedModel((0.005, 0.0, 2e-5, 0.0, 0.0, 0.0, 0.0))
+        regive(scene.draft, latency=FixedModel((0.005, 0.0, 2e-5, 0.0, 0.0, 0.0, 0.0)))
         last = scene.prefilling("last", 2000, 1500)
         last.due_at_s = scene.draft.given.ref_s + due_in_s
         order = [last, scene.waiting("next", 3000)]
@@ -236,7 +221,7 @@ def test_the_curve_keeps_a_request_out_that_would_burst_the_future() -> None:
 def test_a_blocked_overdue_request_does_not_stop_prompts_in_progress() -> None:
     """Waiting for KV it bars other waiting ones, but not those whose end will free KV."""
     scene = Scene(num_blocks=20)
-    scene.draft.given.max_wait_s = 10.0
+    regive(scene.draft, max_wait_s=10.0)
     late = scene.waiting("late", 280, NO_PROMISE, at_s=50.0)
     going = scene.prefilling("going", 60, 20)
     newcomer = scene.waiting("newcomer", 10, NO_PROMISE)
@@ -248,7 +233,7 @@ def test_a_blocked_overdue_request_does_not_stop_prompts_in_progress() -> None:
 def test_of_the_overdue_the_longest_silent_goes_first() -> None:
     """A stream that stands still came early but had a token since; all go before promises."""
     scene = Scene()
-    scene.draft.given.max_wait_s = 10.0
+    regive(scene.draft, max_wait_s=10.0)
     stream = scene.waiting("stream", 50, NO_PROMISE, at_s=10.0)
     stream.last_token_at_s, stream.num_preemptions = 91.0, 1
     scene.waiting("claim", 50, CHAT)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from drafts import draft_for
 
 from headway import registry
 from headway.engines.sim.engine import SimEngine
@@ -17,12 +18,12 @@ from headway.errors import UserError
 from headway.latency import profile as profiles
 from headway.latency.model import StepShape
 from headway.latency.truth import Truth
-from headway.papers.cacheopt.c5_swap import SweetSpot, sweet_spot_tokens
+from headway.papers.cacheopt.c5_swap import LONGEST_TOKENS, SweetSpot, sweet_spot_tokens
 from headway.papers.cacheopt.preset import COMPONENTS
 from headway.policy.draft import Draft
 from headway.policy.events import Arrived, StepDone, StepScheduled
 from headway.policy.plan import StepPlan
-from headway.policy.swap_choice import LONGEST_TOKENS, Cheaper, copyable_blocks, recompute_s, swap_s
+from headway.policy.swap_choice import Cheaper, copyable_blocks, recompute_s, swap_s
 from headway.policy.view import EngineView
 from headway.request import Request
 from headway.slo import NO_PROMISE
@@ -202,7 +203,7 @@ def swapping(
     """Serve under pressure with room to swap; return each preemption's way, tokens and step."""
     engine = SimEngine(num_blocks=600, max_num_seqs=64, host_blocks=5000, copy_gib_per_s=gib_per_s)
     watch = Watch(engine, "fcfs", noise=0.1)
-    watch.run.policy.parts.swap = choice  # type: ignore[union-attr]
+    watch.run.policy.planner.swap = choice  # type: ignore[union-attr]
     rows: list[tuple[str, int, int]] = []
     preempt = watch.run.machine.preempt
 
@@ -262,7 +263,7 @@ def test_a_full_host_recomputes() -> None:
     """What the host has no room for is thrown away, and planned so."""
     engine = SimEngine(num_blocks=600, max_num_seqs=64, host_blocks=30)
     watch = Watch(engine, "fcfs")
-    watch.run.policy.parts.swap = SweetSpot(16)  # type: ignore[union-attr]
+    watch.run.policy.planner.swap = SweetSpot(16)  # type: ignore[union-attr]
     watch.serve(calls(150, 12.0, 4))
     kinds = watch.run.num_preemptions
     planned = [p.how for plan in watch.plans for p in plan.preempt]
@@ -277,7 +278,7 @@ def victim_of(ctx_tokens: int, found: int, view: EngineView) -> tuple[Draft, Req
     core.observe(Arrived(0.0, "r", 0.0, ctx_tokens, 50, NO_PROMISE))
     core.observe(StepScheduled(0.0, {"r": ctx_tokens - found}, {"r": found}))
     core.observe(StepDone(0.1, {"r": 1}))
-    return core._context(view, 0.1), core.live.requests["r"]
+    return draft_for(core, view, 0.1), core.live.requests["r"]
 
 
 def test_seconds_count_the_queue_both_ways_and_the_prefix_cache() -> None:

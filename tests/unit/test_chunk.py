@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 
 import pytest
+from drafts import draft_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headway.kit.ledger import KvLedger
 from headway.kit.simple import FixedChunk
 from headway.latency.model import LatencyModel, StepShape
 from headway.policy.chunk import SlackChunk
@@ -67,17 +67,15 @@ def context(
         price.learn(Request(f"t{i}", Slo(ttft_s=ttft_s), 0.0, 100, 50), 0.5 * i)
     for request in live.decoding.values():
         price.learn(request, 0.0)
-    return Draft(
-        view=EngineView(1000, num_free_blocks, 16, 64, max_step_tokens),
-        now_s=10.0,
-        ref_s=10.0,
+    view = EngineView(1000, num_free_blocks, 16, 64, max_step_tokens)
+    return draft_of(
+        live,
+        view,
+        10.0,
         step=DECIDE_EVERY,
         step_s=0.02,
         price=price,
-        tightest_ttft_s=math.inf,
         lagging_due_s=lagging_due_s,
-        live=live,
-        ledger=KvLedger(),
         latency=model or Exact(),
         shape=StepShape(0, 0, num_decodes, 20 * num_decodes),
         pressure=pressure,

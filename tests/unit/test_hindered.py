@@ -100,7 +100,7 @@ def test_a_wait_for_a_load_is_no_step() -> None:
     core.observe(StepDone(9.02, {"remote": 1}))
     arrive(core, "next")
     core.plan(VIEW, 9.02)
-    assert core.step_s < 0.06
+    assert core.known.pace.step_s < 0.06
 
 
 def test_a_load_that_failed_is_computed() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from drafts import draft_for
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -127,10 +128,10 @@ def test_a_prompt_starts_with_room_for_what_it_keeps_and_the_steps_under_way(
     core.observe(Arrived(0.0, "long", 0.0, 5_000, 50, CHAT))
     long = core.live.requests["long"]
     view = EngineView(9_000, 9_000, 16, 256, 2_048, steps_in_flight, kv_groups=GEMMA.groups)
-    draft = core._context(view, 0.1)
+    draft = draft_for(core, view, 0.1)
     assert draft.lasting_blocks(long) == 313 + 5 * 65
     assert draft.blocks_to_start(long, 2_048) == 313 + 5 * 65 + 5 * passing
-    plain = core._context(EngineView(9_000, 9_000, 16, 256, 2_048, steps_in_flight), 0.1)
+    plain = draft_for(core, EngineView(9_000, 9_000, 16, 256, 2_048, steps_in_flight), 0.1)
     assert plain.blocks_to_start(long, 2_048) == plain.lasting_blocks(long) == 313
 
 
@@ -143,12 +144,12 @@ def test_only_what_was_found_held_may_be_counted_twice() -> None:
         core.observe(StepDone(0.1, {name: 1}))
     held = 2 * GEMMA.kept_blocks(1_000) - 300  # Fewer than counted: windows are rarely all full.
     view = EngineView(9_000, 9_000 - held, 16, 256, 2_048, 0, kv_groups=GEMMA.groups)
-    assert core._context(view, 0.2).room_tokens == 9_000 * 16
+    assert draft_for(core, view, 0.2).given.room_tokens == 9_000 * 16
     core.live.requests["b"].num_shared_tokens = 480  # Thirty blocks in each group.
-    assert core._context(view, 0.2).room_tokens == (9_000 + 6 * 30) * 16
+    assert draft_for(core, view, 0.2).given.room_tokens == (9_000 + 6 * 30) * 16
     core.live.requests["b"].num_shared_tokens = 960
     beyond = 2 * GEMMA.held_tokens(1_000) - 16 * held
-    assert core._context(view, 0.2).room_tokens == 9_000 * 16 + beyond
+    assert draft_for(core, view, 0.2).given.room_tokens == 9_000 * 16 + beyond
 
 
 @pytest.mark.parametrize(

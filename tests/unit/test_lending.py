@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import pytest
+from drafts import draft_of
 
 from headway.errors import InvariantError
 from headway.kit.curve_gate import CurveGate
 from headway.kit.ledger import KvLedger
-from headway.latency.online import OnlineModel
 from headway.papers.cacheopt.c2_book import LendingBook
-from headway.papers.cacheopt.c2_lending import Lending
+from headway.papers.cacheopt.c2_lending import Lending, LendingLedger
 from headway.papers.cacheopt.critical import Critical
 from headway.policy.admit import AllOf
 from headway.policy.draft import Draft
 from headway.policy.live import LiveRequests
-from headway.policy.price import StepPrice
 from headway.policy.view import EngineView
 from headway.request import Request, State
 from headway.slo import NO_PROMISE, Slo
@@ -239,10 +237,8 @@ def request(name: str, prompt: int, output: int, slo: Slo = NO_PROMISE) -> Reque
 
 
 def context(ledger: KvLedger, num_blocks: int = 50) -> Draft:
-    return Draft(
-        EngineView(num_blocks, num_blocks, 16, 64, 512), 0.0, 0.0, 0, 0.05, StepPrice(),
-        math.inf, math.inf, LiveRequests(), ledger, OnlineModel(), max_step_s=0.1,
-    )  # fmt: skip
+    view = EngineView(num_blocks, num_blocks, 16, 64, 512)
+    return draft_of(LiveRequests(), view, max_step_s=0.1)
 
 
 def runs(ledger: KvLedger, one: Request, step: int = 0) -> Request:
@@ -253,27 +249,26 @@ def runs(ledger: KvLedger, one: Request, step: int = 0) -> Request:
 
 def test_one_plan_counts_whom_it_admits() -> None:
     """Pencilled requests are in every book until the plan is made, guests of each other too."""
-    ledger = KvLedger(LendingBook())
+    ledger = LendingLedger(LendingBook())
     draft = context(ledger, num_blocks=40)
-    gate = AllOf(Lending(), CurveGate())
+    gate = AllOf(Lending(ledger), CurveGate(ledger))
     big, small, other = (request(n, p, o) for n, p, o in
                          (("big", 100, 400), ("small", 50, 50), ("other", 100, 400)))  # fmt: skip
     assert gate.fits(draft, big)
-    Lending().admitted(draft, big)
-    assert Lending().fits(draft, small)
-    Lending().admitted(draft, small)
-    assert ledger.lending is not None
-    assert ledger.lending["small"].owner == "big"
-    assert not Lending().fits(draft, other)
+    Lending(ledger).admitted(draft, big)
+    assert Lending(ledger).fits(draft, small)
+    Lending(ledger).admitted(draft, small)
+    assert ledger.book["small"].owner == "big"
+    assert not Lending(ledger).fits(draft, other)
     ledger.rub_out()
-    assert len(ledger.lending) == len(ledger.everyone) == 0
+    assert len(ledger.book) == len(ledger.everyone) == 0
     ledger.validate({})
 
 
 def test_the_curve_gate_measures_a_burst_against_the_residents_alone() -> None:
     """Whom it admitted in the same plan is in no book."""
     ledger = KvLedger()
-    draft, gate = context(ledger), CurveGate()
+    draft, gate = context(ledger), CurveGate(ledger)
     runs(ledger, request("resident", 100, 100))
     for name in ("first", "second"):
         one = request(name, 200, 200)
@@ -284,27 +279,25 @@ def test_the_curve_gate_measures_a_burst_against_the_residents_alone() -> None:
 
 def test_a_critical_request_starts_whatever_the_books_say() -> None:
     """It is booked in full, so the next one waits until the books balance."""
-    ledger = KvLedger(LendingBook())
+    ledger = LendingLedger(LendingBook())
     draft = context(ledger)
     runs(ledger, request("resident", 600, 100))
     urgent = request("urgent", 100, 100, Slo(ttft_s=0.2))
     urgent.due_at_s = 0.05
-    assert not Lending().fits(draft, urgent)
-    assert Lending(Critical()).fits(draft, urgent)
+    assert not Lending(ledger).fits(draft, urgent)
+    assert Lending(ledger, Critical()).fits(draft, urgent)
     ledger.pencil(urgent, 0)
-    assert ledger.lending is not None
-    assert ledger.lending.free_tokens < 0
+    assert ledger.book.free_tokens < 0
 
 
 def test_a_ledger_whose_books_disagree_is_noticed() -> None:
     """Curve and lending book hold the same residents, with the same lines."""
-    ledger = KvLedger(LendingBook())
+    ledger = LendingLedger(LendingBook())
     one = runs(ledger, request("r", 100, 100))
     ledger.validate({"r": one})
-    assert ledger.lending is not None
-    ledger.lending.move("r", 101, 0, 100)
+    ledger.book.move("r", 101, 0, 100)
     with pytest.raises(InvariantError, match="differently"):
         ledger.validate({"r": one})
-    ledger.lending.leave("r")
+    ledger.book.leave("r")
     with pytest.raises(InvariantError, match="lending book"):
         ledger.validate({"r": one})

@@ -200,7 +200,7 @@ def test_what_no_server_could_keep_gets_no_appointment() -> None:
     core = core_with([("served", 100)])
     core.observe(arrival(0.0, 100, Slo(ttft_s=0.0001), "fool"))
     assert told(core, 0.0) == {"fool": Refuse("fool", LEAD_S, HOPELESS)}
-    assert len(core.appointments) == 0
+    assert len(core.known.appointments) == 0
 
 
 @pytest.mark.parametrize("returned", [False, True])
@@ -208,7 +208,7 @@ def test_the_next_free_blocks_are_for_who_returned(returned: bool) -> None:
     """A newcomer that would fit passes one that lacks KV, but not one that kept its time."""
     core = core_with([], LEAD_S)
     if returned:
-        core.appointments.book(Request("early", PATIENT, 0.0, 1600, 100), 0.1, 0.0, 0.0)
+        core.known.appointments.book(Request("early", PATIENT, 0.0, 1600, 100), 0.1, 0.0, 0.0)
     core.observe(arrival(LEAD_S, 1600, PATIENT, "back"))
     core.observe(arrival(LEAD_S, 16, PATIENT, "small"))
     plan = core.plan(EngineView(1000, 50, 16, 256, 2048), LEAD_S)

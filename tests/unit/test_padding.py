@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from headway.papers.cacheopt.c1_lengths import AdaptiveConformal, HoeffdingPadding
-from headway.policy import padding
+from headway.papers.cacheopt import c1_lengths
+from headway.papers.cacheopt.c1_lengths import LEVELS, AdaptiveConformal, HoeffdingPadding
 from headway.policy.lengths.histogram import ClassBucketHistogram
 from headway.policy.predict import LengthDistribution, MaxTokens, Memoryless, Oracle
 from headway.request import Request
@@ -89,7 +89,7 @@ def test_only_the_last_minute_counts_as_rate() -> None:
 
 def test_who_never_ends_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     """Refused and aborted requests do not pile up; the newest are kept."""
-    monkeypatch.setattr(padding, "MOST_WATCHED", 5)
+    monkeypatch.setattr(c1_lengths, "MOST_WATCHED", 5)
     predictor = HoeffdingPadding(Guess(200), min_errors=1)
     conformal = AdaptiveConformal(ClassBucketHistogram())
     for i in range(20):
@@ -200,11 +200,11 @@ def test_what_preempted_and_hung_up_requests_do() -> None:
     lengths.predict(arrive("a"))
     lengths.predict(arrive("a", output=60))
     lengths.learn(arrive("a", output=100))
-    assert lengths.coverage() == dict.fromkeys(padding.LEVELS, 1.0)
+    assert lengths.coverage() == dict.fromkeys(LEVELS, 1.0)
     lengths.predict(arrive("b"))
     lengths.learn_cut(arrive("b", output=7))
     lengths.learn(arrive("c", output=900))  # Never asked about: nothing to judge.
-    assert lengths.coverage() == dict.fromkeys(padding.LEVELS, 1.0)
+    assert lengths.coverage() == dict.fromkeys(LEVELS, 1.0)
     assert lengths.coverage("other") == {}
 
 

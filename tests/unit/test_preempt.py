@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
-import math
+from drafts import draft_of
 
-from headway.kit.ledger import KvLedger
 from headway.kit.simple import Youngest
-from headway.latency.online import OnlineModel
 from headway.policy.draft import Draft
 from headway.policy.live import LiveRequests
 from headway.policy.preempt import BestEffortFirst
-from headway.policy.price import StepPrice
 from headway.policy.view import EngineView
 from headway.request import Request, State
 from headway.slo import NO_PROMISE, Slo
 
 
 def context(now_s: float = 100.0, max_wait_s: float = 300.0) -> Draft:
-    return Draft(
-        view=EngineView(100, 100, 16, 64, 512),
-        now_s=now_s,
-        ref_s=now_s,
-        step=0,
-        step_s=0.05,
-        price=StepPrice(),
-        tightest_ttft_s=math.inf,
-        lagging_due_s=math.inf,
-        live=LiveRequests(),
-        ledger=KvLedger(),
-        latency=OnlineModel(),
-        max_wait_s=max_wait_s,
-    )
+    view = EngineView(100, 100, 16, 64, 512)
+    return draft_of(LiveRequests(), view, now_s, max_wait_s=max_wait_s)
 
 
 def runs(draft: Draft, name: str, slo: Slo, *, decodes: bool, at_s: float = 99.0) -> Request:

@@ -111,14 +111,14 @@ def test_a_dear_gap_is_told_so() -> None:
     core._lose = noted  # type: ignore[method-assign]
     SimRun(engine, Truth(H100), core, book=SloBook.builtin()).run(offered)
     assert "a token came after its due time: such gaps cost the others more promises" in told
-    assert len(core.price._claims) == RECENT_CLAIMS
+    assert len(core.known.price._claims) == RECENT_CLAIMS
 
 
 def test_nobody_asks_nothing_is_bounded() -> None:
     """Without a claim there is no limit, and no gap is dear."""
     core = registry.build("headway")
-    assert core.price.least_gap_s == 0.0
-    assert core.price._for_first_tokens_s == math.inf
+    assert core.known.price.least_gap_s == 0.0
+    assert core.known.price._for_first_tokens_s == math.inf
 
 
 def test_a_patient_first_token_cuts_no_prompt() -> None:

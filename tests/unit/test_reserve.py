@@ -6,18 +6,16 @@ import math
 from typing import Any
 
 import pytest
+from drafts import draft_of, regive
 
-from headway.kit.ledger import KvLedger
 from headway.kit.simple import Youngest
-from headway.latency.online import OnlineModel
 from headway.papers.cacheopt.c2_book import LendingBook
+from headway.papers.cacheopt.c2_lending import LendingLedger
 from headway.papers.cacheopt.c3_ahead import Proactive
 from headway.papers.cacheopt.c4_victims import Buckets
-from headway.papers.cacheopt.critical import Critical
-from headway.policy.draft import Draft
+from headway.papers.cacheopt.critical import Critical, Reserve
 from headway.policy.live import LiveRequests
 from headway.policy.predict import MaxTokens, SlidingHistogram
-from headway.policy.price import StepPrice
 from headway.policy.view import EngineView
 from headway.request import Request, Standing, State
 from headway.slo import NO_PROMISE, Slo
@@ -30,12 +28,10 @@ class Scene:
     """Running requests, free blocks, and the plan that is being made."""
 
     def __init__(self, num_free: int, num_total: int = 200, in_flight: int = 0) -> None:
-        self.live, self.ledger = LiveRequests(), KvLedger(LendingBook())
+        self.live, self.ledger = LiveRequests(), LendingLedger(LendingBook())
         view = EngineView(num_total, num_free, SIZE, 64, 512, in_flight)
-        self.draft = Draft(
-            view, 10.0, 10.0, 0, 0.05, StepPrice(), math.inf, math.inf, self.live, self.ledger,
-            OnlineModel(), max_step_s=0.1,
-        )  # fmt: skip
+        self.draft = draft_of(self.live, view, 10.0, max_step_s=0.1)
+        self.reserve = Reserve()
 
     def decoding(
         self, name: str, num_tokens: int, slo: Slo = NO_PROMISE, output: int = 500
@@ -64,7 +60,7 @@ class Scene:
         return request
 
     def fund(self, reserve: int = 0, ahead: int = 2, **given: Any) -> list[str]:
-        funder = Proactive(Critical(), reserve, ahead)
+        funder = Proactive(self.ledger, Critical(), self.reserve, reserve, ahead)
         predictor = given.get("predictor", MaxTokens())
         plan = funder.fund(self.draft, predictor, given.get("preemptor", Youngest()))
         return [p.request_id for p in plan]
@@ -157,11 +153,11 @@ def test_what_is_left_is_the_reserve_first() -> None:
     scene = Scene(num_free=20)
     scene.decoding("a", 17, TIGHT)
     scene.fund(reserve=8)
-    assert (scene.draft.num_spare_blocks, scene.draft.num_reserve_blocks) == (11, 8)
+    assert (scene.draft.num_spare_blocks, scene.reserve.num_blocks_left) == (11, 8)
     scene = Scene(num_free=6)
     scene.decoding("a", 17, TIGHT)
     scene.fund(reserve=8)
-    assert (scene.draft.num_spare_blocks, scene.draft.num_reserve_blocks) == (0, 5)
+    assert (scene.draft.num_spare_blocks, scene.reserve.num_blocks_left) == (0, 5)
 
 
 def test_nobody_running_leaves_everything_to_newcomers() -> None:
@@ -179,7 +175,7 @@ def test_an_estimate_is_extended_before_it_is_outgrown() -> None:
         request.predicted_output_tokens = 10
         scene.ledger.enter(request, 0)
         request.num_output_tokens = 1 + step
-        scene.draft.given.step = step
+        regive(scene.draft, step=step)
         scene.fund(predictor=SlidingHistogram(min_samples=1))
         if step == 8:  # Of its ten tokens the ninth is out: the step after next has none.
             assert request.predicted_output_tokens >= 9 + SIZE
@@ -193,8 +189,7 @@ def test_the_book_knows_cache_and_reserve() -> None:
     scene = Scene(num_free=100)
     scene.decoding("r", 17)
     scene.fund(reserve=8)
-    book = scene.ledger.lending
-    assert book is not None
+    book = scene.ledger.book
     assert (book.capacity_tokens, book.reserve_tokens) == (200 * SIZE, 8 * SIZE)
 
 
@@ -204,7 +199,7 @@ def test_a_tiny_cache_has_a_tiny_reserve() -> None:
         scene = Scene(num_free=num_total, num_total=num_total)
         scene.decoding("r", 40)
         scene.fund(reserve=8)
-        assert scene.draft.num_reserve_blocks == expected
+        assert scene.reserve.num_blocks_left == expected
 
 
 def test_slack_is_due_time_less_the_work_still_to_do() -> None:
@@ -242,7 +237,7 @@ def test_the_buckets_order_victims() -> None:
     scene.decoding("none long", 90, output=400)
     order = [r.request_id for r in Buckets().for_running(scene.draft)]
     assert order == ["none long", "none small", "none big", "loose", "tight"]
-    scene.draft.given.max_wait_s = 1.0
+    regive(scene.draft, max_wait_s=1.0)
     scene.live.requests["none long"].last_token_at_s = 9.0
     order = [r.request_id for r in Buckets().for_running(scene.draft)]
     assert order == ["none small", "none big", "loose", "tight", "none long"]
@@ -253,10 +248,9 @@ def test_a_guest_in_the_way_is_the_first_victim() -> None:
     scene = Scene(num_free=0)
     scene.decoding("owner", 100, output=400)
     guest = scene.decoding("guest", 20, TIGHT, output=40)
-    book = scene.ledger.lending
-    assert book is not None
+    book = scene.ledger.book
     assert book["guest"].owner == "owner"
-    assert next(Buckets().for_running(scene.draft)).request_id == "owner"
+    assert next(Buckets(book).for_running(scene.draft)).request_id == "owner"
     guest.max_output_tokens = guest.predicted_output_tokens = 390
     scene.ledger.enter(guest, 0)
     order = [r.request_id for r in Buckets().for_running(scene.draft)]
@@ -275,6 +269,6 @@ def test_a_newcomer_is_paid_only_while_it_is_critical_and_on_time() -> None:
     for due_in_s, expected in ((-1.0, []), (0.09, ["none", "patient job"]), (5.0, [])):
         waits = Request("w", Slo(ttft_s=1.0), 9.5, 1, 10)
         waits.due_at_s = scene.draft.given.ref_s + due_in_s
-        victims = [r.request_id for r in Buckets(critical).for_claim(scene.draft, waits)]
+        victims = [r.request_id for r in Buckets(critical=critical).for_claim(scene.draft, waits)]
         assert victims == expected
         assert list(Buckets().for_claim(scene.draft, waits)) == []

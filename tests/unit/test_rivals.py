@@ -76,7 +76,7 @@ def test_serves_everyone(fake_engine: Any, policy: str, depth: int, seed: int) -
     assert set(engine.finished) == {f"r{i}" for i in range(40)}
     assert set(engine.finished.values()) <= {"stopped", "length"}
     assert engine.num_free == engine.num_blocks
-    assert len(engine.core.ledger.everyone) == 0
+    assert len(engine.core.known.finishes) == 0
 
 
 @pytest.mark.parametrize("policy", RIVALS)
@@ -116,7 +116,7 @@ def test_a_wrong_option_is_one_sentence(policy: str, options: dict[str, Any], wo
 
 def test_who_heeds_promises() -> None:
     """Only the rivals whose papers know promises look at them."""
-    heeding = {p for p in RIVALS if registry.build(p).parts.heeds_promises}
+    heeding = {p for p in RIVALS if registry.build(p).known.heeds_promises}
     assert heeding == {"qoserve", "xllm", "sliding"}
 
 
@@ -251,7 +251,7 @@ def test_pastfuture_draws_from_the_past(fake_engine: Any) -> None:
 def fastserve(fake_engine: Any, **engine: Any) -> tuple[Any, Any]:
     options = {"quantum_s": 0.04, **engine.pop("options", {})}
     made = server(fake_engine, "fastserve", flat(), options=options, **engine)
-    return made, made.core.parts.prioritizer._ranking
+    return made, made.core.planner.parts.prioritizer._ranking
 
 
 def test_fastserve_skips_levels_by_the_first_iteration(fake_engine: Any) -> None:
@@ -399,7 +399,7 @@ def test_sliding_orders_by_protection_urgency_and_work(fake_engine: Any) -> None
 def test_a_context_is_walked_once(fake_engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Holder, prioritiser and batcher report one decision."""
     engine, _ = fastserve(fake_engine)
-    step = engine.core.parts.holder
+    step = engine.core.planner.parts.holder
     seen: list[Draft] = []
     walk = step._walk
     monkeypatch.setattr(step, "_walk", lambda draft: (seen.append(draft), walk(draft))[1])

@@ -126,7 +126,7 @@ def test_a_step_that_computes_nothing_is_not_in_flight() -> None:
     arrive(core, "r")
     start(core, "r", 0.0)
     core.observe(StepScheduled(0.02, {}, {}, ("r",)))
-    assert not core._in_flight
+    assert not core.known.pace.in_flight
     core.validate()
 
 

@@ -57,7 +57,7 @@ class Heard(Scheduler):
 
     def __init__(self) -> None:
         core = fcfs()
-        super().__init__("heard", core.parts, core.latency)
+        super().__init__("heard", core.planner, core.known.latency)
         self.heard: list[tuple[float, str, tuple[str, ...]]] = []
 
     def observe(self, event: Event) -> None:

@@ -125,10 +125,10 @@ def test_scheduler(fake_engine, policy: str) -> None:  # type: ignore[no-untyped
             core = engine.core
             core.validate()
             assert not core.live.requests
-            assert len(core.ledger.everyone) == len(core.ledger.claims) == 0
+            assert len(core.known.finishes) == 0
             assert engine.num_free == engine.num_blocks
             assert len(engine.finished) == self.count, "every request that came has left"
-            assert not core._in_flight
+            assert not core.known.pace.in_flight
 
     examples = 60 if policy in OURS else 12
     run_state_machine_as_test(

@@ -6,16 +6,18 @@ import re
 from dataclasses import replace
 
 import pytest
+from drafts import draft_for, regive
 
 from headway import registry
 from headway.errors import UserError
-from headway.kit.parts import Parts
+from headway.policy.decide import Headway
 from headway.policy.draft import Draft
 from headway.policy.events import Arrived, Finished, StepDone, StepScheduled
 from headway.policy.preempt import BestEffortFirst
 from headway.policy.scheduler import Scheduler
+from headway.policy.swap_choice import AlwaysRecompute, Cheaper
 from headway.policy.view import EngineView
-from headway.policy.weigh import Weighed
+from headway.policy.weigh import Lengths, Weighed
 from headway.slo import NO_PROMISE, Slo
 
 STREAM = Slo(ttft_s=1.0, tbt_s=0.1, class_name="chat")
@@ -43,17 +45,24 @@ def loaded(num_streams: int, prompt_tokens: int, so_far: int, length: int = LONG
     return core
 
 
+def weighed(core: Scheduler) -> Weighed:
+    """Return a gate of the default policy, over the lengths that *core* has learned."""
+    assert isinstance(core.planner, Headway)
+    assert isinstance(core.known.lengths, Lengths)
+    return Weighed(core.known.lengths, core.planner.chunker)
+
+
 def context(core: Scheduler, capacity_blocks: int, slo: Slo) -> Draft:
     """Return a plan in which a newcomer of 100 prompt tokens asks to start."""
     core.observe(Arrived(2.0, "new", 2.0, 100, 4000, slo))
     held = sum(-(-r.num_prompt_tokens // 16) + 1 for r in core.live.running())
     view = EngineView(capacity_blocks, max(capacity_blocks - held, 0), 16, 256, 2048, 0)
-    return core._context(view, 2.0)
+    return draft_for(core, view, 2.0)
 
 
 def opens(core: Scheduler, capacity_blocks: int, slo: Slo = STREAM) -> bool:
     """Return whether the weighing alone lets a newcomer in."""
-    gate = Weighed(core.parts.predictor._lifetimes, core.parts.chunker)  # type: ignore[attr-defined]
+    gate = weighed(core)
     draft = context(core, capacity_blocks, slo)
     return gate.fits(draft, core.live.requests["new"])
 
@@ -83,7 +92,7 @@ def test_a_plan_says_what_an_overbooking_buys() -> None:
     """Preemptions expected of a newcomer, and the promises both ways would cost."""
     core = loaded(12, 100, 250)
     draft = context(core, 290, STREAM)
-    gate = Weighed(core.parts.predictor._lifetimes, core.parts.chunker)  # type: ignore[attr-defined]
+    gate = weighed(core)
     assert gate.fits(draft, core.live.requests["new"])
     assert re.fullmatch(
         r"first token due: \d+\.\d preemptions are expected of it and cost \d\.\d\d promises,"
@@ -111,8 +120,8 @@ def test_best_effort_comes_back_to_room_for_claims_too(
     """Preempted n times, it leaves room for 2^n claims of 300 tokens; an empty cache suffices."""
     core = loaded(1, 100, 10)
     draft = context(core, 2000, NO_PROMISE)
-    draft = replace(draft, view=replace(draft.given.view, block_size_tokens=1))
-    draft.num_spare_blocks, draft.given.claim_tokens = num_spare, 300.0
+    regive(draft, view=replace(draft.given.view, block_size_tokens=1), claim_tokens=300.0)
+    draft.num_spare_blocks = num_spare
     new = core.live.requests["new"]
     assert new.num_tokens == 100
     new.num_preemptions = num_preemptions
@@ -122,7 +131,7 @@ def test_best_effort_comes_back_to_room_for_claims_too(
 def test_what_was_let_in_counts_for_the_next() -> None:
     """A burst is not admitted against one and the same forecast."""
     core = loaded(6, 100, 10, length=80)
-    gate = Weighed(core.parts.predictor._lifetimes, core.parts.chunker)  # type: ignore[attr-defined]
+    gate = weighed(core)
     draft = context(core, 110, STREAM)
     new = core.live.requests["new"]
     answers = []
@@ -160,27 +169,23 @@ def test_a_wrong_option_gets_one_sentence(options: dict[str, object], message: s
         registry.build("headway", options=options)
 
 
-def test_slack_is_the_default_with_a_median_and_without_swap() -> None:
-    """Another name for two options: the same kinds of parts, and the rest of the options too."""
-    slack = registry.build("slack", options={"max_wait_s": 7.0}).parts
-    options = {"confidence": 0.5, "swap": "recompute", "max_wait_s": 7.0}
-    same = registry.build("headway", options=options).parts
-    plain = registry.build("headway").parts
-
-    def kinds(parts: Parts) -> list[object]:
-        return [type(part) for part in (parts.predictor, parts.gate, parts.swap)]
-
-    assert kinds(slack) == kinds(same)
-    assert slack.max_wait_s == same.max_wait_s == 7.0
-    assert slack.predictor.coverage_target == 0.5
-    assert type(slack.swap) is not type(plain.swap)
+def test_slack_reckons_with_one_quantile_and_never_swaps() -> None:
+    """What it was before lengths were weighed; the rest of the default's options are its own."""
+    slack = registry.build("slack", options={"max_wait_s": 7.0})
+    assert slack.known.max_wait_s == 7.0
+    assert slack.known.lengths.coverage_target == 0.5
+    assert isinstance(slack.planner.swap, AlwaysRecompute)
+    assert isinstance(registry.build("headway").planner.swap, Cheaper)
+    surer = registry.build("slack", options={"confidence": 0.9, "swap": "cheaper"})
+    assert surer.known.lengths.coverage_target == 0.9
+    assert isinstance(surer.planner.swap, Cheaper)
 
 
 def test_whoever_waited_too_long_is_let_in() -> None:
     """Starting it may cost promises; letting it starve is worse."""
     core = loaded(12, 100, 10, length=80)
     draft = context(core, 100, NO_PROMISE)
-    gate = Weighed(core.parts.predictor._lifetimes, core.parts.chunker)  # type: ignore[attr-defined]
+    gate = weighed(core)
     assert not gate.fits(draft, core.live.requests["new"])
-    draft.given.max_wait_s = 0.0
+    regive(draft, max_wait_s=0.0)
     assert gate.fits(draft, core.live.requests["new"])

@@ -28,6 +28,9 @@ class KvLedger(Finishes):
         """The engine's, as of the last plan: what bounded groups keep is booked too."""
         self._pencilled: list[str] = []
 
+    def __len__(self) -> int:
+        return len(self.everyone)
+
     def enter(self, request: Request, step: int) -> None:
         """Book a running request (again): what it holds and when it should finish."""
         held = max(request.prefill_target_tokens, request.kv_tokens)

@@ -118,6 +118,7 @@ class Composed(Planner):
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
         self.chunker = parts.chunker
+        self.gate = parts.gate
         self.preemptor = parts.preemptor
         self.swap = parts.swap
 

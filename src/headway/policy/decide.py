@@ -42,7 +42,7 @@ class Headway(Planner):
         self._lengths = Lengths()
         self._feasibility = MooreHodgson()
         self._order = ByDeadline()
-        self._gate = AllOf(StepGate(), Weighed(self._lengths, self.chunker))
+        self.gate = AllOf(StepGate(), Weighed(self._lengths, self.chunker))
         self._batcher = InOrder()
 
     def known(self, latency: LatencyModel, overload: str) -> Known:
@@ -52,7 +52,7 @@ class Headway(Planner):
     def begin(self, draft: Draft) -> None:
         """See :class:`~headway.policy.planner.Planner`."""
         self.chunker.begin(draft)
-        self._gate.begin(draft)
+        self.gate.begin(draft)
 
     def set_aside(self, draft: Draft) -> tuple[set[str], float]:
         """Thin the claims to those that can be on time together."""
@@ -65,4 +65,4 @@ class Headway(Planner):
     def fill(self, draft: Draft, preemptor: Preemptor) -> Filled:
         """By due time, while the step and the KV have room."""
         order = self._order.candidates(draft)
-        return self._batcher.fill(draft, order, self.chunker, self._gate, preemptor)
+        return self._batcher.fill(draft, order, self.chunker, self.gate, preemptor)

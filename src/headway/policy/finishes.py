@@ -17,6 +17,9 @@ class Finishes:
         self._finish: dict[str, int] = {}
         self._by_finish: SortedList = SortedList()
 
+    def __len__(self) -> int:
+        return len(self._finish)
+
     def enter(self, request: Request, step: int) -> None:
         """Note a running request (again)."""
         self._strike(request.request_id)

@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 
 from headway.latency.model import LatencyModel
+from headway.policy.admit import Gate
 from headway.policy.batch import Filled
 from headway.policy.chunk import Chunker
 from headway.policy.draft import Draft
@@ -28,11 +29,13 @@ class Planner(ABC):
 
     Attributes:
         chunker: Bounds the prompt work of one step.
+        gate: Decides whether a waiting request may start now.
         preemptor: Orders the running requests from the most dispensable.
         swap: Decides how a victim loses its KV.
     """
 
     chunker: Chunker
+    gate: Gate
     preemptor: Preemptor
     swap: SwapChoice
 
