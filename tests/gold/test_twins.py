@@ -14,6 +14,7 @@ from scipy.optimize import lsq_linear
 from headway.errors import InvariantError
 from headway.kit.curve import UsageCurve
 from headway.kit.ledger import KvLedger
+from headway.kit.lengths import SlidingHistogram
 from headway.latency import online
 from headway.latency.conformal import NEAR_MISSES, RatioWindow
 from headway.latency.model import StepShape
@@ -21,7 +22,6 @@ from headway.latency.roofline import Roofline
 from headway.policy.admit import Job, largest_feasible
 from headway.policy.chunk import largest_chunk
 from headway.policy.live import LiveRequests
-from headway.policy.predict import SlidingHistogram
 from headway.request import Request, Standing, State
 from headway.slo import Slo
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from drafts import draft_of, regive
 
+from headway.kit.lengths import MaxTokens, SlidingHistogram
 from headway.kit.simple import Youngest
 from headway.papers.cacheopt.c2_book import LendingBook
 from headway.papers.cacheopt.c2_lending import LendingLedger
@@ -15,7 +16,6 @@ from headway.papers.cacheopt.c3_ahead import Proactive
 from headway.papers.cacheopt.c4_victims import Buckets
 from headway.papers.cacheopt.critical import Critical, Reserve
 from headway.policy.live import LiveRequests
-from headway.policy.predict import MaxTokens, SlidingHistogram
 from headway.policy.view import EngineView
 from headway.request import Request, Standing, State
 from headway.slo import NO_PROMISE, Slo

@@ -18,6 +18,7 @@ from headway.policy.scheduler import Scheduler
 from headway.policy.swap_choice import AlwaysRecompute, Cheaper
 from headway.policy.view import EngineView
 from headway.policy.weigh import Lengths, Weighed
+from headway.request import Request
 from headway.slo import NO_PROMISE, Slo
 
 STREAM = Slo(ttft_s=1.0, tbt_s=0.1, class_name="chat")
@@ -189,3 +190,20 @@ def test_whoever_waited_too_long_is_let_in() -> None:
     assert not gate.fits(draft, core.live.requests["new"])
     regive(draft, max_wait_s=0.0)
     assert gate.fits(draft, core.live.requests["new"])
+
+
+def test_cut_outputs_count_as_at_least_so_long() -> None:
+    """Who hung up at 50 or met its bound there says nothing against lengths of 100."""
+
+    def ended(num_tokens: int, bound: int = 4000) -> Request:
+        request = Request("r", STREAM, 0.0, 10, bound)
+        request.num_output_tokens = num_tokens
+        return request
+
+    whole, cut = Lengths(), Lengths()
+    for _ in range(30):
+        whole.learn(ended(100))
+        cut.learn(ended(100))
+        cut.learn(ended(50, bound=50))
+        cut.learn_cut(ended(50))
+    assert whole.predict(ended(0)) == cut.predict(ended(0)) > 60

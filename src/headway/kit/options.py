@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from headway.errors import UserError
-from headway.policy.predict import MaxTokens, Predictor, SlidingHistogram
+from headway.kit.lengths import MaxTokens, SlidingHistogram
+from headway.policy.predict import Predictor
 
 PREDICTORS: dict[str, Callable[[], Predictor]] = {
     "histogram": SlidingHistogram,

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from headway.kit.lengths import MaxTokens
 from headway.kit.parts import Feasibility, Holder, Parts, Prioritizer
 from headway.latency.model import StepShape
 from headway.policy.admit import Gate
 from headway.policy.batch import InOrder
 from headway.policy.chunk import Chunker
 from headway.policy.draft import Draft
-from headway.policy.predict import MaxTokens
 from headway.policy.preempt import Preemptor
 from headway.request import Request
 

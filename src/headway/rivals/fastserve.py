@@ -13,12 +13,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from headway.kit.lengths import MaxTokens
 from headway.kit.options import positive_count, positive_s
 from headway.kit.parts import Parts
 from headway.kit.simple import AllFeasible, FixedChunk, FreeBlocks
 from headway.latency.model import StepShape
 from headway.policy.draft import Draft
-from headway.policy.predict import MaxTokens
 from headway.policy.swap_choice import SwapChoice, copyable_blocks
 from headway.request import Request
 from headway.rivals.ranked import RankedStep, Ranking

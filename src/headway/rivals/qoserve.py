@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from headway.kit.lengths import SlidingHistogram
 from headway.kit.options import positive_s
 from headway.kit.parts import Feasibility, Parts, Prioritizer
 from headway.kit.simple import EveryoneDecodes, FreeBlocks, Youngest
@@ -20,7 +21,6 @@ from headway.latency.model import StepShape
 from headway.policy.batch import InOrder
 from headway.policy.chunk import Chunker, largest_chunk
 from headway.policy.draft import Draft
-from headway.policy.predict import SlidingHistogram
 from headway.policy.price import LEAST_CHUNK_TOKENS
 from headway.request import Request
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from headway.kit.curve_gate import CurveGate
 from headway.kit.ledger import KvLedger
+from headway.kit.lengths import SlidingHistogram
 from headway.kit.options import one_of, positive_s, share
 from headway.kit.parts import Parts
 from headway.policy.admit import AllOf, MooreHodgson, StepGate
 from headway.policy.batch import InOrder
 from headway.policy.chunk import SlackChunk
-from headway.policy.predict import SlidingHistogram
 from headway.policy.preempt import BestEffortFirst
 from headway.policy.prioritize import ByDeadline
 from headway.policy.swap_choice import SWAPS

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from headway.kit.lengths import SlidingHistogram
 from headway.kit.parts import Feasibility, Parts, Prioritizer
 from headway.kit.simple import EveryoneDecodes, FreeBlocks, Youngest
 from headway.latency.model import StepShape
@@ -22,7 +23,6 @@ from headway.policy.admit import Job
 from headway.policy.batch import InOrder
 from headway.policy.chunk import Chunker, StepTime, largest_chunk
 from headway.policy.draft import Draft
-from headway.policy.predict import SlidingHistogram
 from headway.request import Request
 from headway.rivals.qoserve import MISS_RATE, PaceChunk, prompt_token_s
 

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import math
 
+from headway.kit.lengths import SlidingHistogram
 from headway.kit.parts import Parts
 from headway.kit.simple import AllFeasible, FixedChunk, FreeBlocks
 from headway.latency.model import StepShape
 from headway.policy.draft import Draft
-from headway.policy.predict import SlidingHistogram
 from headway.request import Request
 from headway.rivals.ranked import RankedStep, Ranking
 

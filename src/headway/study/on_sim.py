@@ -12,10 +12,10 @@ from headway.engines.sim.routers import LeastKv, LeastWork, RoundRobin, Router
 from headway.engines.sim.run import SimRun
 from headway.engines.virtual import Call
 from headway.errors import UserError
+from headway.kit.lengths import Oracle
 from headway.latency.profile import Profile
 from headway.latency.truth import Truth
 from headway.papers.cacheopt.c1_lengths import HoeffdingPadding
-from headway.policy.predict import Oracle
 from headway.policy.scheduler import Scheduler
 from headway.slo import SloBook
 from headway.study.served import Served, quantiles_us

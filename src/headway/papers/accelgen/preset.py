@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 from headway.errors import UserError
+from headway.kit.lengths import SlidingHistogram
 from headway.kit.options import positive_s
 from headway.kit.parts import Parts
 from headway.kit.simple import AllFeasible, FreeBlocks
@@ -20,7 +21,6 @@ from headway.papers.accelgen.a1_chunk import Budget, DynamicChunk, EngineStep
 from headway.papers.accelgen.a2_order import ByArrivalTime, ByTimeLeft, Order
 from headway.papers.accelgen.a3_packing import PACKERS
 from headway.papers.accelgen.step import PackedStep
-from headway.policy.predict import SlidingHistogram
 
 
 def parts(

@@ -29,6 +29,7 @@ from typing import Any
 
 from headway.errors import UserError
 from headway.kit.ledger import KvLedger
+from headway.kit.lengths import SlidingHistogram
 from headway.kit.options import count_from_0, positive_s, positive_tokens, share
 from headway.kit.parts import Parts
 from headway.kit.simple import plain_parts
@@ -41,7 +42,6 @@ from headway.papers.cacheopt.c4_victims import Buckets
 from headway.papers.cacheopt.c5_swap import SweetSpot
 from headway.papers.cacheopt.critical import Critical, Reserve
 from headway.papers.cacheopt.ordering import AsTheyCame, CriticalFirst
-from headway.policy.predict import SlidingHistogram
 
 COMPONENTS = ("C1", "C2", "C3", "C4", "C5", "B")
 
