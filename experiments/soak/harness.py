@@ -31,8 +31,9 @@ import click
 import psutil
 
 from headway.bench.machine import commit
+from headway.engines import wire
 from headway.engines.virtual import Call, Outcome
-from headway.engines.vllm import quiet, wire  # noqa: F401  Before vLLM.
+from headway.engines.vllm import quiet  # noqa: F401  Before vLLM.
 from headway.engines.vllm.bare import Engine
 from headway.engines.vllm.channel import Receiver, Sender
 from headway.engines.vllm.harness import VirtualRun

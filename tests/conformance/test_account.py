@@ -16,7 +16,8 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 from vllm.sampling_params import SamplingParams
 from vllm.v1.request import RequestStatus
 
-from headway.engines.vllm import bare, compat, wire
+from headway.engines import wire
+from headway.engines.vllm import bare, compat
 from headway.engines.vllm.watch import Watched
 
 LOGGER = "vllm.headway"

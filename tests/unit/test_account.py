@@ -12,7 +12,8 @@ from asgi import exchange
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headway.engines.vllm import account, wire
+from headway.engines import wire
+from headway.engines.vllm import account
 from headway.engines.vllm.channel import CHANNEL_VARIABLE
 from headway.engines.vllm.edge import PATHS, SLO_FILE_VARIABLE, SloEdge
 from headway.engines.vllm.watch import Watched

@@ -7,13 +7,13 @@ from array import array
 from collections import deque
 from typing import cast
 
+from headway.engines import wire
 from headway.engines.sim.engine import SimEngine
 from headway.engines.sim.job import Job
 from headway.engines.sim.machine import Machine
 from headway.engines.sim.steady import Steady
 from headway.engines.sim.times import GapHistogram, GapSummary, Times
 from headway.engines.virtual import Call, Outcome
-from headway.engines.vllm import wire
 from headway.errors import UserError
 from headway.policy.events import Arrived, Finished
 from headway.policy.log import Recorder

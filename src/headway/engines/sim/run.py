@@ -13,12 +13,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+from headway.engines import wire
 from headway.engines.sim.clients import Clients
 from headway.engines.sim.engine import SimEngine
 from headway.engines.sim.machine import Launch
 from headway.engines.sim.steady import Steady, is_plain
 from headway.engines.virtual import Call, Outcome, StepRow
-from headway.engines.vllm import wire
 from headway.latency.model import StepShape
 from headway.policy.events import Finished, StepDone, StepScheduled
 from headway.policy.log import Recorder

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMappi
 from http import HTTPStatus
 from typing import Any
 
-from headway.engines.vllm import wire
+from headway.engines import wire
 from headway.engines.vllm.channel import CHANNEL_VARIABLE
 from headway.errors import UserError
 from headway.metrics.tale import Verdict

@@ -19,8 +19,9 @@ from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
+from headway.engines import wire
 from headway.engines.virtual import Call, Outcome, StepRow
-from headway.engines.vllm import compat, wire
+from headway.engines.vllm import compat
 from headway.engines.vllm.bare import Engine, HostLink, build
 from headway.engines.vllm.made_up_tokens import STOP, own_token, prompt_tokens
 from headway.latency.model import StepShape

@@ -17,8 +17,9 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.request import Request, RequestStatus
 
 from headway.config import Settings
+from headway.engines import wire
 from headway.engines.prefix import Prefixes
-from headway.engines.vllm import account, compat, wire
+from headway.engines.vllm import account, compat
 from headway.engines.vllm.aside import Aside
 from headway.engines.vllm.clock import WallClock
 from headway.engines.vllm.external import External
