@@ -7,7 +7,9 @@ import math
 from typing import Any
 
 import pytest
+from told import Silent
 
+from headway.engines.journal import Journal
 from headway.metrics.kept import KeptRequest, Timeline
 from headway.metrics.lateness import lateness_of
 from headway.metrics.observed import Observed
@@ -309,7 +311,7 @@ def test_it_agrees_with_the_rule_for_finished_runs(
     lab: Any, policy: str, num_blocks: int, asynchronous: bool, host_blocks: int, hang_up: bool
 ) -> None:
     """On vLLM's own scheduler, overloaded: same verdicts, same lateness, nearly the same split."""
-    from headway.engines.vllm.watch import Watched
+    from headway.engines.vllm.watch import Watch
 
     engine = lab.Engine(
         num_blocks=num_blocks,
@@ -321,9 +323,9 @@ def test_it_agrees_with_the_rule_for_finished_runs(
         headway={"policy": policy},
     )
     run = lab.VirtualRun(engine, lab.truth(0, 0.1), keep_steps=True)
-    watch = Watched(run.scheduler.headway, Silent())  # type: ignore[arg-type]
+    watch = Watch(run.scheduler.headway, Silent())  # type: ignore[arg-type]
     watch.observed = heard = Heard()
-    run.scheduler.headway = watch
+    run.scheduler.headway = Journal(run.scheduler.headway, watch)
     calls = lab.mixed(80, 6.0, 1)
     if hang_up:  # Every third client, at instants that hit each stage.
         calls[::3] = [
@@ -360,12 +362,3 @@ def test_it_agrees_with_the_rule_for_finished_runs(
         waits = ("kv_wait", "queueing")
         for cause in set(expected) - set(waits):
             assert by_cause[cause] == pytest.approx(expected[cause], abs=1e-6), cause
-
-
-class Silent:
-    """A sender nobody listens to."""
-
-    has_readers = False
-
-    def find_readers(self) -> int:
-        return 0

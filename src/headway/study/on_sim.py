@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from headway.engines.journal import Journal, PlanTimes
 from headway.engines.sim.engine import SimEngine
 from headway.engines.sim.fleet import Fleet
 from headway.engines.sim.routers import LeastKv, LeastWork, RoundRobin, Router
@@ -51,21 +52,27 @@ def serve(
     machine = spec.machine
     engine = engine_of(machine, profile)
 
-    def build(index: int) -> SimRun:
+    def policy() -> Scheduler:
         policy = registry.build(spec.policy, overload=spec.overload, options=spec.options)
         if spec.length_error is not None:
             _tell_lengths(policy, calls, spec.length_error, spec.load.seed)
-        keep = keep_steps and machine.num_replicas == 1
-        return SimRun(engine, truth_of(index), policy, book=book, keep_steps=keep, time_plans=True)
+        return policy
 
     capacity_tokens = engine.num_blocks * engine.block_size
     router = router_of(machine.router)
     if machine.num_replicas == 1:
-        run = build(0)
+        times = PlanTimes()
+        journal = Journal(policy(), times)
+        run = SimRun(engine, truth_of(0), journal, book=book, keep_steps=keep_steps)
         outcomes = run.run(calls)
+        journal.close()
         kinds = run.num_preemptions
-        rows, plan_us = run.steps, quantiles_us(run.plan_times_s)
+        rows, plan_us = run.steps, quantiles_us(times.seconds)
     else:
+
+        def build(index: int) -> SimRun:
+            return SimRun(engine, truth_of(index), policy(), book=book)
+
         result = Fleet(build, router, machine.num_replicas).run(calls)
         outcomes, kinds = result.outcomes, result.num_preemptions
         rows, plan_us = [], quantiles_us([])

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from headway.engines.journal import Journal, PlanTimes
 from headway.engines.virtual import Call
 from headway.errors import UserError
 from headway.latency.profile import Profile
@@ -42,18 +42,20 @@ def serve(
     if spec.machine.num_replicas != 1:
         raise UserError("--engine vllm runs one server; --replicas needs --engine sim.")
     run = VirtualRun(engine_of(spec, profile), truth_of(0), keep_steps=keep_steps)
-    plan_s: list[float] = []
+    times = PlanTimes()
     if not spec.is_stock:
         run.scheduler.headway_book = book
-        run.scheduler.headway = Timed(run.scheduler.headway, plan_s)
+        journal = run.scheduler.headway = Journal(run.scheduler.headway, times)
     outcomes = run.run(calls)
+    if not spec.is_stock:
+        journal.close()
     return Served(
         outcomes=outcomes,
         rows=run.rows,
         capacity_tokens=run.capacity_tokens,
         num_recomputed=run.num_preemptions - run.link.num_swapped,
         num_swapped=run.link.num_swapped,
-        plan_us=quantiles_us(plan_s),
+        plan_us=quantiles_us(times.seconds),
         num_asides=None if spec.is_stock else run.scheduler.headway_aside.num_steps,
     )
 
@@ -88,23 +90,3 @@ def engine_of(spec: RunSpec, profile: Profile) -> Engine:
     if profile.kv_bytes_per_token:
         engine = replace(engine, kv_bytes_per_token=profile.kv_bytes_per_token)
     return engine
-
-
-class Timed:
-    """A policy core whose plans are timed; otherwise the same object."""
-
-    def __init__(self, inner: Any, plan_s: list[float]) -> None:
-        self._inner = inner
-        self._plan_s = plan_s
-        self.observe = inner.observe
-        self.live = inner.live
-
-    def plan(self, *args: Any) -> Any:
-        """Plan, and note the seconds it took."""
-        began_s = time.perf_counter()
-        plan = self._inner.plan(*args)
-        self._plan_s.append(time.perf_counter() - began_s)
-        return plan
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)

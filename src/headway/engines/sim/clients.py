@@ -8,6 +8,7 @@ from collections import deque
 from typing import cast
 
 from headway.engines import wire
+from headway.engines.journal import Journal
 from headway.engines.sim.engine import SimEngine
 from headway.engines.sim.job import Job
 from headway.engines.sim.machine import Machine
@@ -16,7 +17,6 @@ from headway.engines.sim.times import GapHistogram, GapSummary, Times
 from headway.engines.virtual import Call, Outcome
 from headway.errors import UserError
 from headway.policy.events import Arrived, Finished
-from headway.policy.log import Recorder
 from headway.policy.scheduler import Scheduler
 from headway.slo import NO_PROMISE, SloBook
 
@@ -27,7 +27,7 @@ class Clients:
     def __init__(
         self,
         engine: SimEngine,
-        policy: Scheduler | Recorder,
+        policy: Scheduler | Journal,
         book: SloBook | None,
         keep_tokens: bool,
     ) -> None:
