@@ -201,6 +201,15 @@ def bound_of(plan: StepPlan) -> float:
     return plan.promised_s if plan.promised_s > plan.predicted_s * (1 + 1e-9) else math.inf
 
 
+def wanted_tokens(live: LiveRequests) -> int:
+    """Return the tokens that running requests are predicted to emit yet: KV they will need."""
+    return sum(
+        r.predicted_output_tokens - r.num_output_tokens
+        for r in live.running()
+        if r.predicted_output_tokens > r.num_output_tokens
+    )
+
+
 def kv_split(live: LiveRequests, view: EngineView | None) -> dict[str, int]:
     """Return tokens of KV cache ``held``, ``reserved``, ``lent`` and ``free`` as of the last plan.
 
@@ -211,11 +220,7 @@ def kv_split(live: LiveRequests, view: EngineView | None) -> dict[str, int]:
         return {"held": 0, "reserved": 0, "lent": 0, "free": 0}
     free = view.layout.tokens(view.num_free_blocks)
     held = view.layout.tokens(view.num_total_blocks) - free
-    wanted = sum(
-        r.predicted_output_tokens - r.num_output_tokens
-        for r in live.running()
-        if r.predicted_output_tokens > r.num_output_tokens
-    )
+    wanted = wanted_tokens(live)
     reserved = min(wanted, free)
     return {"held": held, "reserved": reserved, "lent": wanted - reserved, "free": free - reserved}
 

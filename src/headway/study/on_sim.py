@@ -6,11 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from headway.engines.journal import Journal, PlanTimes
-from headway.engines.sim.engine import SimEngine
 from headway.engines.sim.fleet import Fleet
 from headway.engines.sim.routers import LeastKv, LeastWork, RoundRobin, Router
 from headway.engines.sim.run import SimRun
-from headway.engines.virtual import Call
+from headway.engines.virtual import Call, VirtualEngine
 from headway.errors import UserError
 from headway.latency.profile import Profile
 from headway.latency.truth import Truth
@@ -99,10 +98,10 @@ def _tell_lengths(policy: Scheduler, calls: Sequence[Call], spread: float, seed:
     padding.inner = Oracle(lengths, spread, seed)
 
 
-def engine_of(machine: Machine, profile: Profile) -> SimEngine:
+def engine_of(machine: Machine, profile: Profile) -> VirtualEngine:
     """Return the server that *machine* describes on this GPU."""
     capacity_tokens = machine.kv_tokens or profile.kv_capacity_tokens
-    engine = SimEngine(
+    engine = VirtualEngine(
         num_blocks=max(capacity_tokens // machine.block_size, 1),
         block_size=machine.block_size,
         max_num_batched_tokens=profile.max_num_batched_tokens,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from headway.engines.journal import Journal, PlanTimes
 from headway.engines.virtual import Call
@@ -12,6 +12,7 @@ from headway.errors import UserError
 from headway.latency.profile import Profile
 from headway.latency.truth import Truth
 from headway.slo import SloBook
+from headway.study import on_sim
 from headway.study.served import Served, quantiles_us
 from headway.study.spec import RunSpec
 
@@ -65,28 +66,23 @@ def engine_of(spec: RunSpec, profile: Profile) -> Engine:
     from headway.engines.vllm.bare import Engine
 
     machine, knobs = spec.machine, spec.knobs
-    capacity_tokens = machine.kv_tokens or profile.kv_capacity_tokens
-    num_blocks = max(capacity_tokens // machine.block_size, 1)
-    step_tokens = knobs.max_num_batched_tokens or profile.max_num_batched_tokens
+    base = on_sim.engine_of(machine, profile)
+    step_tokens = knobs.max_num_batched_tokens or base.max_num_batched_tokens
     headway = {"policy": spec.policy, "overload": spec.overload, "options": dict(spec.options)}
-    engine = Engine(
-        num_blocks=num_blocks + 1,  # vLLM keeps one for itself.
-        block_size=machine.block_size,
-        max_num_batched_tokens=step_tokens,
-        max_num_seqs=min(machine.max_num_seqs or profile.max_num_seqs, step_tokens),
+    sizes: dict[str, Any] = asdict(base) | {
+        "num_blocks": base.num_blocks + 1,  # vLLM keeps one for itself.
+        "max_num_batched_tokens": step_tokens,
+        "max_num_seqs": min(base.max_num_seqs, step_tokens),
+        "host_blocks": 0 if spec.is_stock else base.host_blocks,
+    }
+    return Engine(
+        **sizes,
         # vLLM does not start with more than its cache holds: a longer request would wait for ever.
         # With several groups as long as fits whatever the size of a step: none counted as bounded.
-        max_model_len=max(num_blocks // len(machine.attention), 1) * machine.block_size,
+        max_model_len=max(base.num_blocks // len(machine.attention), 1) * machine.block_size,
         scheduling_policy="priority" if knobs.by_class else "fcfs",
-        asynchronous=machine.asynchronous,
-        prefix_caching=machine.prefix_caching,
         watermark=knobs.watermark or None,
         max_num_queued_tokens=knobs.max_num_queued_tokens,
         headway=None if spec.is_stock else headway,
-        host_blocks=0 if spec.is_stock else machine.host_tokens // machine.block_size,
-        copy_gib_per_s=machine.copy_gib_per_s,
         groups=tuple(machine.attention),
     )
-    if profile.kv_bytes_per_token:
-        engine = replace(engine, kv_bytes_per_token=profile.kv_bytes_per_token)
-    return engine
