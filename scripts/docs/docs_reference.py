@@ -24,7 +24,7 @@ from docs_workloads import workloads_page
 from docstring_parser import DocstringStyle, parse
 
 from headway.config import Settings
-from headway.engines.vllm import account, channel, edge, headers, promise, serve
+from headway.engines.vllm import account, channel, edge, embedded, headers, promise
 from headway.metrics import prometheus
 from headway.policy import registry
 from headway.slo import EXPLAIN, MAX_PROMISE_S, Slo
@@ -195,8 +195,8 @@ def settings_page() -> Iterator[str]:
         "",
         "Each gives way to the same option of yours.",
         "",
-        *(f"- `{' '.join(words)}`" for words in serve.EMBEDDED_CPU_ARGUMENTS),
-        "- " + ", ".join(f"`{k}={v}`" for k, v in serve.QUIET_ENVIRONMENT.items()),
+        *(f"- `{' '.join(words)}`" for words in embedded.EMBEDDED_CPU_ARGUMENTS),
+        "- " + ", ".join(f"`{k}={v}`" for k, v in embedded.QUIET_ENVIRONMENT.items()),
     ]
 
 
