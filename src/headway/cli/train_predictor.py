@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from headway.cli.values import save, say, writable, write
 from headway.errors import UserError
 from headway.policy.lengths import fit
 from headway.policy.lengths.served import Served, served
@@ -32,9 +32,7 @@ def train_predictor(logs: tuple[Path, ...], out: Path, seed: int, json_path: Pat
     fitted to the first four fifths predicts the rest, next to the histogram that needs no
     training; the model in --out is fitted to all of it. Give several logs in order of time.
     """
-    for path in filter(None, (out, json_path)):
-        if not path.absolute().parent.is_dir():
-            raise UserError(f"The folder of {path} does not exist.")
+    writable(out, json_path)
     if out.suffix != ".json":
         raise UserError(f"--out must end in .json: {out}.")
     rows = [row for log in _in_a_row(logs) for row in log]
@@ -49,13 +47,11 @@ def train_predictor(logs: tuple[Path, ...], out: Path, seed: int, json_path: Pat
         "histogram": asdict(histogram),
     }
     model = replace(model, about={**model.about, "held_out": scores})
-    _write(out, model.to_json())
-    if json_path is not None:
-        _write(json_path, json.dumps({"schema": 1, **scores}, indent=2) + "\n")
+    write(out, model.to_json())
+    save(json_path, {"schema": 1, **scores})
     console = Console()
     console.print(_table(learned, histogram))
-    for sentence in _sentences(learned, histogram, len(whole), len(rows), out):
-        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+    say(console, _sentences(learned, histogram, len(whole), len(rows), out))
 
 
 def _in_a_row(logs: tuple[Path, ...]) -> Iterator[list[Served]]:
@@ -100,10 +96,3 @@ def _sentences(
         yield f"Its loss is {gain:.0%} below the histogram's."
     else:
         yield "It does not beat the histogram, which needs no training: keep the histogram."
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"Cannot write {path}: {error.strerror}.") from None
