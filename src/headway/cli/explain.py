@@ -15,7 +15,7 @@ from rich.text import Text
 from headway.cli.live import AWAITED, DOING, ENDED, ask, key_option, url_option
 from headway.cli.values import save
 from headway.errors import UserError
-from headway.metrics.lateness import CAUSES
+from headway.metrics.causes import CAUSES
 from headway.units import format_s
 
 BAR_CELLS = 24

@@ -11,6 +11,7 @@ from collections import deque
 from dataclasses import replace
 from typing import Any
 
+from headway.metrics.define import is_bounded
 from headway.metrics.overdue import overdue
 from headway.metrics.story import SlackLedger
 from headway.metrics.tale import Tale, Verdict
@@ -194,11 +195,8 @@ def _outcome(reason: str) -> str:
 
 
 def bound_of(plan: StepPlan) -> float:
-    """Return the seconds a step may take by its plan, ``inf`` without a bound.
-
-    A plan that promises no more than a mean has none: half of all steps exceed that.
-    """
-    return plan.promised_s if plan.promised_s > plan.predicted_s * (1 + 1e-9) else math.inf
+    """Return the seconds a step may take by its plan, ``inf`` without a bound."""
+    return plan.promised_s if is_bounded(plan.predicted_s, plan.promised_s) else math.inf
 
 
 def wanted_tokens(live: LiveRequests) -> int:

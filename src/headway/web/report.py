@@ -69,7 +69,7 @@ def page_of(
         )
     colour_of = {group.label: group.colour for group in groups}
     shown = [
-        Shown(labels.of(file.run), colour_of[labels.of(file.run)], file.run, file.open())
+        Shown.of(labels.of(file.run), colour_of[labels.of(file.run)], file)
         for file in picked[:MAX_INSIDE]
     ]
     page = Page()
@@ -164,7 +164,7 @@ def _compared(page: Page, shown: Sequence[Shown], num_kept: int) -> None:
             " 99 % of its own gaps do, so the curve has to be close to the top at the dotted line.",
             gaps,
         )
-    found = {one.label: lateness.of_run(one.kept) for one in shown}
+    found = {one.label: lateness.by_class(one.kept.requests, one.verdicts) for one in shown}
     page.section("Where lateness came from", which + why_late(found), *_lateness(found))
 
 
@@ -189,7 +189,7 @@ def _inside(page: Page, one: Shown) -> None:
             else ""
         )
         + "</p>",
-        run_figures.waterfall(rows, timeline),
+        run_figures.waterfall(rows, one.verdicts),
     ]
     if len(timeline):
         every = run_figures.Bins.of(timeline).num_steps

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -12,7 +12,7 @@ import plotly.graph_objects as go  # type: ignore[import-untyped]
 from plotly.subplots import make_subplots  # type: ignore[import-untyped]
 
 from headway.metrics.kept import FloatArray, KeptRequest, Timeline
-from headway.metrics.lateness import lateness_of
+from headway.metrics.tale import Verdict
 from headway.units import format_s
 from headway.web.bars import Segments, draw_bars, draw_marks, story_of
 from headway.web.theme import (
@@ -149,12 +149,12 @@ def worst_stretch(requests: Sequence[KeptRequest]) -> list[KeptRequest]:
     return rows[start : start + MAX_ROWS]
 
 
-def waterfall(rows: Sequence[KeptRequest], timeline: Timeline) -> go.Figure:
+def waterfall(rows: Sequence[KeptRequest], found: Mapping[str, Verdict]) -> go.Figure:
     """Return one bar a request, coloured by phase; late gaps dark, broken promises marked."""
     bars = {phase: Segments.empty() for phase in PHASE_COLOURS}
     late, broken, refused = (Segments.empty() for _ in range(3))
     for row, request in enumerate(rows):
-        text = _story(request, timeline)
+        text = _story(request, found[request.id])
         edges = [*(at_s for at_s, _ in request.phases), request.last_seen_at_s]
         for (_, phase), (from_s, to_s) in zip(request.phases, pairwise(edges), strict=True):
             bars[phase].add(round(from_s, 4), round(to_s, 4), row, text)
@@ -181,10 +181,10 @@ def waterfall(rows: Sequence[KeptRequest], timeline: Timeline) -> go.Figure:
     return figure
 
 
-def _story(request: KeptRequest, timeline: Timeline) -> str:
+def _story(request: KeptRequest, found: Verdict) -> str:
     more = [f"thrown out {request.num_preemptions} times"]
     if not request.attained:
-        by_cause_s = lateness_of(request, timeline).by_cause_s
+        by_cause_s = found.late_s
         worst = sorted(by_cause_s, key=lambda cause: -by_cause_s[cause])[:3]
         more += [
             f"late: {format_s(by_cause_s[c])} {CAUSE_NAMES[c]}" for c in worst if by_cause_s[c]

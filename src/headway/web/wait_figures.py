@@ -11,9 +11,11 @@ from plotly.subplots import make_subplots  # type: ignore[import-untyped]
 from headway.metrics import define
 from headway.metrics.kept import KeptRequest, KeptRun
 from headway.metrics.lateness import ClassLateness
+from headway.metrics.lateness import of_run as lateness_of
 from headway.metrics.record import RequestRecord
+from headway.metrics.tale import Verdict
 from headway.slo import Slo
-from headway.web.inputs import Run
+from headway.web.inputs import KeptFile, Run
 from headway.web.theme import CAUSE_COLOURS, CAUSE_NAMES, INK, lay_out
 
 MAX_CLASSES = 6
@@ -47,6 +49,13 @@ class Shown(NamedTuple):
     colour: str
     run: Run
     kept: KeptRun
+    verdicts: Mapping[str, Verdict]
+
+    @classmethod
+    def of(cls, label: str, colour: str, file: KeptFile) -> Shown:
+        """Return the run in a file."""
+        kept = file.open()
+        return cls(label, colour, file.run, kept, lateness_of(kept))
 
     @property
     def requests(self) -> Sequence[Served]:
