@@ -366,7 +366,7 @@ def test_it_agrees_with_the_rule_for_finished_runs(
     rows = [kept(outcome, heard.verdicts[i].attained) for i, outcome in outcomes.items()]
     for request_id, again in verdicts(rows, steps).items():
         # In a kept run a step begins when the copies before it are done.
-        assert_same_split(heard.verdicts[request_id], again, 1e-3 if host_blocks else 1e-6)
+        assert_same_split(heard.verdicts[request_id], again, 5e-3 if host_blocks else 1e-6)
 
 
 def assert_same_split(live: Verdict, kept: Verdict, error_s: float) -> None:

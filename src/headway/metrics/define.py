@@ -16,9 +16,6 @@ from headway.slo import Slo
 GAPS_KEPT_PERCENT = 99
 """A gap promise is kept when this share of the gaps keeps it."""
 
-SAME_SECONDS = 1e-9
-"""Relative difference of two predictions that are the same; sums are rounded."""
-
 QUANTILES = {"p50": 0.50, "p95": 0.95, "p99": 0.99, "max": 1.0}
 
 
@@ -118,6 +115,7 @@ def quantiles(values: Sequence[float]) -> dict[str, float | None]:
 def is_bounded(predicted_s: Any, promised_s: Any) -> Any:
     """Whether a step was planned with a bound; of arrays, which of the steps.
 
-    A promise no greater than the prediction is none: half of all steps exceed a mean.
+    A promise no greater than the prediction, rounding aside, is none: half of all steps exceed a
+    mean.
     """
-    return promised_s > predicted_s * (1 + SAME_SECONDS)
+    return promised_s > predicted_s * (1 + 1e-9)
