@@ -18,6 +18,7 @@ Bound:    1.05 for everything on. Ends in one JSON line; exit code 1 when the bo
 from __future__ import annotations
 
 import gc
+import os
 import statistics
 import sys
 import tempfile
@@ -25,14 +26,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from unittest import mock
 
 from stepping import Timed, cells, fill, options, report
 
 from headway.engines.virtual import Call
 from headway.engines.vllm.bare import Engine
-from headway.engines.vllm.channel import Receiver, Sender
+from headway.engines.vllm.channel import CHANNEL_VARIABLE, Receiver
 from headway.engines.vllm.harness import VirtualRun
-from headway.engines.vllm.watch import Watched
 
 STEP_S = 0.01
 OUTPUT_TOKENS = 6000
@@ -73,9 +74,9 @@ def loaded(running: int, waiting: int, kind: Kind, folder: Path) -> VirtualRun:
         max_num_seqs=running,
         headway={"record": str(folder / "recording")} if kind.is_recorded else {},
     )
-    run = VirtualRun(engine, lambda shape: STEP_S)
-    if kind.is_watched:
-        run.scheduler.headway = Watched(run.scheduler.headway, Sender(folder / "channel"))
+    channel = {CHANNEL_VARIABLE: str(folder / "channel") if kind.is_watched else ""}
+    with mock.patch.dict(os.environ, channel):
+        run = VirtualRun(engine, lambda shape: STEP_S)
     tight = {"slo_ttft_ms": 60_000, "slo_tbt_ms": STEP_S * 500}
     return fill(
         run,

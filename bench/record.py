@@ -28,6 +28,7 @@ from stepping import Timed, cells, clocked, fill, options, report
 from headway.engines.virtual import Call
 from headway.engines.vllm.bare import Engine
 from headway.engines.vllm.harness import VirtualRun
+from headway.engines.vllm.recorder import Recording
 
 STEP_S = 0.02
 OUTPUT_TOKENS = 6000
@@ -67,12 +68,12 @@ class Recorded(Timed):
     def __init__(self, run: VirtualRun) -> None:
         super().__init__(run)
         self.own_s: list[float] = []
-        self._recorder = run.scheduler.headway
+        self.recording: Recording = run.scheduler.headway._readers[0]
         self._told: list[float] = []
         self._inner: list[float] = []
         for name in ("observe", "plan"):
-            clocked(self._recorder._inner, name, self._inner.append)
-            clocked(self._recorder, name, self._told.append)
+            clocked(run.scheduler.headway.core, name, self._inner.append)
+            clocked(run.scheduler.headway, name, self._told.append)
         self._clock_s = _price_of_the_clock()
 
     def steps(self, count: int) -> float:
@@ -82,9 +83,9 @@ class Recorded(Timed):
         spent_s = super().steps(count)
         own_s = sum(self._told) - sum(self._inner) - len(self._told) * self._clock_s
         self.own_s.append(own_s / count)
-        while self._recorder._out._waiting:
+        while self.recording._out._waiting:
             time.sleep(0.002)
-            self._recorder._out.send()
+            self.recording._out.send()
         return spent_s
 
 
@@ -123,8 +124,7 @@ def compare(running: int, waiting: int, rounds: int, steps: int) -> dict[str, An
                 samples[name].append(timed[name].steps(steps))
             order.append(order.pop(0))
         gc.enable()
-        recorder = runs["on"].scheduler.headway
-        recorder.close()
+        runs["on"].scheduler.headway.close()
     own_s = statistics.quantiles(recorded.own_s[1:], n=4)[0]
     (low, middle), (own_low, own_middle) = (
         statistics.quantiles(samples[name], n=4)[:2] for name in ("bare", "on")
@@ -136,7 +136,7 @@ def compare(running: int, waiting: int, rounds: int, steps: int) -> dict[str, An
         "ratio": round(own_low / low, 4),
         "ratio_of_medians": round(own_middle / middle, 4),
         "adds_us": round((own_low - low) * 1e6, 1),
-        "lines": dict(recorder.recorded),
+        "lines": dict(recorded.recording.counts),
         "own_us": round(own_s * 1e6, 1),
         "own_share": round(own_s / low, 4),
     }

@@ -19,18 +19,20 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from headway import registry
 from headway.config import Settings
+from headway.engines.journal import Journal, Reader
 from headway.engines.sim.run import SimRun
 from headway.engines.vllm.channel import Receiver
 from headway.engines.vllm.recorder import start_of
 from headway.latency import profile as profiles
 from headway.latency.roofline import Roofline
 from headway.latency.truth import Truth
-from headway.policy.log import Recorder
+from headway.policy.log import Entry, encode_lines, rows_of
 from headway.study.on_sim import engine_of
 from headway.study.requests import book_of, calls_of, requests_of
 from headway.study.spec import Load, Machine
@@ -41,15 +43,15 @@ TRAFFIC_S = 60.0
 SETTLED_S = 60.0
 
 
-class Shifted:
+class Shifted(Reader):
     """Keeps lines, and writes them as if the last event were now."""
 
     def __init__(self, path: Path) -> None:
         self._lines: list[bytes] = []
         self._path = path
 
-    def write(self, line: bytes) -> None:
-        self._lines.append(line)
+    def read(self, entries: Sequence[Entry]) -> None:
+        self._lines += [line for one in entries for line in encode_lines(rows_of(one)).splitlines()]
 
     def close(self) -> None:
         """Write the file."""
@@ -70,7 +72,7 @@ def record(folder: Path, rate_rps: float) -> int:
     load = Load("mixed", rate_rps, round(TRAFFIC_S * rate_rps))
     profile = profiles.load(MACHINE.gpu)
     lines = Shifted(folder / file_name("20260101T000000Z-1-e0", 1))
-    core = Recorder(registry.build("headway"), lines)
+    core = Journal(registry.build("headway"), lines)
     book = book_of(load)
     calls, _ = calls_of(requests_of(load), book)
     SimRun(engine_of(MACHINE, profile), Truth(profile), core, book=book).run(calls)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
 import time
 from collections.abc import Callable
@@ -22,11 +21,10 @@ from typing import Any
 import numpy as np
 
 from headway import registry
-from headway.engines.sim.engine import SimEngine
 from headway.engines.sim.fleet import Fleet
 from headway.engines.sim.routers import LeastWork, RoundRobin, Router
 from headway.engines.sim.run import SimRun
-from headway.engines.virtual import Call
+from headway.engines.virtual import Call, VirtualEngine
 from headway.latency.fixed import FixedModel
 from headway.latency.model import StepShape
 from headway.latency.online import OnlineModel
@@ -53,11 +51,11 @@ def truth(shape: StepShape) -> float:
     return seconds
 
 
-def build(policy: str, num_blocks: int = 20_000, **kept: Any) -> SimRun:
+def build(policy: str, num_blocks: int = 20_000) -> SimRun:
     """Return a server of the benchmark."""
     latency = OnlineModel(H100) if policy == "slack" else FixedModel(H100.coefficients())
-    engine = SimEngine(num_blocks=num_blocks, max_num_batched_tokens=2048)
-    return SimRun(engine, truth, registry.build(policy, latency=latency), **kept)
+    engine = VirtualEngine(num_blocks=num_blocks, max_num_batched_tokens=2048)
+    return SimRun(engine, truth, registry.build(policy, latency=latency))
 
 
 def poisson(num: int, rate_rps: float, mean_output: float, seed: int) -> list[Call]:
@@ -108,21 +106,21 @@ def churn(policy: str, running: int, num: int) -> dict[str, Any]:
 
 def linear(policy: str, num: int) -> dict[str, Any]:
     """Return the cost of *num* short requests on one server at one load."""
-    run = build(policy, keep_tokens=False)
+    run = build(policy)
     calls = poisson(num, 40.0, 20.0, 2)
     row = timed(lambda: (run.run(calls), run.num_steps)[1])
     row["cpu_us_per_request"] = round(1e6 * row["cpu_s"] / num, 1)
     return {"case": "linear", "policy": policy, "requests": num} | row
 
 
-def fleet(policy: str, router: Router, num: int, servers: int, processes: int) -> dict[str, Any]:
+def fleet(policy: str, router: Router, num: int, servers: int) -> dict[str, Any]:
     """Return the cost of a fleet study at about 32 running requests a server."""
     calls = poisson(num, 14.0 * servers, 200.0, 3)
     study = Fleet(lambda index: build(policy), router, servers)
     facts: dict[str, Any] = {}
 
     def work() -> int:
-        result = study.run(calls, processes)
+        result = study.run(calls)
         facts["finished"] = sum(o.finish_reason == "stop" for o in result.outcomes.values())
         facts["tokens"] = sum(len(o.emitted_at_s) for o in result.outcomes.values())
         return result.num_steps
@@ -137,7 +135,7 @@ def fleet(policy: str, router: Router, num: int, servers: int, processes: int) -
     facts["peak_gib_of_a_process"] = round(peak / 2**20, 2)
     name = type(router).__name__
     where = {"case": "fleet", "policy": policy, "router": name, "servers": servers}
-    return where | {"requests": num, "processes": processes} | row | facts
+    return where | {"requests": num} | row | facts
 
 
 def main() -> None:
@@ -146,7 +144,6 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a tenth of every case")
     parser.add_argument("--cases", default="steady,churn,linear,fleet")
     parser.add_argument("--policies", default="fcfs,slack")
-    parser.add_argument("--processes", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--json", default=None)
     given = parser.parse_args()
     cases, policies = given.cases.split(","), given.policies.split(",")
@@ -165,8 +162,8 @@ def main() -> None:
         for num in (1000, 10_000, 100_000 // tenth) if "linear" in cases else ():
             note(linear(policy, num))
         if "fleet" in cases:
-            note(fleet(policy, RoundRobin(), 100_000 // tenth, 64, given.processes))
-            note(fleet(policy, LeastWork(), 100_000 // tenth, 64, 1))
+            note(fleet(policy, RoundRobin(), 100_000 // tenth, 64))
+            note(fleet(policy, LeastWork(), 100_000 // tenth, 64))
     line = json.dumps({"bench": "sim", "rows": rows})
     if given.json:
         with open(given.json, "w", encoding="utf-8") as file:

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from headway.engines import virtual
+from headway.engines.journal import Journal
 from headway.latency.model import StepShape
 from headway.policy.events import Arrived, Finished, StepDone, StepScheduled
 from headway.policy.plan import StepPlan
@@ -72,7 +73,7 @@ class FakeEngine:
 
     def __init__(
         self,
-        core: Scheduler,
+        core: Scheduler | Journal,
         num_blocks: int = 64,
         block_size: int = 4,
         max_running: int = 8,

@@ -16,7 +16,6 @@ from typing import Any
 import click
 
 from headway import registry
-from headway.cli.calibrate import observed_steps
 from headway.engines.sim.run import SimRun
 from headway.latency import profile as profiles
 from headway.latency.model import StepShape
@@ -25,10 +24,12 @@ from headway.latency.truth import Drift, Truth
 from headway.policy.events import Event, StepDone
 from headway.policy.plan import StepPlan
 from headway.policy.view import EngineView
+from headway.study.history import History
 from headway.study.on_sim import engine_of
 from headway.study.requests import book_of, calls_of, requests_of
 from headway.study.spec import Load, Machine
 from headway.study.sweep import in_parallel
+from headway.workloads.record_files import rows, run_of
 
 HERE = Path(__file__).parent
 SETTLE_STEPS = 200
@@ -101,8 +102,7 @@ def measure(name: str, rate_rps: float, requests: int, seed: int) -> Row:
 
 def of_recording(path: Path) -> float:
     """Return the share of a live server's steps that were longer than a new model promised."""
-    with path.open(encoding="utf-8") as lines:
-        seen, _ = observed_steps(lines, str(path))
+    seen = History.of(rows(run_of(path))).steps.listener
     model, longer = OnlineModel(), []
     for shape, seconds in zip(seen.shapes, seen.seconds, strict=True):
         promised_s = model.predict_s(shape) * model.margin(shape.is_mixed, 0.01)

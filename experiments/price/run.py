@@ -22,9 +22,8 @@ import click
 import numpy as np
 
 from headway import registry
-from headway.engines.sim.engine import SimEngine
 from headway.engines.sim.run import SimRun
-from headway.engines.virtual import Call
+from headway.engines.virtual import Call, VirtualEngine
 from headway.latency import profile
 from headway.latency.truth import Truth
 from headway.metrics.define import attained
@@ -67,7 +66,7 @@ def case(
         is_tight = call.request_id in tight
         xargs = {} if way == "ignored" else fields
         told.append(replace(call, xargs=xargs) if is_tight else call)
-    engine = SimEngine(
+    engine = VirtualEngine(
         num_blocks=KV_TOKENS // 16,
         max_num_batched_tokens=GPU.max_num_batched_tokens,
         max_num_seqs=GPU.max_num_seqs,

@@ -29,9 +29,9 @@ from typing import Any
 import click
 
 from headway import registry
+from headway.engines import wire
 from headway.engines.sim.run import SimRun
 from headway.engines.virtual import Call, Outcome
-from headway.engines.vllm import wire
 from headway.latency import profile as profiles
 from headway.metrics import define
 from headway.policy.appointments import MAX_RETRY_AFTER_S, Appointments

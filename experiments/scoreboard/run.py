@@ -27,7 +27,7 @@ from grounds import LOADS, TRACES, Ground, everybody, grounds, unit_rps
 from read import OURS, Row, markdown
 from rich.console import Console
 
-from headway.cli.run_options import progress
+from headway.cli.values import progress
 from headway.study.paper import ATTAINMENT, Contender, Grid, mean_of, run_grid
 from headway.study.spec import STOCK_WAYS, RunSpec
 from headway.study.sweep import Ledger, Run, run_all

@@ -31,12 +31,14 @@ import click
 import psutil
 
 from headway.bench.machine import commit
+from headway.engines import wire
+from headway.engines.journal import Journal
 from headway.engines.virtual import Call, Outcome
-from headway.engines.vllm import quiet, wire  # noqa: F401  Before vLLM.
+from headway.engines.vllm import quiet  # noqa: F401  Before vLLM.
 from headway.engines.vllm.bare import Engine
 from headway.engines.vllm.channel import Receiver, Sender
 from headway.engines.vllm.harness import VirtualRun
-from headway.engines.vllm.watch import Watched
+from headway.engines.vllm.watch import Watch
 from headway.latency import profile as profiles
 from headway.latency.truth import Drift, Hiccups, Truth
 from headway.study.requests import book_of, calls_of, requests_of
@@ -109,7 +111,8 @@ def build(settings: dict[str, Any], folder: Path, seed: int) -> VirtualRun:
     run = VirtualRun(engine, truth)
     run.steps = Counted()
     run.scheduler.headway_book = book_of(Load("mixed"))
-    run.scheduler.headway = Watched(run.scheduler.headway, Sender(folder))
+    watch = run.scheduler.headway_watch = Watch(run.scheduler.headway, Sender(folder))
+    run.scheduler.headway = Journal(run.scheduler.headway, watch)
     return run
 
 

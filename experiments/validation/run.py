@@ -18,9 +18,8 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 
 from headway import registry
-from headway.engines.sim.engine import SimEngine
 from headway.engines.sim.run import SimRun
-from headway.engines.virtual import Call
+from headway.engines.virtual import Call, VirtualEngine
 from headway.engines.vllm.bare import Engine
 from headway.engines.vllm.harness import VirtualRun
 from headway.latency import profile as profiles
@@ -93,7 +92,7 @@ def predicted(case: Case, calls: Sequence[Call], scale: float, engine: str) -> n
         )
         outcomes = VirtualRun(server, truth).run(calls)
     else:
-        sim = SimEngine(
+        sim = VirtualEngine(
             num_blocks=num_blocks - 1,
             max_num_batched_tokens=case.max_num_batched_tokens,
             max_num_seqs=case.max_num_seqs,

@@ -26,7 +26,7 @@ from docstring_parser import DocstringStyle, parse
 
 from headway import registry
 from headway.config import Settings
-from headway.engines.vllm import account, channel, edge, headers, promise, serve
+from headway.engines.vllm import account, channel, edge, embedded, headers, promise
 from headway.metrics import prometheus
 from headway.slo import EXPLAIN, MAX_PROMISE_S, Slo
 from headway.slo_rules import MAX_WEIGHT
@@ -201,8 +201,8 @@ def settings_page() -> Iterator[str]:
         "",
         "Each gives way to the same option of yours.",
         "",
-        *(f"- `{' '.join(words)}`" for words in serve.EMBEDDED_CPU_ARGUMENTS),
-        "- " + ", ".join(f"`{k}={v}`" for k, v in serve.QUIET_ENVIRONMENT.items()),
+        *(f"- `{' '.join(words)}`" for words in embedded.EMBEDDED_CPU_ARGUMENTS),
+        "- " + ", ".join(f"`{k}={v}`" for k, v in embedded.QUIET_ENVIRONMENT.items()),
     ]
 
 

@@ -9,8 +9,8 @@ import numpy as np
 from harm_runs import Pair
 from harm_scenarios import NUM_WARM_UP, Scenario, blocks_of
 
+from headway.engines import wire
 from headway.engines.virtual import Outcome
-from headway.engines.vllm import wire
 from headway.policy.overload import ENDING_STEPS
 
 FEW = 4

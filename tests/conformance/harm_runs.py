@@ -13,9 +13,8 @@ from harm_scenarios import H100, Scenario
 from hypothesis import reject
 
 from headway import registry
-from headway.engines.sim.engine import SimEngine
 from headway.engines.sim.run import SimRun
-from headway.engines.virtual import Outcome
+from headway.engines.virtual import Outcome, VirtualEngine
 from headway.engines.vllm.shapes import roofline
 from headway.latency.online import OnlineModel
 from headway.latency.truth import Truth
@@ -83,7 +82,7 @@ def serve(lab: Any, scenario: Scenario) -> Pair:
             **{"name": "headway", **_core_settings(scenario)},
             latency=OnlineModel(roofline(stock.scheduler.vllm_config)),
         )
-        ours = SimRun(SimEngine(**{**engine, "num_blocks": scenario.num_blocks}), truth, core)
+        ours = SimRun(VirtualEngine(**{**engine, "num_blocks": scenario.num_blocks}), truth, core)
         bound(core)
         return Pair(scenario, served, ours.run(calls), stock, ours)
     settings = scenario.headway()

@@ -16,8 +16,10 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 from vllm.sampling_params import SamplingParams
 from vllm.v1.request import RequestStatus
 
-from headway.engines.vllm import bare, compat, wire
-from headway.engines.vllm.watch import Watched
+from headway.engines import wire
+from headway.engines.journal import Journal
+from headway.engines.vllm import bare, compat
+from headway.engines.vllm.watch import Watch
 
 LOGGER = "vllm.headway"
 
@@ -29,6 +31,9 @@ class Silent:
 
     def find_readers(self) -> int:
         return 0
+
+    def close(self) -> None:
+        pass
 
 
 def start(lab: Any, *, asynchronous: bool = False, **headway: Any) -> Any:
@@ -42,7 +47,9 @@ def start(lab: Any, *, asynchronous: bool = False, **headway: Any) -> Any:
         headway={"policy": "headway", **headway},
     )
     run = lab.start(engine)
-    run.scheduler.headway = Watched(run.scheduler.headway, Silent())  # type: ignore[arg-type]
+    core = run.scheduler.headway
+    watch = run.scheduler.headway_watch = Watch(core, Silent())  # type: ignore[arg-type]
+    run.scheduler.headway = Journal(core, watch)
     return run
 
 
@@ -102,7 +109,7 @@ def test_a_refusal_stays_one_and_a_hang_up_leaves_nothing(lab: Any) -> None:
     assert served > 0
     given_up = sum(o.finish_reason == "abort" and o.stop_reason is None for o in outcomes.values())
     assert refused + served + given_up == len(calls)
-    watch = run.scheduler.headway
+    watch = run.scheduler.headway_watch
     assert not watch._explained
     assert len(watch.accounts) <= 1, "of a hang-up after the last step, at most"
 
@@ -110,7 +117,7 @@ def test_a_refusal_stays_one_and_a_hang_up_leaves_nothing(lab: Any) -> None:
 def test_a_bare_core_cannot_be_asked(lab: Any) -> None:
     """A scheduler that does not count answers with the sentence that the edge has too."""
     run = start(lab)
-    run.scheduler.headway = run.scheduler.headway._inner
+    run.scheduler.headway, run.scheduler.headway_watch = run.scheduler.headway.core, None
     call = explained(lab.Call("r", 0.0, 30, 5, {}))
     said = wire.parse(run.run([call])["r"].stop_reason)
     assert isinstance(said, wire.Invalid)
@@ -124,7 +131,7 @@ def test_how_requests_ended_is_counted_as_it_was(lab: Any) -> None:
     bad = [lab.Call(f"b{i}", 0.05 * i, 30, 5, {"slo_ttft_ms": -1}) for i in range(2)]
     gone = lab.Call("gone", 0.0, 30, 500, {"slo_ttft_ms": 9000}, abort_at_s=0.2)
     run.run([*good, *bad, gone])
-    by_class = run.scheduler.headway.observed.tallies.by_class
+    by_class = run.scheduler.headway_watch.observed.tallies.by_class
     none = dict.fromkeys(by_class["custom"].outcomes, 0)
     assert by_class["custom"].outcomes == {**none, "finished": 3, "aborted": 1}
     assert by_class["none"].outcomes == {**none, "rejected": 2}

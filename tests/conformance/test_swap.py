@@ -17,8 +17,8 @@ import torch
 from vllm.config import ParallelConfig
 
 from headway import registry
-from headway.engines.sim.engine import SimEngine
 from headway.engines.sim.run import SimRun
+from headway.engines.virtual import VirtualEngine
 from headway.engines.vllm import serve, swap
 from headway.engines.vllm.edge import SLO_FILE_VARIABLE
 from headway.engines.vllm.shapes import roofline
@@ -302,12 +302,12 @@ def test_the_simulator_swaps_alike(lab: Any, name: str, policy: str, asynchronou
     theirs = lab.VirtualRun(engine, lab.truth(3))
     how = half if name == "ample" else always
     theirs.scheduler.headway = Forced(theirs.scheduler.headway, how)
-    shared = {f.name for f in dataclasses.fields(SimEngine)} - {"num_blocks"}
+    shared = {f.name for f in dataclasses.fields(VirtualEngine)} - {"num_blocks"}
     given = {key: getattr(engine, key) for key in shared}
     latency = OnlineModel(roofline(theirs.scheduler.vllm_config))
     core: Any = Forced(registry.build(policy, latency=latency), how)
     sim = SimRun(
-        SimEngine(**given, num_blocks=engine.num_blocks - 1),
+        VirtualEngine(**given, num_blocks=engine.num_blocks - 1),
         lab.truth(3),
         core,
         keep_schedule=True,

@@ -17,9 +17,8 @@ import pytest
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
 from headway import registry
-from headway.engines.sim.engine import SimEngine
 from headway.engines.sim.run import SimRun
-from headway.engines.virtual import Call
+from headway.engines.virtual import Call, VirtualEngine
 from headway.engines.vllm.shapes import roofline
 from headway.latency.online import OnlineModel
 from headway.slo import SloBook
@@ -103,8 +102,8 @@ def pair(
     return theirs, sim, theirs.run(calls), sim.run(calls)
 
 
-def sim_engine(engine: Any) -> SimEngine:
-    return SimEngine(
+def sim_engine(engine: Any) -> VirtualEngine:
+    return VirtualEngine(
         num_blocks=engine.num_blocks - 1,  # vLLM keeps one as its null block
         block_size=engine.block_size,
         max_num_batched_tokens=engine.max_num_batched_tokens,

@@ -24,7 +24,8 @@ from headway import __file__ as package
 from headway.bench.server import LiveServer
 from headway.engines.vllm import embedded
 from headway.engines.vllm.channel import CHANNEL_VARIABLE
-from headway.engines.vllm.serve import EMBEDDED_CPU_ARGUMENTS, LIVE_VIEW, QUIET_ENVIRONMENT
+from headway.engines.vllm.embedded import EMBEDDED_CPU_ARGUMENTS, QUIET_ENVIRONMENT
+from headway.engines.vllm.serve import LIVE_VIEW
 
 pytestmark = pytest.mark.live
 

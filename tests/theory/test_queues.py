@@ -14,9 +14,8 @@ import numpy.typing as npt
 import pytest
 
 from headway import registry
-from headway.engines.sim.engine import SimEngine
 from headway.engines.sim.run import SimRun
-from headway.engines.virtual import Call
+from headway.engines.virtual import Call, VirtualEngine
 from headway.latency.fixed import FixedModel
 from headway.latency.model import StepShape
 from headway.latency.roofline import Roofline
@@ -50,7 +49,7 @@ def single_server_waits(services_s: Floats, load: float, seed: int) -> Floats:
         for i, (at_s, num) in enumerate(zip(arrivals_s, tokens, strict=True))
     ]
     longest = int(tokens.max())
-    engine = SimEngine(num_blocks=longest, max_num_batched_tokens=longest, max_num_seqs=1)
+    engine = VirtualEngine(num_blocks=longest, max_num_batched_tokens=longest, max_num_seqs=1)
 
     def truth(shape: StepShape) -> float:
         return shape.num_prefill_tokens / SERVICE_TOKENS
@@ -105,7 +104,7 @@ def shared_processor(outputs: npt.NDArray[np.int64], load: float, seed: int) -> 
         Call(f"r{i:06d}", float(at_s), 1, int(num))
         for i, (at_s, num) in enumerate(zip(arrivals_s, outputs, strict=True))
     ]
-    engine = SimEngine(num_blocks=100_000, max_num_seqs=1000)
+    engine = VirtualEngine(num_blocks=100_000, max_num_seqs=1000)
 
     def truth(shape: StepShape) -> float:
         return QUANTUM_S * (shape.num_decodes + shape.num_prefills)

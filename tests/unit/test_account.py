@@ -11,12 +11,15 @@ import pytest
 from asgi import exchange
 from hypothesis import given
 from hypothesis import strategies as st
+from told import Silent
 
 from headway import registry
-from headway.engines.vllm import account, wire
+from headway.engines import wire
+from headway.engines.journal import Journal
+from headway.engines.vllm import account
 from headway.engines.vllm.channel import CHANNEL_VARIABLE
 from headway.engines.vllm.edge import PATHS, SLO_FILE_VARIABLE, SloEdge
-from headway.engines.vllm.watch import Watched
+from headway.engines.vllm.watch import Watch
 from headway.metrics.tale import Verdict
 from headway.slo import EXPLAIN, EXPLAIN_IN_STAMP, NO_PROMISE, STAMP, Slo, SloBook
 
@@ -376,26 +379,17 @@ def test_without_a_promise_nothing_is_kept_or_broken() -> None:
     assert told["late_ms"] == 0
 
 
-class Silent:
-    """A sender nobody listens to."""
-
-    has_readers = False
-
-    def find_readers(self) -> int:
-        return 0
-
-
 def test_accounts_go_out_with_the_outputs_that_end_requests(fake_engine: Any) -> None:
     """Of those who asked, once; a refusal stays one, and nothing is kept of a hang-up."""
-    watched = Watched(registry.build("slack"), Silent())  # type: ignore[arg-type]
-    engine = fake_engine(watched)
+    watch = Watch(registry.build("slack"), Silent())  # type: ignore[arg-type]
+    engine = fake_engine(Journal(watch._core, watch))
     for name in ("late", "plain", "refused", "gone"):
         engine.arrive(name, 40, 5, slo=Slo(ttft_s=1e-6, class_name="chat"))
         if name != "plain":
-            watched.explain(name)
+            watch.explain(name)
     engine.abort("gone")
     engine.drain(100)
-    assert set(watched.accounts) == {"late", "refused", "gone"}
+    assert set(watch.accounts) == {"late", "refused", "gone"}
     refusal = wire.refused(3, "No.")
     ends = [
         SimpleNamespace(request_id=name, finish_reason=reason, stop_reason=stop_reason)
@@ -407,16 +401,15 @@ def test_accounts_go_out_with_the_outputs_that_end_requests(fake_engine: Any) ->
         )
     ]
     outputs = {i: SimpleNamespace(outputs=ends[2 * i : 2 * i + 2]) for i in range(2)}
-    told = dict(watched.accounts["late"])
-    account.put_into(outputs, watched)
+    told = dict(watch.accounts["late"])
+    account.put_into(outputs, watch.accounts)
     assert [end.stop_reason for end in ends[2:]] == [None, refusal]
     assert ends[0].stop_reason is None, "it goes on"
     assert wire.parse_account(ends[1].stop_reason) == wire.Account(told, 2)
     assert told["kept"] is False
     assert told["late_ms"] == round(sum(told["by_cause_ms"].values()), 3) > 0
-    assert watched.accounts == {}
-    account.put_into(outputs, watched)
-    account.put_into(outputs, object())
+    assert watch.accounts == {}
+    account.put_into(outputs, watch.accounts)
     assert wire.parse_account(ends[1].stop_reason) == wire.Account(told, 2)
 
 
@@ -429,11 +422,11 @@ def test_only_the_edge_can_ask_the_scheduler() -> None:
     with pytest.raises(account.UserError, match="true or false"):
         book.resolve({EXPLAIN: "perhaps"})
     asked: list[str] = []
-    core = SimpleNamespace(explain=asked.append)
+    watch = SimpleNamespace(explain=asked.append)
     for extra_args in (None, {}, {EXPLAIN: True}, {STAMP: 3}, {STAMP: {"ttft_s": 1.0}}):
-        account.watch(core, "r", extra_args)
+        account.watch(watch, "r", extra_args)
     assert asked == []
-    account.watch(core, "r", {STAMP: {EXPLAIN_IN_STAMP: True}})
+    account.watch(watch, "r", {STAMP: {EXPLAIN_IN_STAMP: True}})
     assert asked == ["r"]
     with pytest.raises(account.UserError, match="--page"):
-        account.watch(object(), "r", {STAMP: {EXPLAIN_IN_STAMP: True}})
+        account.watch(None, "r", {STAMP: {EXPLAIN_IN_STAMP: True}})

@@ -11,9 +11,8 @@ import pytest
 from drafts import draft_for
 
 from headway import registry
-from headway.engines.sim.engine import SimEngine
 from headway.engines.sim.run import SimRun
-from headway.engines.virtual import Call
+from headway.engines.virtual import Call, VirtualEngine
 from headway.errors import UserError
 from headway.latency import profile as profiles
 from headway.latency.model import StepShape
@@ -57,7 +56,9 @@ def calls(
 class Watch:
     """A run that remembers its plans."""
 
-    def __init__(self, engine: SimEngine, policy: str, noise: float = 0.0, **options: Any) -> None:
+    def __init__(
+        self, engine: VirtualEngine, policy: str, noise: float = 0.0, **options: Any
+    ) -> None:
         core = registry.build(policy, options=options)
         self.plans: list[StepPlan] = []
         self.truth = Truth(PROFILE, noise=noise, seed=1)
@@ -89,14 +90,14 @@ class Watch:
         return sum(len(p.preempt) for p in self.plans)
 
 
-PRESSED = SimEngine(num_blocks=700, max_num_batched_tokens=2048, max_num_seqs=64)
+PRESSED = VirtualEngine(num_blocks=700, max_num_batched_tokens=2048, max_num_seqs=64)
 
 
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
 @pytest.mark.parametrize("block_size", [16, 1])
 def test_the_engine_never_preempts_on_its_own(asynchronous: bool, block_size: int) -> None:
     """With proactive allocation nobody runs out of KV inside a step: every victim was planned."""
-    engine = SimEngine(
+    engine = VirtualEngine(
         num_blocks=11200 // block_size,
         block_size=block_size,
         max_num_seqs=64,
@@ -148,7 +149,9 @@ def test_it_preempts_at_most_a_quarter_as_often_as_first_come_first_served() -> 
 )
 def test_each_component_alone_and_each_left_out(components: str) -> None:
     """Whatever is switched on, everybody is served and the books balance."""
-    engine = SimEngine(num_blocks=200, max_num_batched_tokens=512, max_num_seqs=32, host_blocks=90)
+    engine = VirtualEngine(
+        num_blocks=200, max_num_batched_tokens=512, max_num_seqs=32, host_blocks=90
+    )
     watch = Watch(engine, "cacheopt", components=components)
     watch.serve(calls(24, 20.0, 3, (20, 200)))
     if "C5" not in components:
@@ -201,7 +204,9 @@ def swapping(
     choice: Any, gib_per_s: float, seed: int, prompts: tuple[int, int] = (20, 800)
 ) -> tuple[Watch, list[tuple[str, int, int]]]:
     """Serve under pressure with room to swap; return each preemption's way, tokens and step."""
-    engine = SimEngine(num_blocks=600, max_num_seqs=64, host_blocks=5000, copy_gib_per_s=gib_per_s)
+    engine = VirtualEngine(
+        num_blocks=600, max_num_seqs=64, host_blocks=5000, copy_gib_per_s=gib_per_s
+    )
     watch = Watch(engine, "fcfs", noise=0.1)
     watch.run.policy.planner.swap = choice  # type: ignore[union-attr]
     rows: list[tuple[str, int, int]] = []
@@ -261,7 +266,7 @@ def test_where_both_ways_take_as_long_little_is_lost(gib_per_s: float) -> None:
 
 def test_a_full_host_recomputes() -> None:
     """What the host has no room for is thrown away, and planned so."""
-    engine = SimEngine(num_blocks=600, max_num_seqs=64, host_blocks=30)
+    engine = VirtualEngine(num_blocks=600, max_num_seqs=64, host_blocks=30)
     watch = Watch(engine, "fcfs")
     watch.run.policy.planner.swap = SweetSpot(16)  # type: ignore[union-attr]
     watch.serve(calls(150, 12.0, 4))

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from headway.cli.calibrate import observed_steps
 from headway.cli.main import main
 from headway.errors import UserError
 from headway.latency import calibrate, fit, profile, shapes
@@ -24,6 +23,7 @@ from headway.policy.events import Arrived, Event, Finished, StepDone, StepSchedu
 from headway.policy.log import event_line, question_line
 from headway.policy.view import EngineView
 from headway.slo import Slo
+from headway.study.history import History
 
 GPU = profile.load("llama-3.1-8b@h100")
 STEPS = [step.shape for step in calibrate.draw_steps(900, GPU.kv_capacity_tokens, seed=7)]
@@ -139,10 +139,11 @@ def server() -> Server:
 
 def test_a_recording_gives_its_steps(server: Server) -> None:
     """Shapes and durations come out of a recording as they went in; idle time is no step's."""
-    listener, view = observed_steps(server.lines, "rec")
+    history = History.of(("rec", json.loads(line)) for line in server.lines)
+    listener = history.steps.listener
     assert listener.shapes == [shape for shape, _ in server.ran]
     assert listener.seconds == pytest.approx([duration_s for _, duration_s in server.ran])
-    assert view["num_total_blocks"] == 64
+    assert history.kv_tokens == 64 * 32
 
 
 def run(*argv: str) -> int:
@@ -203,9 +204,9 @@ def mistakes(tmp_path: Path) -> Iterator[tuple[list[str], str]]:
     yield ["--from-steps", str(few), "--out", "no/such/out.json"], "does not exist"
     yield ["--from-steps", str(few), "--out", str(tmp_path / "out.txt")], "must end in .json"
     yield ["--from-steps", str(tmp_path / "none"), *out], "No such file"
-    yield ["--from-steps", str(notes), *out], "Line 1 of"
-    yield ["--from-steps", str(moe), *out], "is not a recording"
-    yield ["--from-steps", str(middle), *out], "Line 2 of"
+    yield ["--from-steps", str(notes), *out], "line 1: not valid JSON"
+    yield ["--from-steps", str(moe), *out], "expected a line of a recording"
+    yield ["--from-steps", str(middle), *out], "line 2: expected a JSON object"
     yield ["--from-steps", str(few), *out], "0 steps are too few"
     yield ["--from-aiconfigurator", "m", *out], "needs --gpu"
     yield ["--from-roofline", str(moe), *out], "needs --gpu"

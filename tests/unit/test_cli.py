@@ -255,13 +255,13 @@ def test_the_embedded_model_gets_defaults_a_user_may_override(
         return parsed()
 
     monkeypatch.setattr(embedded, "ensure", lambda: tmp_path)
-    monkeypatch.setattr(serve, "_on_cpu", lambda: True)
+    monkeypatch.setattr(embedded, "on_cpu", lambda: True)
     monkeypatch.setattr(serve, "_parse_vllm_args", parse)
-    monkeypatch.setattr(serve, "_prefer_one_engine_process", lambda args: None)
+    monkeypatch.setattr(embedded, "prefer_one_engine_process", lambda args: None)
     monkeypatch.setattr(serve, "_run", lambda args: None)
     for check in ("check_port", "check_model"):
         monkeypatch.setattr(serve.start_checks, check, lambda *what: None)
-    for name in serve.QUIET_ENVIRONMENT:
+    for name in embedded.QUIET_ENVIRONMENT:
         monkeypatch.setenv(name, "0")
     given = ("--dtype=bfloat16", "--served_model_name", "mine")
     serve.serve(options(model=embedded.NAME, policy="stock", vllm_args=given))
@@ -284,8 +284,8 @@ def test_one_engine_process_unless_asked_otherwise(
     args: argparse.Namespace, expected: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The small model shares the engine's process; more than one worker cannot."""
-    monkeypatch.setattr(serve, "_on_cpu", lambda: True)
+    monkeypatch.setattr(embedded, "on_cpu", lambda: True)
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    serve._prefer_one_engine_process(args)
+    embedded.prefer_one_engine_process(args)
     assert args.distributed_executor_backend == expected

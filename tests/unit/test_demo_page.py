@@ -6,13 +6,15 @@ import json
 import re
 from pathlib import Path
 
-from headway.bench import figures
 from headway.bench.contenders import everyone
 from headway.bench.contest import Entry, Leg
-from headway.bench.page import page_of, promise_text
 from headway.cli.demo import _write
 from headway.metrics.record import RequestRecord, RunFacts, summarise
 from headway.slo import Slo, SloBook
+from headway.web import demo_figures as figures
+from headway.web.bars import story_of
+from headway.web.demo_page import page_of, promise_text
+from headway.web.wait_figures import first_token_waits
 from headway.workloads.realtext import SLO_FILE, demo_workload
 
 MACHINE = {"processor": "a <fast> one", "cores": 2}
@@ -79,15 +81,15 @@ def test_rows_are_grouped_by_patience() -> None:
 
 def test_a_wait_curve_never_counts_the_unanswered_as_answered() -> None:
     """A refused request keeps its contender's curve below 100 %."""
-    figure = figures.first_token_waits(entries())
+    figure = first_token_waits(figures.compared(entries()))
     assert max(figure.data[0].y) < 100
 
 
 def test_a_story_tells_promises_and_what_came_of_them() -> None:
     """The text of a bar has the outcome, the waits and the promises."""
     record = entries()[0].records[3]
-    assert "broken (refused)" in figures.story_of(record)
-    assert "(promised 1 s)" in figures.story_of(record)
+    assert "broken (refused)" in story_of(record)
+    assert "(promised 1 s)" in story_of(record)
 
 
 def test_promises_in_words() -> None:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headway.engines.vllm import wire
+from headway.engines import wire
 from headway.engines.vllm.edge import SLO_FILE_VARIABLE, SloEdge
 
 CHAT = "/v1/chat/completions"

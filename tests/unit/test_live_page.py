@@ -22,7 +22,7 @@ from headway import web
 from headway.engines.vllm import observe
 from headway.engines.vllm.channel import CHANNEL_VARIABLE, Sender
 from headway.engines.vllm.observe import PAGE_FILES, LiveView
-from headway.metrics.lateness import CAUSES
+from headway.metrics.causes import CAUSES
 from headway.metrics.observed import Observed
 
 VLLMS_METRICS = b"# TYPE vllm:x counter\nvllm:x_total 1.0\n"

@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from told import Lines
 
 from headway import registry
+from headway.engines.journal import Journal
 from headway.errors import UserError
 from headway.policy.events import Arrived, Event, Finished, StepDone, StepScheduled
-from headway.policy.log import Recorder, event_line, events_in, parse_event, replay
+from headway.policy.log import event_line, events_in, parse_event, replay
 from headway.slo import Slo
 
 instants = st.floats(0, 1e9)
@@ -46,7 +48,7 @@ def test_an_unknown_event_is_a_users_mistake() -> None:
 def test_a_recorder_changes_nothing(tmp_path: Path, fake_engine: Any) -> None:
     """The same run, recorded or not, makes the same plans; the recording replays to them."""
     plain = registry.build("slack")
-    recorder = Recorder(registry.build("slack"), (tmp_path / "run.jsonl").open("wb"))
+    recorder = Journal(registry.build("slack"), Lines((tmp_path / "run.jsonl").open("wb")))  # type: ignore[arg-type]
     engines = [fake_engine(core, num_blocks=20) for core in (plain, recorder)]
     for engine in engines:
         for i in range(12):

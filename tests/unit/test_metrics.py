@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -9,9 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headway.errors import UserError
 from headway.metrics import define
-from headway.metrics.record import RequestRecord, RunFacts, read_records, summarise, write_records
+from headway.metrics.record import (
+    RequestRecord,
+    RunFacts,
+    summarise,
+    write_records,
+)
 from headway.slo import Slo
 
 CHAT = Slo(ttft_s=1.0, tbt_s=0.2, class_name="chat")
@@ -134,20 +139,20 @@ def test_an_empty_run_has_no_figures_and_does_not_fail() -> None:
     assert run["ttft_s"]["p99"] is None
 
 
-def test_records_survive_a_round_trip(tmp_path: Path) -> None:
-    """What is written is read back equal."""
-    records = [record("a", emitted_at_s=(0.5, 0.625)), record("b", slo=BATCH, outcome="refused")]
+def test_a_record_is_a_line_with_all_that_its_client_saw(tmp_path: Path) -> None:
+    """Its promise, its instants to the microsecond, and what came of it."""
+    records = [record("a", emitted_at_s=(0.5, 0.6250004)), record("b", outcome="refused")]
     write_records(tmp_path / "r.jsonl", records)
-    assert read_records(tmp_path / "r.jsonl") == records
-
-
-def test_a_damaged_record_names_its_line(tmp_path: Path) -> None:
-    """A line that is no record gets a sentence with its number."""
-    path = tmp_path / "r.jsonl"
-    write_records(path, [record("a")])
-    path.write_text(path.read_text(encoding="utf-8") + "{}\n", encoding="utf-8")
-    with pytest.raises(UserError, match="line 2"):
-        read_records(path)
+    first, second = map(json.loads, (tmp_path / "r.jsonl").read_text().splitlines())
+    assert (first["id"], first["emitted_at_s"], first["num_output_tokens"]) == (
+        "a",
+        [0.5, 0.625],
+        2,
+    )
+    assert first["slo"]["ttft_s"] == records[0].slo.ttft_s
+    assert (first["attained"], second["attained"], second["outcome"]) == (
+        records[0].attained, False, "refused",
+    )  # fmt: skip
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=50))

@@ -59,24 +59,10 @@ def test_a_part_too_short_for_its_share_is_refused() -> None:
         mix.by_shares(parts, 10, np.random.default_rng(0))
 
 
-def test_superposed_workloads_keep_their_times() -> None:
-    """All requests, in order of arrival, the part named first before others at one instant."""
-    merged = mix.superposed({"a": workload(0.0, 2.0, 5.0), "b": workload(1.0, 2.0)})
-    assert [(r.id, r.arrived_at_s) for r in merged] == [
-        ("a/r0", 0.0), ("b/r0", 1.0), ("a/r1", 2.0), ("b/r1", 2.0), ("a/r2", 5.0),
-    ]  # fmt: skip
-    assert {r.prefix_id for r in merged} == {"a/p", "b/p"}
-
-
 def test_chains_of_two_parts_never_meet() -> None:
     """Their first ids differ, and nothing after those is shared."""
     rows = [WorkloadRequest("r", 0.0, 40, 1, hash_ids=(1, 2, 3), hash_tokens=16)] * 2
-    merged = mix.superposed({"a": rows[:1], "b": rows})
-    assert [r.hash_ids for r in merged] == [("a/1", 2, 3), ("b/1", 2, 3), ("b/1", 2, 3)]
-    assert found_tokens(merged) == [0, 0, 40]
-
-
-def test_a_mix_of_nothing_is_refused() -> None:
-    """A workload has at least one request."""
-    with pytest.raises(UserError, match="at least one request"):
-        mix.superposed({"a": []})
+    parts = {"a": (1.0, rows[:1]), "b": (2.0, rows)}
+    merged = mix.by_shares(parts, 3, np.random.default_rng(0))
+    assert sorted(r.hash_ids for r in merged) == [("a/1", 2, 3), ("b/1", 2, 3), ("b/1", 2, 3)]
+    assert sorted(found_tokens(merged)) == [0, 0, 40]

@@ -10,7 +10,8 @@ import pytest
 from told import Kept
 
 from headway import registry
-from headway.engines.vllm.watch import Watched
+from headway.engines.journal import Journal
+from headway.engines.vllm.watch import Watch
 from headway.metrics.observed import Observed
 from headway.metrics.overdue import MOST_SHOWN, overdue
 from headway.metrics.prometheus import exposition
@@ -187,7 +188,8 @@ def test_the_coverage_that_is_aimed_at_is_told(
 ) -> None:
     """A quantile says which; a mean has none, and then there is no row."""
     kept = Kept()
-    engine = fake_engine(Watched(registry.build(policy), kept))  # type: ignore[arg-type]
+    core = registry.build(policy)
+    engine = fake_engine(Journal(core, Watch(core, kept)))  # type: ignore[arg-type]
     engine.arrive("a", 8, 3)
     while engine.core.live.requests:
         engine.step()

@@ -14,9 +14,8 @@ import pytest
 
 from headway import registry
 from headway.cli.main import main
-from headway.engines.sim.engine import SimEngine
 from headway.engines.sim.run import SimRun
-from headway.engines.virtual import Call, Outcome
+from headway.engines.virtual import Call, Outcome, VirtualEngine
 from headway.errors import UserError
 from headway.latency.profile import StepCost
 from headway.metrics import define
@@ -60,8 +59,8 @@ def load(
     return requests, {r.id: kinds[int(rng.integers(4))]() for r in requests}
 
 
-def engine_of(kv_tokens: int, asynchronous: bool = False) -> SimEngine:
-    return SimEngine(
+def engine_of(kv_tokens: int, asynchronous: bool = False) -> VirtualEngine:
+    return VirtualEngine(
         num_blocks=kv_tokens // BLOCK,
         block_size=BLOCK,
         max_num_batched_tokens=STEP_TOKENS,

@@ -10,9 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headway import registry
-from headway.engines.sim.engine import SimEngine
 from headway.engines.sim.run import SimRun
-from headway.engines.virtual import Call
+from headway.engines.virtual import Call, VirtualEngine
 from headway.latency import profile
 from headway.latency.truth import Truth
 from headway.metrics.define import attained
@@ -59,7 +58,7 @@ def kept(offered: list[Call], ignore: bool, overload: str = "demote") -> tuple[f
         else c
         for c in offered
     ]
-    engine = SimEngine(num_blocks=25_000, max_num_batched_tokens=8192, max_num_seqs=1024)
+    engine = VirtualEngine(num_blocks=25_000, max_num_batched_tokens=8192, max_num_seqs=1024)
     core = registry.build("headway", overload=overload)
     outcomes = SimRun(engine, Truth(H100), core, book=SloBook.builtin()).run(told)
     good: dict[str, list[bool]] = {"t": [], "o": []}
@@ -100,7 +99,7 @@ def test_a_dear_gap_is_told_so() -> None:
     """Overloaded, a stream whose gap cost the others more is lost with a story that says why."""
     core = registry.build("headway")
     offered = calls(36.0, {"slo_tbt_ms": 9}, 0.1, 5)
-    engine = SimEngine(num_blocks=25_000, max_num_batched_tokens=8192, max_num_seqs=1024)
+    engine = VirtualEngine(num_blocks=25_000, max_num_batched_tokens=8192, max_num_seqs=1024)
     told: list[str] = []
     lose = core._lose
 
@@ -123,7 +122,7 @@ def test_nobody_asks_nothing_is_bounded() -> None:
 
 def test_a_patient_first_token_cuts_no_prompt() -> None:
     """Whose promise leaves time for full steps bounds none, however far a prompt has come."""
-    engine = SimEngine(num_blocks=2000, max_num_batched_tokens=512)
+    engine = VirtualEngine(num_blocks=2000, max_num_batched_tokens=512)
     run = SimRun(engine, Truth(H100), registry.build("headway"), keep_schedule=True)
     patient = {"slo_ttft_ms": 1000}
     asked = [Call(f"r{i}", 0.02, 512, 1, patient) for i in range(2)]

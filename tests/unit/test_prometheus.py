@@ -17,7 +17,8 @@ from told import Kept
 
 import headway
 from headway import registry
-from headway.engines.vllm.watch import Watched
+from headway.engines.journal import Journal
+from headway.engines.vllm.watch import Watch
 from headway.metrics.catalogue import METRICS, QUERIES
 from headway.metrics.prometheus import exposition, reference
 from headway.metrics.tally import Histogram, Tallies, combine, quantile
@@ -33,11 +34,12 @@ VIEW = EngineView(
 )  # fmt: skip
 
 
-def served(make_engine: Any) -> tuple[Watched, Kept]:
+def served(make_engine: Any) -> tuple[Watch, Kept]:
     """A small engine that served two kept promises, a broken one and one without."""
     kept = Kept()
-    watch = Watched(registry.build("slack"), kept)  # type: ignore[arg-type]
-    engine = make_engine(watch)
+    core = registry.build("slack")
+    watch = Watch(core, kept)  # type: ignore[arg-type]
+    engine = make_engine(Journal(core, watch))
     engine.arrive("kept", 8, 5, slo=Slo(ttft_s=9.0, tbt_s=9.0, class_name="chat"))
     engine.arrive("broken", 40, 5, slo=Slo(ttft_s=1e-6, class_name="chat"))
     engine.arrive("batch", 8, 3, slo=Slo(jct_s=9.0, class_name="batch"))
@@ -48,7 +50,7 @@ def served(make_engine: Any) -> tuple[Watched, Kept]:
 
 
 @pytest.fixture
-def told(fake_engine: Any) -> tuple[Watched, Kept]:
+def told(fake_engine: Any) -> tuple[Watch, Kept]:
     return served(fake_engine)
 
 
@@ -64,7 +66,7 @@ def value(text: bytes, name: str, **labels: str) -> float:
     return samples(text)[name, frozenset({"engine": "0", **labels}.items())]
 
 
-def test_it_counts_what_happened(told: tuple[Watched, Kept]) -> None:
+def test_it_counts_what_happened(told: tuple[Watch, Kept]) -> None:
     """Offered, ended, promised and attained, by class; no attainment without a promise."""
     text = exposition({"0": told[1].messages[-1]})
     assert value(text, "headway_requests_offered_total", slo_class="chat") == 2
@@ -80,7 +82,7 @@ def test_it_counts_what_happened(told: tuple[Watched, Kept]) -> None:
             ) not in samples(text)  # fmt: skip
 
 
-def test_the_last_word_before_idle_says_that_nobody_is_left(told: tuple[Watched, Kept]) -> None:
+def test_the_last_word_before_idle_says_that_nobody_is_left(told: tuple[Watch, Kept]) -> None:
     """One snapshot is marked as the last: the one that counts everybody's end."""
     (last,) = told[1].last
     assert last == told[1].messages[-1]
@@ -88,7 +90,7 @@ def test_the_last_word_before_idle_says_that_nobody_is_left(told: tuple[Watched,
     assert sum(sum(c["outcomes"].values()) for c in last["counts"]["classes"].values()) == 4
 
 
-def test_recording_and_shadow_show_where_they_are_switched_on(told: tuple[Watched, Kept]) -> None:
+def test_recording_and_shadow_show_where_they_are_switched_on(told: tuple[Watch, Kept]) -> None:
     """Without them no row; with them lines by result, and the share each policy would keep."""
     plain = told[1].messages[-1]
     assert not any(name.startswith(("headway_recorded", "headway_shadow"))
@@ -103,7 +105,7 @@ def test_recording_and_shadow_show_where_they_are_switched_on(told: tuple[Watche
     assert value(text, "headway_shadow_cpu_seconds_total") == 1.5
 
 
-def test_causes_add_up_to_the_lateness(told: tuple[Watched, Kept]) -> None:
+def test_causes_add_up_to_the_lateness(told: tuple[Watch, Kept]) -> None:
     """Of the one broken promise: by its story, and by the counters."""
     (broken,) = [m for m in told[1].messages if m["kind"] == "broken"]
     assert broken["id"] == "broken"
@@ -117,7 +119,7 @@ def test_causes_add_up_to_the_lateness(told: tuple[Watched, Kept]) -> None:
     assert broken["story"][0] == [0.0, "arrived"]
 
 
-def test_histograms_are_cumulative_and_complete(told: tuple[Watched, Kept]) -> None:
+def test_histograms_are_cumulative_and_complete(told: tuple[Watch, Kept]) -> None:
     """Each first token once, each later one a gap; +Inf holds all."""
     text = exposition({"0": told[1].messages[-1]})
     assert value(text, "headway_ttft_seconds_count", slo_class="chat") == 2
@@ -134,7 +136,7 @@ def test_histograms_are_cumulative_and_complete(told: tuple[Watched, Kept]) -> N
         assert counts == sorted(counts)
 
 
-def test_the_kv_cache_is_split_without_a_rest(told: tuple[Watched, Kept]) -> None:
+def test_the_kv_cache_is_split_without_a_rest(told: tuple[Watch, Kept]) -> None:
     """Held, reserved and free make up the cache at every snapshot."""
     for message in told[1].messages:
         if message["kind"] == "counts":
@@ -143,7 +145,7 @@ def test_the_kv_cache_is_split_without_a_rest(told: tuple[Watched, Kept]) -> Non
             assert min(kv.values()) >= 0
 
 
-def test_several_engines_are_told_apart_and_added_up(told: tuple[Watched, Kept]) -> None:
+def test_several_engines_are_told_apart_and_added_up(told: tuple[Watch, Kept]) -> None:
     """A label for each; counts of both together are twice one's."""
     message = told[1].messages[-1]
     text = exposition({"0": message, "1": message})
@@ -154,7 +156,7 @@ def test_several_engines_are_told_apart_and_added_up(told: tuple[Watched, Kept])
     assert combine(double, message["counts"], -1) == message["counts"]
 
 
-def test_no_message_holds_a_prompt(told: tuple[Watched, Kept]) -> None:
+def test_no_message_holds_a_prompt(told: tuple[Watch, Kept]) -> None:
     """What leaves the process is numbers, ids, classes, outcomes and the core's own words."""
     allowed = {
         "schema", "kind", "id", "class", "outcome", "promise", "ended_at_s", "lived_s", "ttft_s",
@@ -239,7 +241,7 @@ def test_every_query_asks_for_a_metric_there_is() -> None:
     }
 
 
-def test_promtool_accepts_rules_and_metrics(told: tuple[Watched, Kept]) -> None:
+def test_promtool_accepts_rules_and_metrics(told: tuple[Watch, Kept]) -> None:
     """Prometheus' own checker reads the rules and has nothing to say about the names."""
     promtool = shutil.which("promtool")
     if promtool is None:

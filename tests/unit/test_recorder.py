@@ -18,13 +18,16 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from told import Silent
 
 from headway import registry
 from headway.config import Settings
-from headway.engines.vllm import recorder, watch, writer
+from headway.engines import journal as journal_module
+from headway.engines.journal import Journal
+from headway.engines.vllm import recorder, writer
 from headway.engines.vllm.brief import Brief, same
-from headway.engines.vllm.recorder import Handover, LiveRecorder, check_writable, recorded
-from headway.engines.vllm.watch import Watched
+from headway.engines.vllm.recorder import Handover, Recording, check_writable, recording_of
+from headway.engines.vllm.watch import Watch
 from headway.engines.vllm.writer import OneFile, RotatingLog, in_full, pump
 from headway.errors import UserError
 from headway.latency.roofline import Roofline
@@ -190,8 +193,7 @@ def test_what_is_left_out_is_written_out_again(batches: list[tuple[list[Any], bo
     last: dict[bytes, Any] = {}
     expected = []
     for told, is_taken in batches:
-        brief.told += told
-        brief.hand()
+        brief.write(told)
         if is_taken:
             expected += [line for one in told for line in as_plain_lines(one)]
     written = b"".join(portion for lines in sent for portion in in_full(lines, last))
@@ -205,9 +207,9 @@ def test_a_step_like_the_one_before_takes_a_short_line(pipe: tuple[int, int]) ->
     sizes = []
     for at_s in (1.0, 2.0):
         tokens = {f"chatcmpl-{i:032x}": 1 for i in range(256)}
-        brief.told += [StepScheduled(at_s, tokens), StepDone(at_s, dict(tokens))]
+        entries = [StepScheduled(at_s, tokens), StepDone(at_s, dict(tokens))]
         before = len(out._waiting)
-        brief.hand()
+        brief.write(entries)
         sizes.append(len(out._waiting) - before)
     assert sizes[1] * 100 < sizes[0]
 
@@ -386,7 +388,8 @@ def test_a_recorded_server_replays_bit_for_bit(tmp_path: Path, fake_engine: Any)
     """Through pipe, process and files; the folder says who scheduled, and holds no other field."""
     folder = tmp_path / "rec"
     settings = Settings.parse({"policy": "slack", "record": str(folder)})
-    core = recorded(settings.build(), settings, Roofline(), CONFIG)
+    recording = recording_of(settings, Roofline(), CONFIG)
+    core = Journal(settings.build(), recording)
     engine = fake_engine(core, num_blocks=20)
     for i in range(12):
         engine.arrive(f"r{i}", 5 + 3 * i, 6, slo=Slo(ttft_s=1.0, tbt_s=0.05))
@@ -398,7 +401,7 @@ def test_a_recorded_server_replays_bit_for_bit(tmp_path: Path, fake_engine: Any)
     assert {k: found[0]["start"][k] for k in ("policy", "overload", "options")} == {
         "policy": "slack", "overload": "demote", "options": {},
     }  # fmt: skip
-    assert core.recorded == {"kept": len(found) - 1, "dropped": 0}
+    assert recording.counts == {"kept": len(found) - 1, "dropped": 0}
     lines = [one for path in run.paths for one in path.read_text().splitlines()[1:]]
     plans = [one for one in lines if one.startswith('{"plan"')]
     assert len(plans) == len(engine.plans)
@@ -424,25 +427,26 @@ def test_a_watched_server_is_recorded_and_counted_the_same(
     tmp_path: Path, fake_engine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Watched or not the recording has the same bytes; counts do not depend on when one counts."""
-    sender = SimpleNamespace(
-        find_readers=lambda: 0, has_readers=False, dropped={}, close=lambda: None
-    )
     settings = Settings.parse({"policy": "slack", "record": str(tmp_path / "alone")})
-    alone = recorded(settings.build(), settings, Roofline(), CONFIG)
+    alone = Journal(settings.build(), recording_of(settings, Roofline(), CONFIG))
     served(alone, fake_engine)
     alone.close()
     settings = Settings.parse({"policy": "slack", "record": str(tmp_path / "both")})
-    both = Watched(recorded(settings.build(), settings, Roofline(), CONFIG), sender)  # type: ignore[arg-type]
-    engine = served(both, fake_engine)
-    both.close()
+    recording = recording_of(settings, Roofline(), CONFIG)
+    core = settings.build()
+    both = Watch(core, Silent())
+    journal = Journal(core, recording, both)
+    engine = served(journal, fake_engine)
+    journal.close()
     runs = [run_of(tmp_path / name) for name in ("alone", "both")]
     lines = [run.paths[0].read_bytes().split(b"\n", 1)[1] for run in runs]
     assert lines[0] == lines[1]
     assert verify(runs[1]) == len(engine.plans)
-    monkeypatch.setattr(watch, "MOST_TOLD", 1)
-    each = Watched(settings.build(), sender)  # type: ignore[arg-type]
-    served(each, fake_engine)
-    counts = [one.observed.snapshot(one.live, engine.now_s)["counts"] for one in (both, each)]
+    monkeypatch.setattr(journal_module, "MOST_ENTRIES", 1)
+    core = settings.build()
+    each = Watch(core, Silent())
+    served(Journal(core, each), fake_engine)
+    counts = [one.observed.snapshot(core.live, engine.now_s)["counts"] for one in (both, each)]
     for one in counts:
         assert sum(one["plan"]["counts"]) == len(engine.plans)
         del one["plan"]  # Measured, and so not the same twice.
@@ -453,7 +457,7 @@ def test_a_watched_server_is_recorded_and_counted_the_same(
 def test_what_does_not_replay_says_where(tmp_path: Path, fake_engine: Any) -> None:
     """A plan that differs, a gap, a file that is gone, a beginning nobody told of."""
     settings = Settings.parse({"policy": "slack", "record": str(tmp_path / "rec")})
-    core = recorded(settings.build(), settings, Roofline(), CONFIG)
+    core = Journal(settings.build(), recording_of(settings, Roofline(), CONFIG))
     engine = fake_engine(core)
     engine.arrive("a", 9, 5)
     engine.drain(50)
@@ -500,13 +504,13 @@ def test_it_hands_over_twice_a_second_and_when_nobody_is_left(fake_engine: Any) 
             return
 
     out = Counting()
-    core = LiveRecorder(registry.build("fcfs"), out, SimpleNamespace(wait=lambda s: 0))  # type: ignore[arg-type]
-    engine = fake_engine(core, num_blocks=200)
+    recording = Recording(out, SimpleNamespace(wait=lambda s: 0))
+    engine = fake_engine(Journal(registry.build("fcfs"), recording), num_blocks=200)
     engine.arrive("a", 8, 300)
     engine.drain(400)
     steps_s = [after - before for before, after in itertools.pairwise(out.sent[:-1])]
     assert len(out.sent) >= 5
-    assert all(span_s >= recorder.SEND_EVERY_S for span_s in steps_s)
+    assert all(span_s >= journal_module.EVERY_S for span_s in steps_s)
     assert out.sent[-1] == engine.now_s
 
 
@@ -536,14 +540,12 @@ def test_an_unwritable_recording_is_a_users_mistake(tmp_path: Path, where: str) 
     with pytest.raises(UserError, match="Cannot write the recording"):
         check_writable(settings)
     with pytest.raises(UserError, match="Cannot write the recording"):
-        recorded(settings.build(), settings, Roofline(), CONFIG)
+        recording_of(settings, Roofline(), CONFIG)
 
 
 def test_without_the_setting_nothing_is_recorded() -> None:
-    """The bare core, and no process."""
-    settings = Settings.parse({})
-    core = settings.build()
-    assert recorded(core, settings, Roofline(), CONFIG) is core
+    """And no process starts."""
+    assert recording_of(Settings.parse({}), Roofline(), CONFIG) is None
 
 
 def test_names_of_files_are_what_readers_look_for() -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from headway.errors import UserError
 from headway.metrics.kept import KeptRun, Timeline
+from headway.metrics.lateness import of_run
 from headway.metrics.record import RequestRecord, RunFacts, summarise
 from headway.slo import Slo
 from headway.web import inputs, load_figures, report, run_figures, series, tables, theme
@@ -323,7 +324,7 @@ def test_refused_requests_are_counted_and_marked(tmp_path: Path) -> None:
     page = report.page_of(material)
     assert "requests broke their promise without a wait to measure" in page
     kept = material.kept[0].open()
-    figure = run_figures.waterfall(kept.requests, kept.timeline)
+    figure = run_figures.waterfall(kept.requests, of_run(kept))
     crosses = next(trace for trace in figure.data if trace.name == "no answer")
     assert len(crosses.x) == refused
 

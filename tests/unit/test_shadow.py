@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from told import Lines
 
 from headway import registry
 from headway.cli.main import main
 from headway.config import Settings
+from headway.engines.journal import Journal
 from headway.engines.sim.run import SimRun
 from headway.engines.vllm import serve, shadow
 from headway.engines.vllm.recorder import start_of
@@ -26,7 +28,7 @@ from headway.latency.roofline import Roofline
 from headway.latency.truth import Truth
 from headway.metrics.board import Board
 from headway.policy.events import Arrived, Event, Finished, StepDone, StepScheduled
-from headway.policy.log import Recorder, event_line, question_line
+from headway.policy.log import event_line, question_line
 from headway.policy.view import EngineView
 from headway.slo import NO_PROMISE
 from headway.study import recorded
@@ -53,9 +55,10 @@ def serve_and_record(folder: Path, policy: str = "fcfs", refuse: bool = False) -
     book = book_of(load)
     with (folder / file_name(RUN, 1)).open("wb") as out:
         out.write(json.dumps({"start": start}).encode() + b"\n")
-        core = Recorder(registry.build(policy, overload=overload), out)
+        core = Journal(registry.build(policy, overload=overload), Lines(out))
         run = SimRun(engine_of(MACHINE, profile), Truth(profile), core, book=book)
         run.run(calls_of(requests_of(load), book)[0])
+        core.close()
     return run
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from array import array
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -11,10 +10,8 @@ import numpy as np
 import pytest
 
 from headway import registry
-from headway.engines.sim.engine import SimEngine
 from headway.engines.sim.run import SimRun
-from headway.engines.sim.times import GapHistogram, GapSummary
-from headway.engines.virtual import Call
+from headway.engines.virtual import Call, VirtualEngine
 from headway.errors import UserError
 from headway.latency.fixed import FixedModel
 from headway.latency.model import StepShape
@@ -78,7 +75,7 @@ class Heard(Scheduler):
 def test_at_one_instant_tokens_then_arrivals_then_hang_ups_then_the_plan() -> None:
     """Whatever happens at the end of a step is known to the next plan, in this order."""
     policy = Heard()
-    run = SimRun(SimEngine(), truth, policy)
+    run = SimRun(VirtualEngine(), truth, policy)
     run.run(
         [
             Call("a", 0.0, 8, 3),
@@ -105,7 +102,7 @@ def test_at_one_instant_tokens_then_arrivals_then_hang_ups_then_the_plan() -> No
 
 def test_phases_and_ends() -> None:
     """A request is queued, computed and streamed; its client sees each step's end."""
-    run = SimRun(SimEngine(max_num_batched_tokens=8), truth, fcfs())
+    run = SimRun(VirtualEngine(max_num_batched_tokens=8), truth, fcfs())
     outcome = run.run([Call("a", 0.5, 16, 3)])["a"]
     assert outcome.phases == [(0.5, "queued"), (0.5, "prefill"), (0.75, "decode")]
     assert list(outcome.emitted_at_s) == [0.75, 0.875, 1.0]
@@ -117,7 +114,7 @@ def test_steady_steps_change_nothing(policy: str) -> None:
     """With and without the shortcut for steps that change nothing, the run is the same."""
     schedules = []
     for glides in (True, False):
-        engine = SimEngine(num_blocks=60, max_num_seqs=12)
+        engine = VirtualEngine(num_blocks=60, max_num_seqs=12)
         run = SimRun(engine, lambda s: 0.01 + 1e-4 * s.num_decodes, registry.build(policy))
         run._may_glide = glides
         run._keep_schedule = True
@@ -129,7 +126,7 @@ def test_steady_steps_change_nothing(policy: str) -> None:
 
 def test_most_steps_of_a_long_answer_are_steady() -> None:
     """A lone stream of 100 tokens leaves the shortcut only to begin and to end."""
-    run = SimRun(SimEngine(), truth, fcfs())
+    run = SimRun(VirtualEngine(), truth, fcfs())
     launched: list[Any] = []
     launch = run._launch
     run._launch = lambda *given: (launched.append(given), launch(*given))[1]  # type: ignore[assignment,method-assign]
@@ -141,9 +138,9 @@ def test_most_steps_of_a_long_answer_are_steady() -> None:
 @pytest.mark.parametrize("until_s", [0.01, 0.07, 0.3])
 def test_advancing_in_slices_is_the_same(until_s: float) -> None:
     """A server advanced piece by piece, as a router does, ends as one run in one go."""
-    whole = SimRun(SimEngine(num_blocks=60), truth, fcfs(), keep_schedule=True)
+    whole = SimRun(VirtualEngine(num_blocks=60), truth, fcfs(), keep_schedule=True)
     whole.run(mixed(30, 1))
-    parts = SimRun(SimEngine(num_blocks=60), truth, fcfs(), keep_schedule=True)
+    parts = SimRun(VirtualEngine(num_blocks=60), truth, fcfs(), keep_schedule=True)
     clock_s = 0.0
     for call in mixed(30, 1):
         while clock_s < call.arrived_at_s:
@@ -177,7 +174,9 @@ class Swapper(Heard):
 
 def swapped(host_blocks: int) -> SimRun:
     """Serve a victim beside another; a block of 16 tokens takes 2 s over the link."""
-    engine = SimEngine(host_blocks=host_blocks, copy_gib_per_s=1.0, kv_bytes_per_token=2**30 // 8)
+    engine = VirtualEngine(
+        host_blocks=host_blocks, copy_gib_per_s=1.0, kv_bytes_per_token=2**30 // 8
+    )
     run = SimRun(engine, truth, Swapper(), keep_schedule=True, keep_steps=True)
     run.run([Call("a", 0.0, 40, 20), Call("b", 0.0, 8, 40)])
     return run
@@ -213,49 +212,11 @@ def test_a_full_host_pool_means_recompute() -> None:
     assert len(run.outcomes["a"].emitted_at_s) == 20
 
 
-def test_summaries_say_what_the_instants_say() -> None:
-    """Without instants, first, last, longest and late gaps are still exact."""
-    runs = [
-        SimRun(
-            SimEngine(num_blocks=60), lambda s: 0.01 + 0.02 * s.num_prefills, fcfs(), keep_tokens=k
-        )
-        for k in (True, False)
-    ]
-    kept, brief = (run.run(mixed(40, 5)) for run in runs)
-    total = 0
-    for name, outcome in kept.items():
-        instants, summary = outcome.emitted_at_s, runs[1].summaries[name]
-        assert list(brief[name].emitted_at_s) == []
-        assert summary.num_tokens == len(instants)
-        gaps_s = np.diff(instants)
-        total += len(gaps_s)
-        if len(instants):
-            assert (summary.first_s, summary.last_s) == (instants[0], instants[-1])
-        assert summary.max_gap_s == (gaps_s.max() if len(gaps_s) else 0.0)
-        assert summary.num_late == (gaps_s > summary.promise_s).sum()
-    assert sum(sum(h.counts) for h in runs[1].histograms.values()) == total > 500
-
-
-def test_histogram_quantiles_err_upwards_by_a_bin() -> None:
-    """A quantile is at least the true one and at most 9.1 % more; the ends are clamped."""
-    gaps_s = np.random.default_rng(1).lognormal(-3, 1, 4000)
-    histogram = GapHistogram()
-    summary = GapSummary(None, histogram)
-    summary.extend(array("d", np.concatenate([[0.0], np.cumsum(gaps_s)])))
-    for share in (0.5, 0.95, 0.99):
-        exact = float(np.quantile(gaps_s, share, method="inverted_cdf"))
-        assert exact <= histogram.quantile_s(share) * (1 + 1e-9) <= exact * 1.0906
-    for beyond in (0.0, 1e-9, 1e9):
-        histogram.add(beyond)
-    assert sum(histogram.counts) == 4003
-    assert GapHistogram().quantile_s(0.5) == 0.0
-
-
 def test_a_run_is_repeatable() -> None:
     """The same calls give the same run, to the byte."""
 
     def served() -> str:
-        run = SimRun(SimEngine(num_blocks=60), truth, registry.build("slack"), keep_steps=True)
+        run = SimRun(VirtualEngine(num_blocks=60), truth, registry.build("slack"), keep_steps=True)
         return repr((run.run(mixed(40, 2)), run.steps))
 
     assert served() == served()
@@ -265,12 +226,12 @@ def test_a_run_is_repeatable() -> None:
 def test_an_engine_without_size_is_a_mistake(name: str) -> None:
     """The sentence names the field."""
     with pytest.raises(UserError, match=f"The engine's {name} must be greater than 0, not 0."):
-        SimEngine(**{name: 0})
+        VirtualEngine(**{name: 0})
 
 
 def test_mistaken_calls() -> None:
     """Two calls of one name, or one without tokens, are refused with a sentence."""
-    run = SimRun(SimEngine(), truth, fcfs())
+    run = SimRun(VirtualEngine(), truth, fcfs())
     with pytest.raises(UserError, match="names must be unique"):
         run.run([Call("a", 0.0, 4, 1), Call("a", 1.0, 4, 1)])
     with pytest.raises(UserError, match="at least one token in and one out"):
@@ -280,6 +241,6 @@ def test_mistaken_calls() -> None:
 def test_events_are_not_written_to() -> None:
     """The shared token map of steady steps reaches the policy unchanged each time."""
     policy = Heard()
-    SimRun(SimEngine(), truth, policy).run([Call("a", 0.0, 8, 20), Call("b", 0.0, 8, 20)])
+    SimRun(VirtualEngine(), truth, policy).run([Call("a", 0.0, 8, 20), Call("b", 0.0, 8, 20)])
     done = [ids for _, kind, ids in policy.heard if kind == StepDone.__name__]
     assert done == [("a", "b")] * 20

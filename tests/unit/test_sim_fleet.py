@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 
 from headway import registry
-from headway.engines.sim.engine import SimEngine
 from headway.engines.sim.fleet import Fleet
 from headway.engines.sim.routers import LeastKv, LeastWork, RoundRobin, Router
 from headway.engines.sim.run import SimRun
-from headway.engines.virtual import Call
+from headway.engines.virtual import Call, VirtualEngine
 from headway.errors import UserError
 from headway.latency.fixed import FixedModel
 from headway.latency.roofline import Roofline
@@ -17,7 +16,9 @@ from headway.latency.roofline import Roofline
 
 def server(index: int, num_blocks: int = 400) -> SimRun:
     policy = registry.build("fcfs", latency=FixedModel(Roofline().coefficients()))
-    return SimRun(SimEngine(num_blocks=num_blocks), lambda s: 0.01 + 1e-4 * s.num_decodes, policy)
+    return SimRun(
+        VirtualEngine(num_blocks=num_blocks), lambda s: 0.01 + 1e-4 * s.num_decodes, policy
+    )
 
 
 def calls(num: int = 60, gap_s: float = 0.03) -> list[Call]:
@@ -33,10 +34,9 @@ class AskingRoundRobin(RoundRobin):
     needs_state = True
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_servers_apart_are_servers_together(processes: int) -> None:
-    """One after another, in two processes, or on one clock: the same instants."""
-    apart = Fleet(server, RoundRobin(), 3).run(calls(), processes)
+def test_servers_apart_are_servers_together() -> None:
+    """One after another or on one clock: the same instants."""
+    apart = Fleet(server, RoundRobin(), 3).run(calls())
     together = Fleet(server, AskingRoundRobin(), 3).run(calls())
     assert apart.routed == together.routed == [20, 20, 20]
     assert apart.num_steps == together.num_steps

@@ -1,4 +1,4 @@
-"""Promises are given by class, or as multiples of what a prompt of that length takes."""
+"""Promises are given as multiples of what a prompt of that length takes."""
 
 from __future__ import annotations
 
@@ -6,47 +6,8 @@ import numpy as np
 import pytest
 
 from headway.errors import UserError
-from headway.latency.model import StepShape
-from headway.slo import SloBook
 from headway.workloads import slos
-from headway.workloads.schema import WorkloadRequest, slo_of
-
-BOOK = SloBook.parse(
-    {"default": "chat", "classes": {"chat": {"ttft_s": 1, "tbt_s": 0.1}, "batch": {"jct_s": 60}}}
-)
-
-
-def test_resolved_requests_carry_their_class_s_promise() -> None:
-    """The class's fields are written out, a request's own stay, the meaning does not change."""
-    requests = [
-        WorkloadRequest("a", 0.0, 1, 1),
-        WorkloadRequest("b", 0.0, 1, 1, slo_class="batch", weight=2.0),
-        WorkloadRequest("c", 0.0, 1, 1, slo_class="chat", ttft_slo_s=3.0),
-    ]
-    a, b, c = slos.resolved(requests, BOOK)
-    assert (a.slo_class, a.ttft_slo_s, a.tbt_slo_s, a.jct_slo_s) == ("chat", 1.0, 0.1, None)
-    assert (b.ttft_slo_s, b.jct_slo_s, b.weight) == (None, 60.0, 2.0)
-    assert (c.ttft_slo_s, c.tbt_slo_s) == (3.0, 0.1)
-    assert [slo_of(r, BOOK) for r in (a, b, c)] == [slo_of(r, BOOK) for r in requests]
-
-
-def test_an_unknown_class_is_refused() -> None:
-    """A promise nobody defined cannot be written out."""
-    with pytest.raises(UserError, match="'vip'"):
-        slos.resolved([WorkloadRequest("a", 0.0, 1, 1, slo_class="vip")], BOOK)
-
-
-def test_a_prompt_alone_is_prefilled_in_full_chunks_and_a_rest() -> None:
-    """5 tokens by 2: chunks of 2, 2, 1 behind 0, 2, 4 tokens of context."""
-    seen: list[StepShape] = []
-
-    def truth(shape: StepShape) -> float:
-        seen.append(shape)
-        return 1.0 + shape.num_prefill_tokens
-
-    assert slos.alone_ttft_s(truth, 5, 2) == pytest.approx(8.0)
-    assert [(s.num_prefill_tokens, s.chunk_context) for s in seen] == [(2, 2), (2, 6), (1, 4.5)]
-    assert slos.alone_ttft_s(truth, 4, 2) == pytest.approx(6.0)
+from headway.workloads.schema import WorkloadRequest
 
 
 def test_bins_are_512_tokens_wide() -> None:

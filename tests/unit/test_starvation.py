@@ -8,9 +8,8 @@ from statistics import mean
 import pytest
 
 from headway import registry
-from headway.engines.sim.engine import SimEngine
 from headway.engines.sim.run import SimRun
-from headway.engines.virtual import Call
+from headway.engines.virtual import Call, VirtualEngine
 from headway.latency import profile as profiles
 from headway.latency.truth import Truth
 from headway.slo import SloBook
@@ -26,7 +25,7 @@ CAPACITY_RPS = {"mixed": 8.0, "retrieval": 9.0}
 
 def server(num_blocks: int, book: SloBook | None = None, **options: object) -> SimRun:
     """Return a simulated H100 under the default policy."""
-    engine = SimEngine(num_blocks=num_blocks, max_num_batched_tokens=8192, max_num_seqs=1024)
+    engine = VirtualEngine(num_blocks=num_blocks, max_num_batched_tokens=8192, max_num_seqs=1024)
     truth = Truth(profiles.load(GPU), noise=0.05, seed=1)
     return SimRun(engine, truth, registry.build("headway", options=options), book=book)
 

@@ -7,9 +7,12 @@ import math
 from typing import Any
 
 import pytest
+from late_rule import lateness_of
+from told import Silent
 
+from headway.engines.journal import Journal
 from headway.metrics.kept import KeptRequest, Timeline
-from headway.metrics.lateness import lateness_of
+from headway.metrics.lateness import verdicts
 from headway.metrics.observed import Observed
 from headway.metrics.story import SlackLedger
 from headway.metrics.tale import Verdict
@@ -309,7 +312,7 @@ def test_it_agrees_with_the_rule_for_finished_runs(
     lab: Any, policy: str, num_blocks: int, asynchronous: bool, host_blocks: int, hang_up: bool
 ) -> None:
     """On vLLM's own scheduler, overloaded: same verdicts, same lateness, nearly the same split."""
-    from headway.engines.vllm.watch import Watched
+    from headway.engines.vllm.watch import Watch
 
     engine = lab.Engine(
         num_blocks=num_blocks,
@@ -321,9 +324,9 @@ def test_it_agrees_with_the_rule_for_finished_runs(
         headway={"policy": policy},
     )
     run = lab.VirtualRun(engine, lab.truth(0, 0.1), keep_steps=True)
-    watch = Watched(run.scheduler.headway, Silent())  # type: ignore[arg-type]
+    watch = Watch(run.scheduler.headway, Silent())  # type: ignore[arg-type]
     watch.observed = heard = Heard()
-    run.scheduler.headway = watch
+    run.scheduler.headway = Journal(run.scheduler.headway, watch)
     calls = lab.mixed(80, 6.0, 1)
     if hang_up:  # Every third client, at instants that hit each stage.
         calls[::3] = [
@@ -360,12 +363,15 @@ def test_it_agrees_with_the_rule_for_finished_runs(
         waits = ("kv_wait", "queueing")
         for cause in set(expected) - set(waits):
             assert by_cause[cause] == pytest.approx(expected[cause], abs=1e-6), cause
+    rows = [kept(outcome, heard.verdicts[i].attained) for i, outcome in outcomes.items()]
+    for request_id, again in verdicts(rows, steps).items():
+        # In a kept run a step begins when the copies before it are done.
+        assert_same_split(heard.verdicts[request_id], again, 5e-3 if host_blocks else 1e-6)
 
 
-class Silent:
-    """A sender nobody listens to."""
-
-    has_readers = False
-
-    def find_readers(self) -> int:
-        return 0
+def assert_same_split(live: Verdict, kept: Verdict, error_s: float) -> None:
+    """Of a kept run the same seconds are charged to the same causes, but for the two waits."""
+    waits = {cause: live.late_s[cause] - kept.late_s[cause] for cause in ("kv_wait", "queueing")}
+    assert sum(waits.values()) == pytest.approx(0.0, abs=error_s)
+    for cause in live.late_s.keys() - waits:
+        assert kept.late_s[cause] == pytest.approx(live.late_s[cause], abs=error_s), cause

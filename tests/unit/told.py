@@ -3,18 +3,47 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, BinaryIO
 
+from headway.engines.journal import Reader
 from headway.metrics.board import Board
 from headway.metrics.observed import Observed
 from headway.policy.events import Arrived, Finished, StepDone, StepScheduled
 from headway.policy.live import LiveRequests
+from headway.policy.log import Entry, encode_lines, rows_of
 from headway.request import Request
 from headway.slo import Slo
 
 LIVE = LiveRequests()
 
 CHAT = Slo(ttft_s=1.0, class_name="chat")
+
+
+class Lines(Reader):
+    """Writes what happens into a binary file, every line in full."""
+
+    def __init__(self, out: BinaryIO) -> None:
+        self._out = out
+
+    def read(self, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            self._out.write(encode_lines(rows_of(entry)))
+
+    def close(self) -> None:
+        self._out.close()
+
+
+class Silent:
+    """A sender nobody listens to."""
+
+    has_readers = False
+
+    def find_readers(self) -> int:
+        return 0
+
+    def close(self) -> None:
+        pass
 
 
 class Kept:
@@ -36,6 +65,9 @@ class Kept:
         self.messages.append(json.loads(json.dumps(message)))
         if is_last:
             self.last.append(self.messages[-1])
+
+    def close(self) -> None:
+        pass
 
 
 def serve_one(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -54,12 +54,8 @@ def run_contender(
     legs: Sequence[Leg],
     log_path: Path,
     console: Console,
-    on_entry: Callable[[Entry], None] = lambda entry: None,
 ) -> list[Entry]:
     """Start the contender's server, run every leg on it, and stop it.
-
-    Args:
-        on_entry: Called after each leg, so that a later failure does not lose it.
 
     Raises:
         HeadwayError: The server died, or answers nothing; the sentence says where its log is.
@@ -68,11 +64,7 @@ def run_contender(
     with display(console, contender.title) as shown:
         shown.stage("starting the server")
         with LiveServer(contender.serve_args, log_path, on_wait=shown.waited) as server:
-            entries = []
-            for leg in legs:
-                entries.append(_run_leg(server, contender, leg, shown))
-                on_entry(entries[-1])
-            return entries
+            return [_run_leg(server, contender, leg, shown) for leg in legs]
 
 
 def _run_leg(server: LiveServer, contender: Contender, leg: Leg, shown: Display) -> Entry:

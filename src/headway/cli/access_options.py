@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
+from headway.bench.access import Access, access_of
 from headway.cli.stacked import Command, stacked
+from headway.errors import UserError
 
 _FILE = click.Path(path_type=Path)
 _OPTIONS = [
@@ -25,3 +29,15 @@ _OPTIONS = [
 def access_options(command: Command) -> Command:
     """Add the options of reaching a server; the command receives them as keywords."""
     return stacked(_OPTIONS, command)
+
+
+def access_in(url: str, given: Mapping[str, Any]) -> Access:
+    """Return what the options beside *url* say.
+
+    Raises:
+        UserError: One is wrong.
+    """
+    if not url.startswith(("http://", "https://")):
+        raise UserError(f"--url must start with http:// or https://, not {url!r:.60}.")
+    names = ("api_key", "headers", "ca", "insecure", "unix_socket")
+    return access_of(url, **{name: given[name] for name in names})

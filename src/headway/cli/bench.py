@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
 
-from headway.bench.access import access_of
-from headway.bench.calls import SendSlo, workload_of
+from headway.bench.calls import workload_of
 from headway.bench.session import Measured, Plan, measure
 from headway.bench.show import (
     counting_sentence,
@@ -25,14 +24,16 @@ from headway.bench.show import (
     run_table,
 )
 from headway.bench.words import in_one_line
-from headway.cli.access_options import access_options
+from headway.cli.access_options import access_in, access_options
 from headway.cli.trace_options import read_options, tell, trace_options
+from headway.cli.values import rate, save, whole, writable
 from headway.errors import UserError
 from headway.metrics.record import write_records
 from headway.slo import SloBook
 from headway.workloads import named
 from headway.workloads.arrivals import FORMS, Arrivals
 from headway.workloads.readers import read
+from headway.workloads.reading import Reading
 from headway.workloads.realtext import SLO_FILE
 from headway.workloads.schema import number
 
@@ -76,66 +77,19 @@ OTHER_SERVER = "The server does not say it is vLLM: no SLOs or priorities were s
 @click.option("--policy", default="unknown", help="Name of the policy, for the report only.")
 @click.option("--out", type=click.Path(path_type=Path), help="JSONL, one line a request.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Summary as JSON.")
-def bench(
-    url: str,
-    api_key: str | None,
-    headers: tuple[str, ...],
-    ca: Path | None,
-    insecure: bool,
-    unix_socket: Path | None,
-    workload: str,
-    rate: str | None,
-    requests: str | None,
-    arrivals: str | None,
-    seed: int,
-    slo: Path | None,
-    timeout_s: str,
-    retries: int,
-    priority_by_class: str,
-    send_slo: bool,
-    slo_as: SendSlo,
-    usage: bool,
-    warm_up: bool,
-    policy: str,
-    out: Path | None,
-    json_path: Path | None,
-    **given: Any,
-) -> None:
+def bench(url: str, workload: str, out: Path | None, json_path: Path | None, **given: Any) -> None:
     """Load a live OpenAI-compatible server and count the promises it keeps.
 
     Requests leave at their time whatever the server does; refused, failed and timed-out ones
     count as offered. When a request failed, or none was served, the exit code is 1; the files are
     written all the same.
     """
-    if not url.startswith(("http://", "https://")):
-        raise UserError(f"--url must start with http:// or https://, not {url!r:.60}.")
-    access = access_of(url, api_key, headers, ca, insecure, unix_socket)
-    is_demo = workload == "demo"
-    rate_rps = _positive("--rate", rate)
-    if is_demo and rate_rps is None:
-        rate_rps = DEFAULT_RATE_RPS
-    is_made_up = is_demo or workload in named.names()
-    process = Arrivals.parse(arrivals or ("poisson" if is_made_up else "trace"))
-    options = read_options(given, is_file=not is_made_up)
-    trace = None if is_made_up else read(workload, options)
-    plan = Plan(
-        workload=workload_of(
-            workload, _whole("--requests", requests), process, rate_rps, seed, trace
-        ),
-        book=_book(slo, workload),
-        policy=policy,
-        rate_rps=rate_rps,
-        seed=seed,
-        timeout_s=number("--timeout-s", "the span", timeout_s, minimum=0.0, above=True),
-        send_slo=slo_as if send_slo else "no",
-        priority_by_class=priorities_of(priority_by_class),
-        warm_up=warm_up,
-        max_retries=retries,
-        asks_usage=usage,
-    )
-    for path in (out, json_path):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise UserError(f"The folder of {path} does not exist.")
+    access = access_in(url, given)
+    is_file = workload != "demo" and workload not in named.names()
+    options = read_options(given, is_file=is_file)
+    trace = read(workload, options) if is_file else None
+    plan = _plan(workload, trace, given)
+    writable(out, json_path)
     console = Console()
     tell(console, trace)
     with display(console, "bench") as shown:
@@ -144,13 +98,37 @@ def bench(
         )
     if out is not None:
         write_records(out, measured.records)
-    if json_path is not None:
-        document: dict[str, Any] = {"schema": 1, "runs": [measured.run]}
-        if trace is not None:
-            document["trace"] = trace.facts()
-        json_path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    facts = {} if trace is None else {"trace": trace.facts()}
+    save(json_path, {"schema": 1, "runs": [measured.run], **facts})
     _report(console, measured, plan, url)
     sys.exit(_exit_code(measured))
+
+
+def _plan(workload: str, trace: Reading | None, given: Mapping[str, Any]) -> Plan:
+    """Return what is sent, when, and with which promises.
+
+    Raises:
+        UserError: An option is wrong.
+    """
+    rate_rps = rate(given["rate"])
+    if workload == "demo" and rate_rps is None:
+        rate_rps = DEFAULT_RATE_RPS
+    process = Arrivals.parse(given["arrivals"] or ("poisson" if trace is None else "trace"))
+    count, seed = whole("--requests", given["requests"]), given["seed"]
+    timeout_s = number("--timeout-s", "the span", given["timeout_s"], minimum=0.0, above=True)
+    return Plan(
+        workload=workload_of(workload, count, process, rate_rps, seed, trace),
+        book=_book(given["slo"], workload),
+        policy=given["policy"],
+        rate_rps=rate_rps,
+        seed=seed,
+        timeout_s=timeout_s,
+        send_slo=given["slo_as"] if given["send_slo"] else "no",
+        priority_by_class=priorities_of(given["priority_by_class"]),
+        warm_up=given["warm_up"],
+        max_retries=given["retries"],
+        asks_usage=given["usage"],
+    )
 
 
 def _exit_code(measured: Measured) -> int:
@@ -192,18 +170,6 @@ def _book(slo: Path | None, workload: str) -> SloBook:
         return named.book(workload)
     is_demo = workload == "demo"
     return SloBook.load(SLO_FILE) if is_demo else SloBook.builtin()
-
-
-def _positive(flag: str, text: str | None) -> float | None:
-    return None if text is None else number(flag, "the rate", text, minimum=0.0, above=True)
-
-
-def _whole(flag: str, text: str | None) -> int | None:
-    if text is None:
-        return None
-    if not text.isdecimal() or not 0 < int(text) <= 10_000_000:
-        raise UserError(f"{flag} must be a whole number from 1 to 10000000, not {text!r:.60}.")
-    return int(text)
 
 
 def priorities_of(text: str) -> dict[str, int]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from headway import registry
+from headway.cli.values import save, writable, write
 from headway.errors import UserError
 from headway.latency import calibrate as source
 from headway.latency import shapes as sizes
 from headway.latency.profile import FitError, Profile, StepCost
-from headway.policy.log import NOTES, parse_event
+from headway.study.history import History
+from headway.workloads.record_files import rows, run_of
 
 
 @click.command()
@@ -71,9 +72,7 @@ def calibrate(
         raise UserError(
             "Give one of --from-aiconfigurator, --from-steps and --from-roofline, and only one."
         )
-    for path in filter(None, (out, json_path)):
-        if not path.absolute().parent.is_dir():
-            raise UserError(f"The folder of {path} does not exist.")
+    writable(out, json_path)
     if out.suffix != ".json":
         raise UserError(f"--out must end in .json, for that is how a profile is told: {out}.")
     given = Given(gpu, tp, model, name, kv_tokens, kv_bytes_per_token, note)
@@ -84,11 +83,9 @@ def calibrate(
     else:
         assert config is not None
         profile = _from_roofline(config, given, flops_per_s, bytes_per_s, memory_bytes)
-    out.write_text(profile.to_json(), encoding="utf-8")
+    write(out, profile.to_json())
     _report(Console(), profile, out)
-    if json_path is not None:
-        document = {"schema": 1, "profile": str(out), **asdict(profile)}
-        json_path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    save(json_path, {"schema": 1, "profile": str(out), **asdict(profile)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,53 +216,23 @@ def _profile(
     )  # fmt: skip
 
 
-def observed_steps(lines: Iterable[str], where: str) -> tuple[source.Listener, dict[str, Any]]:
-    """Feed a recording's events to a core; return the steps it measured, and its last view.
-
-    Raises:
-        UserError: A line is none of a recording. A last line cut short is left out: the server
-            may have been killed while it wrote.
-    """
-    listener = source.Listener()
-    core = registry.build("fcfs", latency=listener)
-    view: dict[str, Any] = {}
-    broken = 0
-    for number, line in enumerate(lines, 1):
-        if broken:
-            raise UserError(f"Line {broken} of {where} is not of a recording.")
-        try:
-            row = json.loads(line)
-            if "event" in row:
-                core.observe(parse_event(row))
-            elif "view" in row:
-                view = dict(row["view"])
-            elif row.keys().isdisjoint(NOTES):
-                broken = number
-        except (ValueError, KeyError, TypeError, AttributeError):
-            broken = number
-    if broken == 1:  # Its only line; a later last one may be cut short.
-        raise UserError(f"{where} is not a recording.")
-    return listener, view
-
-
 def _from_steps(recording: Path, given: Given) -> Profile:
-    try:
-        with recording.open(encoding="utf-8", errors="replace") as lines:
-            listener, view = observed_steps(lines, str(recording))
-    except OSError as failure:
-        raise UserError(f"Cannot read {recording}: {failure.strerror}.") from None
-    cost, error = source.fit_steps(listener.shapes, listener.seconds)
-    gpu, model = given.gpu or "this-machine", given.model or "as-recorded"
-    recorded = view.get("num_total_blocks", 0) * view.get("block_size_tokens", 0)
-    kv_tokens = given.kv_tokens or recorded
+    history = History.of(rows(run_of(recording)))
+    found = history.profile()
+    gpu, model = given.gpu or "this-machine", given.model or found.model
+    kv_tokens = given.kv_tokens or found.kv_capacity_tokens
     if not kv_tokens:
         raise UserError(f"{recording} does not say how large the KV cache was; give --kv-tokens.")
-    limits = (view.get("max_step_tokens", 2048), view.get("max_num_running", 256))
-    return _profile(
-        given, model, gpu, cost, error, (kv_tokens, given.kv_bytes_per_token or 0), limits,
-        f"{len(listener.shapes)} steps of a live server, scheduling included",
-        (f"Every {source.HOLD_OUT_EVERY}th step judged the fit.",),
-    )  # fmt: skip
+    return replace(
+        found,
+        name=given.name_of(model, gpu),
+        gpu=gpu,
+        model=model,
+        parallelism=f"tp{given.num_gpus}",
+        kv_capacity_tokens=kv_tokens,
+        kv_bytes_per_token=given.kv_bytes_per_token or found.kv_bytes_per_token,
+        assumptions=(*found.assumptions, *given.notes),
+    )
 
 
 def _report(console: Console, profile: Profile, out: Path) -> None:

@@ -15,16 +15,13 @@ from rich.table import Table
 from headway.cli.run_options import (
     check_load,
     policies_of,
-    progress,
     run_options,
-    save,
     seeds_of,
     spec_of,
-    whole,
-    writable,
 )
 from headway.cli.simulate import title_of
 from headway.cli.trace_options import tell
+from headway.cli.values import progress, save, say, whole, writable
 from headway.errors import UserError
 from headway.latency import profile as profiles
 from headway.study.capacity import Capacity, highest_rate, over_seeds
@@ -75,12 +72,10 @@ def capacity(targets: str, start: str, json_path: Path | None, **given: Any) -> 
     tell(console, trace)
     console.print(_table(results, title_of(base)))
     kv_tokens, long = _too_long(base, seeds, start_rps)
-    for line in long.lines(kv_tokens):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-    if json_path is not None:
-        rows = [{"policy": policy, **asdict(result)} for policy, result in results]
-        read = {} if trace is None else {"trace": trace.facts()}
-        save(json_path, {"schema": 1, **read, "too_long": asdict(long), "capacities": rows})
+    say(console, long.lines(kv_tokens))
+    rows = [{"policy": policy, **asdict(result)} for policy, result in results]
+    read = {} if trace is None else {"trace": trace.facts()}
+    save(json_path, {"schema": 1, **read, "too_long": asdict(long), "capacities": rows})
 
 
 def _too_long(base: RunSpec, seeds: Sequence[int], rate_rps: float) -> tuple[int, TooLong]:

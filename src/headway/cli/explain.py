@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,8 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from headway.cli.live import AWAITED, DOING, ENDED, ask, key_option, url_option
+from headway.cli.values import save
 from headway.errors import UserError
-from headway.metrics.lateness import CAUSES
+from headway.metrics.causes import CAUSES
 from headway.units import format_s
 
 BAR_CELLS = 24
@@ -50,8 +50,7 @@ def explain(
             raise UserError(_unknown(request_id, answer["num_lost"]))
     else:
         told = ask(url, "/headway/broken", api_key, worst=worst or 0)["broken"]
-    if json_path is not None:
-        _write(json_path, told)
+    save(json_path, told)
     console = Console()
     if not told:
         console.print("No promise was broken so far.")
@@ -128,10 +127,3 @@ def _got(told: Mapping[str, Any]) -> str:
     if told["num_preemptions"]:
         parts.append(f"preempted {told['num_preemptions']} times")
     return ", ".join(parts)
-
-
-def _write(path: Path, told: list[Any]) -> None:
-    try:
-        path.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"Cannot write {path}: {error.strerror}.") from None

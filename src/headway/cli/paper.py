@@ -12,8 +12,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from headway.cli.run_options import progress, save, seeds_of, whole
+from headway.cli.run_options import seeds_of
 from headway.cli.stacked import Command, stacked
+from headway.cli.values import progress, save, whole
 from headway.errors import UserError
 from headway.study.experiments import ACCELGEN, CACHEOPT, Experiment
 from headway.study.experiments import Table as Setup

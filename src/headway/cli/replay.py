@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,21 +17,18 @@ from headway import registry
 from headway.cli.run_options import (
     bands_of,
     policies_of,
-    progress,
     run_options,
-    save,
     seeds_of,
     spec_of,
-    whole,
-    writable,
 )
 from headway.cli.simulate import table_of, too_long_of
 from headway.cli.trace_options import OPTION_NAMES
+from headway.cli.values import progress, save, say, whole, writable
 from headway.errors import UserError
 from headway.study import recorded
 from headway.study.recorded import Recorded
 from headway.study.spec import STOCK, STOCK_WAYS, Machine, RunSpec
-from headway.study.sweep import Ledger, run_all
+from headway.study.sweep import Ledger, Run, run_all
 from headway.workloads.record_files import run_of
 
 AS_RECORDED = "the recorded machine"
@@ -67,12 +64,7 @@ def replay(
 
     With --verify nothing is compared: a fresh core must make all recorded plans again, to the byte.
     """
-    for flag in SAID_BY_THE_RECORDING:
-        if given[flag]:
-            name = flag.replace("_", "-")
-            raise UserError(f"--{name} makes no sense here: the recording says all of it.")
-    if kv_scale is not None and given["kv_tokens"] is not None:
-        raise UserError("Give either --kv-tokens or --kv-scale, not both.")
+    _check(given, kv_scale)
     writable(json_path, keep)
     if verify:
         count = recorded.verify(run_of(recording))
@@ -82,38 +74,58 @@ def replay(
     console = Console()
     with tempfile.TemporaryDirectory() as folder:
         base, policies = _chosen(found, given, Path(folder), kv_scale)
-        specs = [
-            replace(band, policy=policy, options={} if policy == STOCK else band.options).at(
-                None, seed
-            )
-            for band in bands_of(base, given["step_time_band"])
-            for policy in policies
-            for seed in seeds_of(given["seeds"])
-        ]
-        same = _as_recorded(found, base)
-        if keep is not None:
-            keep.mkdir(exist_ok=True)
-        workers = whole("--workers", given["workers"])
-        baseline = [same] if same is not None and same.key() not in {s.key() for s in specs} else []
-        with progress(console, "replay", len(specs) + len(baseline)) as advance:
-            done = run_all([*specs, *baseline], Ledger(keep=keep), workers, lambda s, r: advance())
-    runs = [done[spec.key()] for spec in specs]
-    again = done[same.key()] if same is not None else None
+        runs, again = _runs(console, base, policies, _as_recorded(found, base), given, keep)
     shown = [found.happened | {"policy": "happened", "rate_rps": None, "step_time_band": 0.0}]
     if again is not None:
         shown.append(again | {"policy": f"{again['policy']} again"})
     shown += [run for run in runs if run is not again]
     console.print(table_of(shown, _title(recording, found, base)))
-    for sentence in (*_remarks(found), *too_long_of(runs)):
-        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
-    if json_path is not None:
-        document = {"schema": 1, "runs": runs, "recorded": found.happened, "same_machine": again}
-        save(json_path, document)
+    say(console, (*_remarks(found), *too_long_of(runs)))
+    document = {"schema": 1, "runs": runs, "recorded": found.happened, "same_machine": again}
+    save(json_path, document)
 
 
 for option in replay.params:
     if isinstance(option, click.Option) and option.name in SAID_BY_THE_RECORDING:
         option.hidden = True
+
+
+def _check(given: Mapping[str, Any], kv_scale: float | None) -> None:
+    """See that nothing is said that the recording says.
+
+    Raises:
+        UserError: Something is.
+    """
+    for flag in SAID_BY_THE_RECORDING:
+        if given[flag]:
+            name = flag.replace("_", "-")
+            raise UserError(f"--{name} makes no sense here: the recording says all of it.")
+    if kv_scale is not None and given["kv_tokens"] is not None:
+        raise UserError("Give either --kv-tokens or --kv-scale, not both.")
+
+
+def _runs(
+    console: Console,
+    base: RunSpec,
+    policies: Sequence[str],
+    same: RunSpec | None,
+    given: Mapping[str, Any],
+    keep: Path | None,
+) -> tuple[list[Run], Run | None]:
+    """Return the runs that were asked for, and that of the recorded policy on its own machine."""
+    specs = [
+        replace(band, policy=policy, options={} if policy == STOCK else band.options).at(None, seed)
+        for band in bands_of(base, given["step_time_band"])
+        for policy in policies
+        for seed in seeds_of(given["seeds"])
+    ]
+    if keep is not None:
+        keep.mkdir(exist_ok=True)
+    workers = whole("--workers", given["workers"])
+    baseline = [same] if same is not None and same.key() not in {s.key() for s in specs} else []
+    with progress(console, "replay", len(specs) + len(baseline)) as advance:
+        done = run_all([*specs, *baseline], Ledger(keep=keep), workers, lambda s, r: advance())
+    return [done[spec.key()] for spec in specs], done[same.key()] if same is not None else None
 
 
 def _chosen(

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
+from headway.cli import values
 from headway.errors import UserError
 from headway.web.inputs import load
-from headway.workloads.schema import number
 
 
 @click.command()
@@ -24,21 +24,15 @@ def report(inputs: tuple[Path, ...], out: Path, title: str, rate: str | None) ->
 
     INPUTS are summaries (simulate --json), kept runs (*.run.json.gz) and folders of either.
     """
-    rate_rps = None
-    if rate is not None:
-        rate_rps = number("--rate", "the rate", rate, minimum=0.0, above=True)
-    if not out.absolute().parent.is_dir():
-        raise UserError(f"The folder of {out} does not exist.")
+    rate_rps = values.rate(rate)
+    values.writable(out)
     if out.is_dir():
         raise UserError(f"{out} is a folder; --out names the page to write.")
     material = load(inputs)
     from headway.web.report import page_of
 
     page = page_of(material, title=title, rate_rps=rate_rps)
-    try:
-        out.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"Cannot write {out}: {error.strerror}.") from None
+    values.write(out, page)
     click.echo(
         f"Wrote {out}: {len(material.runs)} runs, {len(material.kept)} of them kept,"
         f" {len(page.encode()) / 1e6:.1f} MB."

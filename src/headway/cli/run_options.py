@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from headway import registry
 from headway.cli.stacked import Command, stacked
 from headway.cli.trace_options import read_options, trace_options
+from headway.cli.values import whole
 from headway.engines.attention import FULL, kinds_of
 from headway.errors import UserError
 from headway.latency import profile as profiles
@@ -196,58 +194,6 @@ def seeds_of(text: str) -> list[int]:
     if not parts or not all(part.isdecimal() and len(part) < 10 for part in parts):
         raise UserError(f"--seed must be whole numbers of at least 0, such as 0,1,2; not {text!r}.")
     return list(dict.fromkeys(int(part) for part in parts))
-
-
-def whole(flag: str, text: str | None) -> int | None:
-    """Read a whole number from 1 on; ``None`` stays ``None``."""
-    if text is None:
-        return None
-    if not text.isdecimal() or not 0 < int(text) <= 1_000_000_000:
-        raise UserError(f"{flag} must be a whole number of at least 1, not {text!r:.60}.")
-    return int(text)
-
-
-def writable(*paths: str | Path | None) -> None:
-    """Check that the folders of files to be written exist.
-
-    Raises:
-        UserError: One does not.
-    """
-    for path in paths:
-        if path is not None and not Path(path).absolute().parent.is_dir():
-            raise UserError(f"The folder of {path} does not exist.")
-
-
-def save(path: Path, document: dict[str, Any]) -> None:
-    """Write a JSON document.
-
-    Raises:
-        UserError: The file cannot be written.
-    """
-    try:
-        path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"Cannot write {path}: {error.strerror}.") from None
-
-
-@contextmanager
-def progress(console: Console, what: str, total: int) -> Iterator[Callable[[], None]]:
-    """Show a bar on a terminal and a line now and then elsewhere; yields what a run's end calls."""
-    if not console.is_terminal:
-        done = 0
-
-        def tell() -> None:
-            nonlocal done
-            done += 1
-            if done == total or done % max(total // 10, 1) == 0:
-                click.echo(f"{what}: {done}/{total} runs", err=True)
-
-        yield tell
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda: bar.advance(task)
 
 
 def _object(flag: str, text: str) -> dict[str, Any]:

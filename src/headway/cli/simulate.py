@@ -17,16 +17,13 @@ from headway.cli.run_options import (
     bands_of,
     check_load,
     policies_of,
-    progress,
     rates_of,
     run_options,
-    save,
     seeds_of,
     spec_of,
-    whole,
-    writable,
 )
 from headway.cli.trace_options import tell
+from headway.cli.values import progress, save, say, whole, writable
 from headway.engines.attention import FULL
 from headway.errors import UserError
 from headway.study import stock
@@ -78,11 +75,9 @@ def simulate(
     trace = reading_of(base.load)
     tell(console, trace)
     console.print(table_of(runs, title_of(base)))
-    for line in (*too_long_of(runs), *settings_of(runs)):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-    if json_path is not None:
-        read = {} if trace is None else {"trace": trace.facts()}
-        save(json_path, {"schema": 1, **read, "runs": runs})
+    say(console, (*too_long_of(runs), *settings_of(runs)))
+    read = {} if trace is None else {"trace": trace.facts()}
+    save(json_path, {"schema": 1, **read, "runs": runs})
     ledger.close()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from headway.cli.live import AWAITED, DOING, NoAnswer, ask, key_option, url_option
-from headway.errors import UserError
+from headway.cli.values import save
 from headway.units import format_s
 
 Json = Mapping[str, Any]
@@ -40,10 +39,7 @@ def top(url: str, api_key: str | None, every_s: float, once: bool, json_path: Pa
     console = Console()
     state = ask(url, "/headway/state", api_key)
     if json_path is not None:
-        try:
-            json_path.write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"Cannot write {json_path}: {error.strerror}.") from None
+        save(json_path, state)
         return
     if once:
         console.print(screen(state))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -15,6 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from headway.cli.trace_options import read_options, tell, trace_options
+from headway.cli.values import rate as read_rate
+from headway.cli.values import save, say, whole, writable
 from headway.errors import UserError
 from headway.metrics.chrome import write
 from headway.metrics.define import quantiles
@@ -26,9 +27,7 @@ from headway.workloads.arrivals import FORMS, Arrivals, with_arrivals
 from headway.workloads.prefixes import found_tokens
 from headway.workloads.readers import read
 from headway.workloads.reading import Reading
-from headway.workloads.schema import WorkloadRequest, number, write_jsonl
-
-MAX_REQUESTS = 10_000_000
+from headway.workloads.schema import WorkloadRequest, write_jsonl
 
 
 @click.group()
@@ -46,8 +45,8 @@ def inspect(file: Path, kv_tokens: str | None, json_path: Path | None, **given: 
 
     Also how it was read: the format, the columns and the unit of its times.
     """
-    _check_folder(json_path)
-    capacity_tokens = None if kv_tokens is None else _whole("--kv-tokens", kv_tokens)
+    writable(json_path)
+    capacity_tokens = whole("--kv-tokens", kv_tokens)
     requests, reading = _read(file, given)
     facts = described(requests)
     sentences = _sentences(facts)
@@ -59,11 +58,8 @@ def inspect(file: Path, kv_tokens: str | None, json_path: Path | None, **given: 
         facts["trace"] = reading.facts()
     console = Console()
     console.print(_table(file.name, facts))
-    for sentence in (reading.sentence() if reading else "A recording.", *sentences):
-        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
-    if json_path is not None:
-        text = json.dumps({"schema": 1, "source": file.name, **facts}, indent=2)
-        json_path.write_text(text + "\n", encoding="utf-8")
+    say(console, (reading.sentence() if reading else "A recording.", *sentences))
+    save(json_path, {"schema": 1, "source": file.name, **facts})
 
 
 @trace.command()
@@ -88,12 +84,12 @@ def convert(
     FILE may be a recording of headway serve --record, or its folder. Its classes are kept by
     name; what they promise, an SLO file says.
     """
-    _check_folder(out)
+    writable(out)
     if out.exists() and file.exists() and out.samefile(file):
         raise UserError(f"--out is the same file as {file}; name another one.")
     process = Arrivals.parse(arrivals)
-    rate_rps = None if rate is None else _rate(rate)
-    most = None if requests is None else _whole("--requests", requests)
+    rate_rps = read_rate(rate)
+    most = whole("--requests", requests)
     rows, reading = _read(file, given)
     made = with_arrivals(rows[:most], process, rate_rps, np.random.default_rng([seed, 0xC0A1]))
     write_jsonl(out, made)
@@ -121,10 +117,9 @@ def synth(
     slo_out: Path | None,
 ) -> None:
     """Make up the workload NAME; the same options write the same file."""
-    _check_folder(out)
-    _check_folder(slo_out)
+    writable(out, slo_out)
     process = Arrivals.parse(arrivals)
-    made = named.make(name, _whole("--requests", requests), _rate(rate), seed, process)
+    made = named.make(name, whole("--requests", requests), read_rate(rate), seed, process)
     write_jsonl(out, made)
     if slo_out is not None:
         shutil.copyfile(named.SLO_FILE, slo_out)
@@ -186,7 +181,7 @@ def _sentences(facts: dict[str, Any]) -> list[str]:
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="JSON, or .json.gz.")
 def chrome(run: Path, out: Path) -> None:
     """Export RUN, kept by simulate --keep, for Perfetto or chrome://tracing."""
-    _check_folder(out)
+    writable(out)
     num_events = write(read_json(run), out)
     Console().print(f"{num_events} events in {out}; open it at ui.perfetto.dev.", highlight=False)
 
@@ -199,20 +194,3 @@ def _read(file: Path, given: dict[str, Any]) -> tuple[list[WorkloadRequest], Rea
         return list(recorded.for_slo_file(recorded.read(file).requests)), None
     reading = read(file, options)
     return reading.requests, reading
-
-
-def _rate(text: str) -> float:
-    return number("--rate", "the rate", text, minimum=0.0, above=True)
-
-
-def _whole(flag: str, text: str) -> int:
-    if not text.isdecimal() or not 0 < int(text) <= MAX_REQUESTS:
-        raise UserError(
-            f"{flag} must be a whole number from 1 to {MAX_REQUESTS}, not {text!r:.60}."
-        )
-    return int(text)
-
-
-def _check_folder(path: Path | None) -> None:
-    if path is not None and not path.absolute().parent.is_dir():
-        raise UserError(f"The folder of {path} does not exist.")

@@ -9,6 +9,7 @@ import click
 from rich.console import Console
 
 from headway.cli.stacked import Command, stacked
+from headway.cli.values import say
 from headway.errors import UserError
 from headway.workloads.reading import Reading, ReadOptions
 from headway.workloads.schema import count
@@ -58,4 +59,4 @@ def read_options(given: Mapping[str, Any], is_file: bool) -> ReadOptions:
 def tell(console: Console, reading: Reading | None) -> None:
     """Print how a trace was read, unless it says everything itself."""
     if reading is not None and not reading.is_plain:
-        console.print(reading.sentence(), highlight=False, markup=False, soft_wrap=True)
+        say(console, [reading.sentence()])

@@ -1,10 +1,64 @@
-"""What every engine under a virtual clock is fed, and what its clients see."""
+"""An engine under a virtual clock, whoever's it is: its sizes, what it is fed, what it shows."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
+
+from headway.errors import UserError
+from headway.latency.model import StepShape
+from headway.metrics.observed import wanted_tokens
+from headway.policy.live import LiveRequests
+from headway.policy.plan import StepPlan
+
+GIB = 1024**3
+
+
+@dataclass(frozen=True, slots=True)
+class VirtualEngine:
+    """One server. Sizes in blocks and tokens, as vLLM's own arguments.
+
+    Attributes:
+        num_blocks: KV blocks requests can get; vLLM's own count is one more, its null block.
+        asynchronous: Whether a step is planned while the one before still runs.
+        prefix_caching: Whether full blocks are found again by later requests (LRU).
+        host_blocks: Blocks of host memory for swapped KV; 0 turns every swap into a recompute.
+        copy_gib_per_s: Bandwidth of the link to the host, one copy at a time.
+        kv_bytes_per_token: Bytes of KV of one token over all layers; the default is that of
+            an 8B model with 8 KV heads in 16 bits.
+
+    Raises:
+        UserError: A size is not positive.
+    """
+
+    num_blocks: int = 1000
+    block_size: int = 16
+    max_num_batched_tokens: int = 2048
+    max_num_seqs: int = 256
+    asynchronous: bool = False
+    prefix_caching: bool = False
+    host_blocks: int = 0
+    copy_gib_per_s: float = 25.0
+    kv_bytes_per_token: int = 131_072
+
+    def __post_init__(self) -> None:
+        for size in fields(VirtualEngine):
+            value = getattr(self, size.name)
+            least = 0 if size.name == "host_blocks" else 1e-9
+            if not isinstance(value, bool) and not value >= least:
+                bound = "at least 0" if least == 0 else "greater than 0"
+                raise UserError(f"The engine's {size.name} must be {bound}, not {value!r}.")
+
+    @property
+    def copy_bytes_per_s(self) -> float:
+        """Bandwidth of the link in bytes."""
+        return self.copy_gib_per_s * GIB
+
+    @property
+    def block_copy_s(self) -> float:
+        """Seconds a block takes over the link, either way."""
+        return self.block_size * self.kv_bytes_per_token / self.copy_bytes_per_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +113,8 @@ class Outcome:
 class StepRow(NamedTuple):
     """One executed step. ``predicted_s`` and ``promised_s`` are 0 where nobody predicted.
 
-    ``reserved_tokens`` is what running requests are predicted to need beyond what they hold;
-    ``held_tokens`` counts whole blocks.
+    ``reserved_tokens`` is what running requests are predicted to need beyond what they hold
+    (:func:`~headway.metrics.observed.wanted_tokens`); ``held_tokens`` counts whole blocks.
     """
 
     begins_s: float
@@ -73,3 +127,27 @@ class StepRow(NamedTuple):
     num_waiting: int
     held_tokens: int
     reserved_tokens: int
+
+    @classmethod
+    def of(
+        cls,
+        span_s: tuple[float, float],
+        shape: StepShape,
+        num_running: int,
+        num_waiting: int,
+        held_tokens: int,
+        plan: StepPlan | None,
+        live: LiveRequests | None,
+    ) -> StepRow:
+        """Return the row of a step that begins; without *plan* and *live* where nobody plans."""
+        return cls(
+            *span_s,
+            plan.predicted_s if plan is not None else 0.0,
+            plan.promised_s if plan is not None else 0.0,
+            shape.num_prefill_tokens,
+            shape.num_decodes,
+            num_running,
+            num_waiting,
+            held_tokens,
+            wanted_tokens(live) if live is not None else 0,
+        )

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
-from headway.metrics.lateness import CAUSES
+from headway.metrics.causes import CAUSES
 from headway.metrics.tally import (
     GAP_BOUNDS_S,
     PLAN_BOUNDS_S,

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from headway.errors import UserError
+from headway.metrics import lateness
 from headway.metrics.kept import KeptRequest, KeptRun, Timeline
-from headway.metrics.lateness import lateness_of
+from headway.metrics.tale import Verdict
 
 ENGINE_PID, REQUESTS_PID = 1, 2
 STEPS_TID = 1
@@ -37,8 +38,9 @@ def chrome_trace(document: Mapping[str, Any]) -> dict[str, Any]:
         *_step_events(kept.timeline),
         *_counters(kept.timeline),
     ]
+    found = lateness.of_run(kept)
     for request in kept.requests:
-        events.extend(_request_events(request, kept.timeline))
+        events.extend(_request_events(request, found[request.id]))
     return {
         "traceEvents": events,
         "displayTimeUnit": "ms",
@@ -109,7 +111,7 @@ def _counters(timeline: Timeline) -> Iterator[Event]:
         yield {**at, "name": "KV tokens", "args": {k: int(v) for k, v in kv.items()}}
 
 
-def _request_events(request: KeptRequest, timeline: Timeline) -> Iterator[Event]:
+def _request_events(request: KeptRequest, found: Verdict) -> Iterator[Event]:
     """Yield a request's slice, its phases inside it, and marks for the tokens that came late."""
     verdict = "kept" if request.attained else "broken"
     if request.outcome != "finished":
@@ -117,7 +119,7 @@ def _request_events(request: KeptRequest, timeline: Timeline) -> Iterator[Event]
     track = {"cat": "request", "pid": REQUESTS_PID, "tid": 0, "id": request.id}
     whole = {**track, "name": f"{request.id} {request.slo.class_name}: {verdict}"}
     end_us = _us(request.last_seen_at_s)
-    late_s = {} if request.attained else lateness_of(request, timeline).by_cause_s
+    late_s = {} if request.attained else found.late_s
     yield {
         **whole, "ph": "b", "ts": _us(request.arrived_at_s),
         "args": {

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -109,3 +110,12 @@ def quantiles(values: Sequence[float]) -> dict[str, float | None]:
         return dict.fromkeys(QUANTILES)
     found = np.quantile(np.asarray(values, dtype=float), list(QUANTILES.values()))
     return {name: float(value) for name, value in zip(QUANTILES, found, strict=True)}
+
+
+def is_bounded(predicted_s: Any, promised_s: Any) -> Any:
+    """Whether a step was planned with a bound; of arrays, which of the steps.
+
+    A promise no greater than the prediction, rounding aside, is none: half of all steps exceed a
+    mean.
+    """
+    return promised_s > predicted_s * (1 + 1e-9)

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from headway.errors import UserError
+from headway.metrics.define import is_bounded
 from headway.slo import Slo
 
 FloatArray = npt.NDArray[np.float64]
@@ -63,11 +64,8 @@ class Timeline:
 
     @property
     def planned_s(self) -> FloatArray:
-        """What the policy planned each step to take at most; ``inf`` where it planned no bound.
-
-        A promise no greater than the prediction is none: half of all steps exceed a mean.
-        """
-        return np.where(self.promised_s > self.predicted_s * (1 + 1e-9), self.promised_s, np.inf)
+        """What the policy planned each step to take at most; ``inf`` where it planned no bound."""
+        return np.where(is_bounded(self.predicted_s, self.promised_s), self.promised_s, np.inf)
 
     @property
     def free_tokens(self) -> FloatArray:

@@ -11,6 +11,7 @@ from collections import deque
 from dataclasses import replace
 from typing import Any
 
+from headway.metrics.define import is_bounded
 from headway.metrics.overdue import overdue
 from headway.metrics.story import SlackLedger
 from headway.metrics.tale import Tale, Verdict
@@ -194,11 +195,17 @@ def _outcome(reason: str) -> str:
 
 
 def bound_of(plan: StepPlan) -> float:
-    """Return the seconds a step may take by its plan, ``inf`` without a bound.
+    """Return the seconds a step may take by its plan, ``inf`` without a bound."""
+    return plan.promised_s if is_bounded(plan.predicted_s, plan.promised_s) else math.inf
 
-    A plan that promises no more than a mean has none: half of all steps exceed that.
-    """
-    return plan.promised_s if plan.promised_s > plan.predicted_s * (1 + 1e-9) else math.inf
+
+def wanted_tokens(live: LiveRequests) -> int:
+    """Return the tokens that running requests are predicted to emit yet: KV they will need."""
+    return sum(
+        r.predicted_output_tokens - r.num_output_tokens
+        for r in live.running()
+        if r.predicted_output_tokens > r.num_output_tokens
+    )
 
 
 def kv_split(live: LiveRequests, view: EngineView | None) -> dict[str, int]:
@@ -211,11 +218,7 @@ def kv_split(live: LiveRequests, view: EngineView | None) -> dict[str, int]:
         return {"held": 0, "reserved": 0, "lent": 0, "free": 0}
     free = view.layout.tokens(view.num_free_blocks)
     held = view.layout.tokens(view.num_total_blocks) - free
-    wanted = sum(
-        r.predicted_output_tokens - r.num_output_tokens
-        for r in live.running()
-        if r.predicted_output_tokens > r.num_output_tokens
-    )
+    wanted = wanted_tokens(live)
     reserved = min(wanted, free)
     return {"held": held, "reserved": reserved, "lent": wanted - reserved, "free": free - reserved}
 

@@ -16,7 +16,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from headway.metrics.catalogue import METRICS, QUERIES, Described, Json
-from headway.metrics.lateness import CAUSES
+from headway.metrics.causes import CAUSES
 
 
 class _Told(Collector):

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from headway.errors import UserError
 from headway.metrics import define
 from headway.slo import Slo
 
@@ -69,29 +68,6 @@ def write_records(path: str | Path, records: Sequence[RequestRecord]) -> None:
             row["num_output_tokens"] = record.num_output_tokens
             row["attained"] = record.attained
             out.write(json.dumps(row) + "\n")
-
-
-def read_records(path: str | Path) -> list[RequestRecord]:
-    """Read what :func:`write_records` wrote.
-
-    Raises:
-        UserError: The file cannot be read or a line is not a record.
-    """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise UserError(f"Cannot read {path}: {error.strerror}.") from None
-    records = []
-    for index, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-            del row["num_output_tokens"], row["attained"]
-            row["slo"] = Slo(**row["slo"])
-            row["emitted_at_s"] = tuple(row["emitted_at_s"])
-            records.append(RequestRecord(**row))
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}, line {index}: not a request record ({error}).") from None
-    return records
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,10 @@
 """The slack ledger: where each request's seconds go, kept while it runs.
 
-The rule of :mod:`headway.metrics.lateness`, online. That module reads a finished run; this one
-hears events and must not spend time per token, so what all requests in step share (how long
-steps took, and how far beyond their plan) is counted once a step, and a request takes the
-difference of two readings when it falls in or out of step.
-
-Differs from the kept run in three places: free KV is what the scheduler saw when it planned the
-step, not what was left after; a preempted request's time counts as ``preemption`` or ``swap`` from
-the end of the last step, not from the instant of the decision; and of a request that was cut off,
-what it waited during the step in flight is ``queueing`` or ``prefill``.
+The rule is that of :mod:`headway.metrics.causes`. The ledger hears events and must not spend time
+per token, so what all requests in step share (how long steps took, and how far beyond their plan)
+is counted once a step, and a request takes the difference of two readings when it falls in or out
+of step. Of a request that was cut off, what it waited during the step in flight is ``queueing`` or
+``prefill``.
 """
 
 from __future__ import annotations
@@ -20,8 +16,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from headway.metrics.causes import CAUSES
 from headway.metrics.define import GAPS_KEPT_PERCENT
-from headway.metrics.lateness import CAUSES
 from headway.metrics.tale import InStep, Mark, Split, Stage, Tale, Verdict, add, charge
 from headway.metrics.tally import Tallies
 from headway.slo import Slo

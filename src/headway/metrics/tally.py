@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from headway.metrics.lateness import CAUSES
+from headway.metrics.causes import CAUSES
 from headway.slo import Slo
 
 TTFT_BOUNDS_S = (

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from headway.engines.sim.engine import SimEngine
 from headway.engines.sim.run import SimRun
-from headway.engines.virtual import Call
+from headway.engines.virtual import Call, VirtualEngine
 from headway.latency.model import StepShape
 from headway.latency.profile import StepCost
 from headway.metrics import define
@@ -21,7 +20,7 @@ from headway.slo import Slo, SloBook
 from headway.workloads.schema import WorkloadRequest
 
 
-def server_of(engine: SimEngine, cost: StepCost) -> Server:
+def server_of(engine: VirtualEngine, cost: StepCost) -> Server:
     """Return a simulated server as the fast model knows it."""
     tokens = engine.num_blocks * engine.block_size
     return Server(cost, tokens, engine.max_num_batched_tokens, engine.max_num_seqs)
@@ -44,7 +43,7 @@ class Simulated(StepModel):
         requests: Sequence[WorkloadRequest],
         calls: Sequence[Call],
         slos: Mapping[str, Slo],
-        engine: SimEngine,
+        engine: VirtualEngine,
         cost: StepCost,
         step_s: Callable[[StepShape], float],
         book: SloBook | None = None,

@@ -15,13 +15,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
-from typing import Any, Protocol, get_args
+from typing import Any, get_args
 
 import msgspec
 
 from headway.errors import UserError
-from headway.policy.events import Arrived, Event, StepScheduled
-from headway.policy.live import LiveRequests
+from headway.policy.events import (
+    Arrived,
+    Event,
+    StepScheduled,
+)
 from headway.policy.plan import StepPlan
 from headway.policy.scheduler import Scheduler
 from headway.policy.view import EngineView
@@ -36,14 +39,8 @@ _FIELDS = {cls: tuple(f.name for f in fields(cls)) for cls in EVENTS.values()}
 _ENCODER = msgspec.json.Encoder()
 
 
-class Lines(Protocol):
-    """Where a recording goes."""
-
-    def write(self, line: bytes, /) -> Any:
-        """Take one line in, its end included."""
-
-    def close(self) -> Any:
-        """Take no more."""
+Entry = Event | tuple[EngineView, float, StepPlan, float]
+"""An event; or a call of ``plan``: what it was shown, when, its answer, and the seconds it took."""
 
 
 def event_line(event: Event) -> str:
@@ -68,6 +65,14 @@ def row_of(event: Event) -> dict[str, Any]:
     for name in _FIELDS[kind]:
         row[name] = getattr(event, name)
     return row
+
+
+def rows_of(entry: Entry) -> tuple[dict[str, Any], ...]:
+    """Return what the lines of an entry hold: one of an event, two of a plan."""
+    if isinstance(entry, tuple):
+        view, now_s, plan, _ = entry
+        return {"view": view, "now_s": now_s}, {"plan": plan}
+    return (row_of(entry),)
 
 
 def encode_lines(rows: Sequence[Mapping[str, Any]]) -> bytes:
@@ -125,39 +130,6 @@ def events_in(rows: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[Event]:
         event = event_in(where, row)
         if event is not None:
             yield event
-
-
-class Recorder:
-    """A scheduler that tells what it hears and decides; otherwise the same object.
-
-    Args:
-        out: A binary file, or whatever else takes lines. Where the caller cannot wait, it must not.
-    """
-
-    def __init__(self, inner: Scheduler, out: Lines) -> None:
-        self._inner = inner
-        self._out = out
-        self.live: LiveRequests = inner.live
-        """The inner scheduler's live requests."""
-
-    def observe(self, event: Event) -> None:
-        """Tell the event, then pass it on."""
-        self._out.write(encode_lines((row_of(event),)))
-        self._inner.observe(event)
-
-    def plan(self, view: EngineView, now_s: float) -> StepPlan:
-        """Tell question and answer around the inner scheduler's plan."""
-        plan = self._inner.plan(view, now_s)
-        self._out.write(encode_lines(({"view": view, "now_s": now_s},)))
-        self._out.write(encode_lines(({"plan": plan},)))
-        return plan
-
-    def close(self) -> None:
-        """Tell no more; what was told is written."""
-        self._out.close()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
 
 
 def replay(lines: Iterable[str], scheduler: Scheduler) -> Iterator[str]:

@@ -11,7 +11,7 @@ class Reserved(Gate):
     """Start a request only if everybody's reservation fits the cache.
 
     A reservation is the prompt and the *predicted* output, in whole blocks; with
-    :class:`~headway.policy.predict.MaxTokens` that is the worst case, so nobody ever has to
+    :class:`~headway.kit.lengths.MaxTokens` that is the worst case, so nobody ever has to
     be evicted. A request whose own reservation exceeds the cache starts when it is alone:
     refusing it would answer less than the engine can.
     """

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from headway import registry
-from headway.engines.sim.engine import GIB
+from headway.engines.virtual import GIB
 from headway.errors import UserError
 from headway.latency.calibrate import HOLD_OUT_EVERY, LEAST_STEPS, Listener, fit_steps
 from headway.latency.profile import Profile

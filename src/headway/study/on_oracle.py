@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from headway.engines.journal import Journal, PlanTimes
 from headway.engines.sim.run import SimRun
 from headway.engines.virtual import Call
 from headway.errors import UserError
@@ -78,13 +79,16 @@ def serve(
     player = Simulated(requests, calls, slos, engine, cost, told, book, spec.overload)
     found = search(player, seed=seed, max_plays=SIMULATED_PLAYS, start=found)
     policy = scheduler(found, requests, told, spec.overload)
-    run = SimRun(engine, truth, policy, book=book, keep_steps=keep_steps, time_plans=True)
+    times = PlanTimes()
+    journal = Journal(policy, times)
+    run = SimRun(engine, truth, journal, book=book, keep_steps=keep_steps)
     outcomes = run.run(calls)
+    journal.close()
     return Served(
         outcomes=outcomes,
         rows=run.steps,
         capacity_tokens=engine.num_blocks * engine.block_size,
         num_recomputed=run.num_preemptions.get("recompute", 0),
         num_swapped=run.num_preemptions.get("swap", 0),
-        plan_us=quantiles_us(run.plan_times_s),
+        plan_us=quantiles_us(times.seconds),
     )

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from headway import registry
-from headway.engines.sim.engine import SimEngine
+from headway.engines.journal import Journal, PlanTimes
 from headway.engines.sim.fleet import Fleet
 from headway.engines.sim.routers import LeastKv, LeastWork, RoundRobin, Router
 from headway.engines.sim.run import SimRun
-from headway.engines.virtual import Call
+from headway.engines.virtual import Call, VirtualEngine
 from headway.errors import UserError
 from headway.kit.lengths import Oracle
 from headway.latency.profile import Profile
@@ -51,21 +51,27 @@ def serve(
     machine = spec.machine
     engine = engine_of(machine, profile)
 
-    def build(index: int) -> SimRun:
+    def policy() -> Scheduler:
         policy = registry.build(spec.policy, overload=spec.overload, options=spec.options)
         if spec.length_error is not None:
             _tell_lengths(policy, calls, spec.length_error, spec.load.seed)
-        keep = keep_steps and machine.num_replicas == 1
-        return SimRun(engine, truth_of(index), policy, book=book, keep_steps=keep, time_plans=True)
+        return policy
 
     capacity_tokens = engine.num_blocks * engine.block_size
     router = router_of(machine.router)
     if machine.num_replicas == 1:
-        run = build(0)
+        times = PlanTimes()
+        journal = Journal(policy(), times)
+        run = SimRun(engine, truth_of(0), journal, book=book, keep_steps=keep_steps)
         outcomes = run.run(calls)
+        journal.close()
         kinds = run.num_preemptions
-        rows, plan_us = run.steps, quantiles_us(run.plan_times_s)
+        rows, plan_us = run.steps, quantiles_us(times.seconds)
     else:
+
+        def build(index: int) -> SimRun:
+            return SimRun(engine, truth_of(index), policy(), book=book)
+
         result = Fleet(build, router, machine.num_replicas).run(calls)
         outcomes, kinds = result.outcomes, result.num_preemptions
         rows, plan_us = [], quantiles_us([])
@@ -92,10 +98,10 @@ def _tell_lengths(policy: Scheduler, calls: Sequence[Call], spread: float, seed:
     padding.inner = Oracle(lengths, spread, seed)
 
 
-def engine_of(machine: Machine, profile: Profile) -> SimEngine:
+def engine_of(machine: Machine, profile: Profile) -> VirtualEngine:
     """Return the server that *machine* describes on this GPU."""
     capacity_tokens = machine.kv_tokens or profile.kv_capacity_tokens
-    engine = SimEngine(
+    engine = VirtualEngine(
         num_blocks=max(capacity_tokens // machine.block_size, 1),
         block_size=machine.block_size,
         max_num_batched_tokens=profile.max_num_batched_tokens,

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from headway.engines.journal import Journal, PlanTimes
 from headway.engines.virtual import Call
 from headway.errors import UserError
 from headway.latency.profile import Profile
 from headway.latency.truth import Truth
 from headway.slo import SloBook
+from headway.study import on_sim
 from headway.study.served import Served, quantiles_us
 from headway.study.spec import RunSpec
 
@@ -42,18 +43,20 @@ def serve(
     if spec.machine.num_replicas != 1:
         raise UserError("--engine vllm runs one server; --replicas needs --engine sim.")
     run = VirtualRun(engine_of(spec, profile), truth_of(0), keep_steps=keep_steps)
-    plan_s: list[float] = []
+    times = PlanTimes()
     if not spec.is_stock:
         run.scheduler.headway_book = book
-        run.scheduler.headway = Timed(run.scheduler.headway, plan_s)
+        journal = run.scheduler.headway = Journal(run.scheduler.headway, times)
     outcomes = run.run(calls)
+    if not spec.is_stock:
+        journal.close()
     return Served(
         outcomes=outcomes,
         rows=run.rows,
         capacity_tokens=run.capacity_tokens,
         num_recomputed=run.num_preemptions - run.link.num_swapped,
         num_swapped=run.link.num_swapped,
-        plan_us=quantiles_us(plan_s),
+        plan_us=quantiles_us(times.seconds),
         num_asides=None if spec.is_stock else run.scheduler.headway_aside.num_steps,
     )
 
@@ -63,48 +66,23 @@ def engine_of(spec: RunSpec, profile: Profile) -> Engine:
     from headway.engines.vllm.bare import Engine
 
     machine, knobs = spec.machine, spec.knobs
-    capacity_tokens = machine.kv_tokens or profile.kv_capacity_tokens
-    num_blocks = max(capacity_tokens // machine.block_size, 1)
-    step_tokens = knobs.max_num_batched_tokens or profile.max_num_batched_tokens
+    base = on_sim.engine_of(machine, profile)
+    step_tokens = knobs.max_num_batched_tokens or base.max_num_batched_tokens
     headway = {"policy": spec.policy, "overload": spec.overload, "options": dict(spec.options)}
-    engine = Engine(
-        num_blocks=num_blocks + 1,  # vLLM keeps one for itself.
-        block_size=machine.block_size,
-        max_num_batched_tokens=step_tokens,
-        max_num_seqs=min(machine.max_num_seqs or profile.max_num_seqs, step_tokens),
+    sizes: dict[str, Any] = asdict(base) | {
+        "num_blocks": base.num_blocks + 1,  # vLLM keeps one for itself.
+        "max_num_batched_tokens": step_tokens,
+        "max_num_seqs": min(base.max_num_seqs, step_tokens),
+        "host_blocks": 0 if spec.is_stock else base.host_blocks,
+    }
+    return Engine(
+        **sizes,
         # vLLM does not start with more than its cache holds: a longer request would wait for ever.
         # With several groups as long as fits whatever the size of a step: none counted as bounded.
-        max_model_len=max(num_blocks // len(machine.attention), 1) * machine.block_size,
+        max_model_len=max(base.num_blocks // len(machine.attention), 1) * machine.block_size,
         scheduling_policy="priority" if knobs.by_class else "fcfs",
-        asynchronous=machine.asynchronous,
-        prefix_caching=machine.prefix_caching,
         watermark=knobs.watermark or None,
         max_num_queued_tokens=knobs.max_num_queued_tokens,
         headway=None if spec.is_stock else headway,
-        host_blocks=0 if spec.is_stock else machine.host_tokens // machine.block_size,
-        copy_gib_per_s=machine.copy_gib_per_s,
         groups=tuple(machine.attention),
     )
-    if profile.kv_bytes_per_token:
-        engine = replace(engine, kv_bytes_per_token=profile.kv_bytes_per_token)
-    return engine
-
-
-class Timed:
-    """A policy core whose plans are timed; otherwise the same object."""
-
-    def __init__(self, inner: Any, plan_s: list[float]) -> None:
-        self._inner = inner
-        self._plan_s = plan_s
-        self.observe = inner.observe
-        self.live = inner.live
-
-    def plan(self, *args: Any) -> Any:
-        """Plan, and note the seconds it took."""
-        began_s = time.perf_counter()
-        plan = self._inner.plan(*args)
-        self._plan_s.append(time.perf_counter() - began_s)
-        return plan
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)

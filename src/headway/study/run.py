@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from headway.engines import wire
 from headway.engines.virtual import Outcome, StepRow
-from headway.engines.vllm import wire
 from headway.errors import UserError
 from headway.latency import profile as profiles
 from headway.latency.profile import Profile

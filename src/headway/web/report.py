@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
-from itertools import count
 
 import plotly.graph_objects as go  # type: ignore[import-untyped]
-from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
 
-from headway.bench.page import STYLE
 from headway.errors import UserError
 from headway.metrics import lateness
 from headway.metrics.lateness import ClassLateness
 from headway.web import load_figures, run_figures, tables, wait_figures
 from headway.web.inputs import Material, load_rps
+from headway.web.page import Page
 from headway.web.sentences import (
     first_of,
     largest_of,
@@ -34,7 +32,7 @@ MAX_CLASSES = 6
 MAX_INSIDE = 6
 """Runs drawn from the inside: each adds about a third of a megabyte."""
 
-MORE_STYLE = """
+WIDE_STYLE = """
 main { max-width: 1240px; }
 .wide { overflow-x: auto; }
 td i { display: inline-block; width: .8rem; height: .8rem; border-radius: 50%;
@@ -45,31 +43,6 @@ th, td { padding: .35rem .45rem; }
 th { vertical-align: bottom; color: #5b6675; font-weight: 600; }
 .facts td { text-align: left; } .facts td:first-child { width: 12rem; color: #5b6675; }
 """
-
-
-class Page:
-    """Sections in order; figures are numbered so that the same input gives the same bytes."""
-
-    def __init__(self) -> None:
-        self.parts: list[str] = []
-        self._numbers = count(1)
-
-    def section(self, title: str, text: str, *inside: go.Figure | str) -> None:
-        """Add a section: a heading, what a person should see, then figures and tables."""
-        body = "".join(self.html(part) for part in inside)
-        self.parts.append(f"<section><h2>{escape(title)}</h2><p>{text}</p>{body}</section>")
-
-    def html(self, part: go.Figure | str) -> str:
-        """Return a figure as HTML without its script; text as it is."""
-        if isinstance(part, str):
-            return part
-        config = {"displaylogo": False, "displayModeBar": False, "responsive": True}
-        return str(
-            part.to_html(
-                full_html=False, include_plotlyjs=False, config=config,
-                div_id=f"figure-{next(self._numbers)}",
-            )
-        )  # fmt: skip
 
 
 def page_of(
@@ -96,7 +69,7 @@ def page_of(
         )
     colour_of = {group.label: group.colour for group in groups}
     shown = [
-        Shown(labels.of(file.run), colour_of[labels.of(file.run)], file.run, file.open())
+        Shown.of(labels.of(file.run), colour_of[labels.of(file.run)], file)
         for file in picked[:MAX_INSIDE]
     ]
     page = Page()
@@ -123,7 +96,7 @@ def page_of(
         ),
         tables.settings(material),
     )
-    return _document(title, page.parts)
+    return page.document(title, WIDE_STYLE)
 
 
 def _over_load(page: Page, groups: Sequence[Group], class_names: Sequence[str]) -> None:
@@ -191,7 +164,7 @@ def _compared(page: Page, shown: Sequence[Shown], num_kept: int) -> None:
             " 99 % of its own gaps do, so the curve has to be close to the top at the dotted line.",
             gaps,
         )
-    found = {one.label: lateness.of_run(one.kept) for one in shown}
+    found = {one.label: lateness.by_class(one.kept.requests, one.verdicts) for one in shown}
     page.section("Where lateness came from", which + why_late(found), *_lateness(found))
 
 
@@ -216,7 +189,7 @@ def _inside(page: Page, one: Shown) -> None:
             else ""
         )
         + "</p>",
-        run_figures.waterfall(rows, timeline),
+        run_figures.waterfall(rows, one.verdicts),
     ]
     if len(timeline):
         every = run_figures.Bins.of(timeline).num_steps
@@ -234,15 +207,4 @@ def _inside(page: Page, one: Shown) -> None:
         f"{load_rps(one.run):g} requests/s{seed_of(one.run)}: {num_late} of"
         f" {len(requests)} promises broken, {len(timeline):,} steps.",
         *parts,
-    )
-
-
-def _document(title: str, parts: Sequence[str]) -> str:
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Headway: {escape(title)}</title><style>{STYLE}{MORE_STYLE}</style>"
-        f"<script>{get_plotlyjs()}</script></head><body><main>\n"
-        + "\n".join(parts)
-        + "\n</main></body></html>\n"
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -11,11 +11,10 @@ import numpy.typing as npt
 import plotly.graph_objects as go  # type: ignore[import-untyped]
 from plotly.subplots import make_subplots  # type: ignore[import-untyped]
 
-from headway.bench.figures import Segments
-from headway.metrics import define
 from headway.metrics.kept import FloatArray, KeptRequest, Timeline
-from headway.metrics.lateness import lateness_of
+from headway.metrics.tale import Verdict
 from headway.units import format_s
+from headway.web.bars import Segments, draw_bars, draw_marks, story_of
 from headway.web.theme import (
     BROKEN,
     CAUSE_NAMES,
@@ -150,12 +149,12 @@ def worst_stretch(requests: Sequence[KeptRequest]) -> list[KeptRequest]:
     return rows[start : start + MAX_ROWS]
 
 
-def waterfall(rows: Sequence[KeptRequest], timeline: Timeline) -> go.Figure:
+def waterfall(rows: Sequence[KeptRequest], found: Mapping[str, Verdict]) -> go.Figure:
     """Return one bar a request, coloured by phase; late gaps dark, broken promises marked."""
     bars = {phase: Segments.empty() for phase in PHASE_COLOURS}
     late, broken, refused = (Segments.empty() for _ in range(3))
     for row, request in enumerate(rows):
-        text = _story(request, timeline)
+        text = _story(request, found[request.id])
         edges = [*(at_s for at_s, _ in request.phases), request.last_seen_at_s]
         for (_, phase), (from_s, to_s) in zip(request.phases, pairwise(edges), strict=True):
             bars[phase].add(round(from_s, 4), round(to_s, 4), row, text)
@@ -168,16 +167,9 @@ def waterfall(rows: Sequence[KeptRequest], timeline: Timeline) -> go.Figure:
             marks.add(at_s, at_s, row, text)
     figure = go.Figure()
     layers = [(PHASE_NAMES[p], colour, bars[p]) for p, colour in PHASE_COLOURS.items() if bars[p].x]
-    for name, colour, segments in [*layers, ("gap longer than promised", LATE, late)]:
-        figure.add_scatter(
-            x=segments.x, y=segments.y, text=segments.text, name=name, mode="lines",
-            hoverinfo="text", line={"color": colour, "width": ROW_HEIGHT_PX - 1},
-        )  # fmt: skip
-    for name, symbol, marks in (("promise broken", "circle", broken), ("no answer", "x", refused)):
-        figure.add_scatter(
-            x=marks.x[::3], y=marks.y[::3], text=marks.text[::3], name=name, mode="markers",
-            hoverinfo="text", marker={"symbol": symbol, "color": BROKEN, "size": 5.5},
-        )  # fmt: skip
+    draw_bars(figure, [*layers, ("gap longer than promised", LATE, late)], ROW_HEIGHT_PX - 1)
+    draw_marks(figure, "promise broken", "circle", broken)
+    draw_marks(figure, "no answer", "x", refused)
     lay_out(
         figure, int(ROW_HEIGHT_PX * len(rows)) + 150, margin={"l": 70, "r": 25, "t": 80, "b": 50}
     )
@@ -189,31 +181,15 @@ def waterfall(rows: Sequence[KeptRequest], timeline: Timeline) -> go.Figure:
     return figure
 
 
-def _story(request: KeptRequest, timeline: Timeline) -> str:
-    """Return what happened to one request, for the pointer resting on its bar."""
-    slo, emitted = request.slo, request.emitted_at_s
-    first_s = define.ttft_s(request.arrived_at_s, emitted)
-    lines = [
-        f"<b>{request.id}</b> ({slo.class_name}): promise"
-        f" {'kept' if request.attained else 'broken'}"
-        + ("" if request.outcome == "finished" else f" ({request.outcome.replace('_', ' ')})"),
-        f"first token after {format_s(first_s)}{_promised(slo.ttft_s)}",
-        f"longest gap {format_s(max(define.gaps_s(emitted), default=None))}{_promised(slo.tbt_s)}",
-        f"done after {format_s(define.jct_s(request.arrived_at_s, emitted))}{_promised(slo.jct_s)}",
-        f"{request.num_prompt_tokens} tokens in, {len(emitted)} out,"
-        f" thrown out {request.num_preemptions} times",
-    ]
+def _story(request: KeptRequest, found: Verdict) -> str:
+    more = [f"thrown out {request.num_preemptions} times"]
     if not request.attained:
-        by_cause_s = lateness_of(request, timeline).by_cause_s
+        by_cause_s = found.late_s
         worst = sorted(by_cause_s, key=lambda cause: -by_cause_s[cause])[:3]
-        lines += [
+        more += [
             f"late: {format_s(by_cause_s[c])} {CAUSE_NAMES[c]}" for c in worst if by_cause_s[c]
         ]
-    return "<br>".join(lines)
-
-
-def _promised(span_s: float | None) -> str:
-    return "" if span_s is None else f" (promised {span_s:g} s)"
+    return story_of(request, *more)
 
 
 def _rounded(values: FloatArray) -> list[float]:

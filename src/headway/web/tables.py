@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
-from headway.metrics.lateness import CAUSES, ClassLateness
+from headway.metrics.causes import CAUSES
+from headway.metrics.lateness import ClassLateness
 from headway.units import format_s
 from headway.web.inputs import Material, band, load_rps
 from headway.web.series import Figure, Group, Point, percent_of, plain, points, quantile

@@ -8,18 +8,38 @@ from typing import NamedTuple
 import plotly.graph_objects as go  # type: ignore[import-untyped]
 from plotly.subplots import make_subplots  # type: ignore[import-untyped]
 
-from headway.bench.figures import GAPS_FROM_PERCENT, SHOWN_PROMISES, curve
 from headway.metrics import define
 from headway.metrics.kept import KeptRequest, KeptRun
 from headway.metrics.lateness import ClassLateness
+from headway.metrics.lateness import of_run as lateness_of
+from headway.metrics.record import RequestRecord
+from headway.metrics.tale import Verdict
 from headway.slo import Slo
-from headway.web.inputs import Run
+from headway.web.inputs import KeptFile, Run
 from headway.web.theme import CAUSE_COLOURS, CAUSE_NAMES, INK, lay_out
 
 MAX_CLASSES = 6
 
-Spans = Callable[[KeptRequest], Sequence[float]]
+MAX_CURVE_POINTS = 300
+"""A curve of more points looks the same and makes the page larger."""
+
+GAPS_FROM_PERCENT = 70.0
+"""Nearly all gaps are short; what matters is the top of the curve."""
+
+SHOWN_PROMISES = 4.0
+"""Waiting times are drawn up to this many times the promise; what is later is off the page."""
+
+Served = KeptRequest | RequestRecord
+Spans = Callable[[Served], Sequence[float]]
 Promise = Callable[[Slo], float | None]
+
+
+class Waits(NamedTuple):
+    """The requests of one run in a comparison."""
+
+    label: str
+    colour: str
+    requests: Sequence[Served]
 
 
 class Shown(NamedTuple):
@@ -29,19 +49,34 @@ class Shown(NamedTuple):
     colour: str
     run: Run
     kept: KeptRun
+    verdicts: Mapping[str, Verdict]
+
+    @classmethod
+    def of(cls, label: str, colour: str, file: KeptFile) -> Shown:
+        """Return the run in a file."""
+        kept = file.open()
+        return cls(label, colour, file.run, kept, lateness_of(kept))
+
+    @property
+    def requests(self) -> Sequence[Served]:
+        """The run's requests."""
+        return self.kept.requests
 
 
-def first_token_waits(shown: Sequence[Shown]) -> go.Figure | None:
+Compared = Shown | Waits
+
+
+def first_token_waits(shown: Sequence[Compared]) -> go.Figure | None:
     """Return the share of requests answered within each time, by class; ``None`` without one."""
 
-    def spans_s(request: KeptRequest) -> list[float]:
+    def spans_s(request: Served) -> list[float]:
         span_s = define.ttft_s(request.arrived_at_s, request.emitted_at_s)
         return [] if span_s is None else [span_s]
 
     return _waits(shown, spans_s, lambda slo: slo.ttft_s, "to the first token", 0.0)
 
 
-def gap_waits(shown: Sequence[Shown]) -> go.Figure | None:
+def gap_waits(shown: Sequence[Compared]) -> go.Figure | None:
     """Return the share of gaps up to each length, by class; ``None`` when no gap was promised."""
     return _waits(
         shown,
@@ -53,7 +88,11 @@ def gap_waits(shown: Sequence[Shown]) -> go.Figure | None:
 
 
 def _waits(
-    shown: Sequence[Shown], spans_of: Spans, promise_of: Promise, what: str, from_percent: float
+    shown: Sequence[Compared],
+    spans_of: Spans,
+    promise_of: Promise,
+    what: str,
+    from_percent: float,
 ) -> go.Figure | None:
     names = _classes(shown, promise_of)
     if not names:
@@ -70,12 +109,12 @@ def _waits(
         promises = {
             promise_of(request.slo)
             for one in shown
-            for request in one.kept.requests
+            for request in one.requests
             if request.slo.class_name == name
         }
         promised_s = promises.pop() if len(promises) == 1 else None
         for one in shown:
-            points = _points(one.kept.requests, name, spans_of, promise_of, promised_s)
+            points = _points(one.requests, name, spans_of, promise_of, promised_s)
             _add_curve(figure, one, points, row, col, index == 0)
             on_time = [share for at, share in points if at <= (promised_s or 1.0)]
             lowest = min(lowest, max(on_time, default=0.0))
@@ -95,7 +134,7 @@ def _waits(
 
 
 def _points(
-    requests: Sequence[KeptRequest],
+    requests: Sequence[Served],
     class_name: str,
     spans_of: Spans,
     promise_of: Promise,
@@ -113,9 +152,16 @@ def _points(
     return curve(sorted(spans), len(spans) + num_never)
 
 
+def curve(spans_s: Sequence[float], total: int) -> list[tuple[float, float]]:
+    """Return points (span in seconds, percent of *total* within it) of sorted *spans_s*."""
+    step = max(1, len(spans_s) // MAX_CURVE_POINTS)
+    picked = sorted({*range(0, len(spans_s), step), len(spans_s) - 1} - {-1})
+    return [(round(spans_s[i], 4), round(100 * (i + 1) / total, 3)) for i in picked]
+
+
 def _add_curve(
     figure: go.Figure,
-    one: Shown,
+    one: Compared,
     points: Sequence[tuple[float, float]],
     row: int,
     col: int,
@@ -129,11 +175,11 @@ def _add_curve(
     )  # fmt: skip
 
 
-def _classes(shown: Sequence[Shown], promise_of: Promise) -> list[str]:
+def _classes(shown: Sequence[Compared], promise_of: Promise) -> list[str]:
     """Return the classes with such a promise, those with most requests first."""
     counts: dict[str, int] = {}
     for one in shown:
-        for request in one.kept.requests:
+        for request in one.requests:
             if promise_of(request.slo) is not None:
                 name = request.slo.class_name
                 counts[name] = counts.get(name, 0) + 1

@@ -1,4 +1,4 @@
-"""Several workloads made into one: by shares, or laid over each other in time."""
+"""Several workloads made into one, by shares."""
 
 from __future__ import annotations
 
@@ -65,20 +65,6 @@ def by_shares(
         mixed.append(replace(order[cursors[owner]], arrived_at_s=0.0))
         cursors[owner] += 1
     return mixed
-
-
-def superposed(parts: Mapping[str, Sequence[WorkloadRequest]]) -> list[WorkloadRequest]:
-    """Return all requests of all parts at their own times, in order of arrival.
-
-    At equal times the part named first comes first. The rates add up.
-
-    Raises:
-        UserError: No part has a request.
-    """
-    merged = [_named(request, name) for name, requests in parts.items() for request in requests]
-    if not merged:
-        raise UserError("A mix needs at least one request.")
-    return sorted(merged, key=lambda request: request.arrived_at_s)
 
 
 def _named(request: WorkloadRequest, part: str) -> WorkloadRequest:

@@ -1,17 +1,15 @@
-"""Giving promises to requests that came without: by class, or as AccelGen's evaluation does."""
+"""Giving promises to requests that came without, as AccelGen's evaluation does."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from headway.errors import UserError
-from headway.latency.model import StepShape
-from headway.slo import SloBook
-from headway.workloads.schema import WorkloadRequest, slo_of
+from headway.workloads.schema import WorkloadRequest
 
 BIN_TOKENS = 512
 """Width of the prompt-length bins whose mean TTFT a promise is a multiple of."""
@@ -21,51 +19,11 @@ TBT_MULTIPLES = (0.75, 1.25)
 TBT_BASE_S = 0.1875
 
 
-def resolved(requests: Iterable[WorkloadRequest], book: SloBook) -> list[WorkloadRequest]:
-    """Return *requests* with the promises of their classes written out in their own fields.
-
-    A request's own fields stay. The result means the same without the book.
-
-    Raises:
-        UserError: A request names a class that *book* does not have.
-    """
-    return [_with_promise(request, book) for request in requests]
-
-
-def _with_promise(request: WorkloadRequest, book: SloBook) -> WorkloadRequest:
-    slo = slo_of(request, book)
-    return replace(
-        request,
-        slo_class=slo.class_name if slo.class_name in book.classes else request.slo_class,
-        ttft_slo_s=slo.ttft_s,
-        tbt_slo_s=slo.tbt_s,
-        jct_slo_s=slo.jct_s,
-        weight=slo.weight,
-    )
-
-
-def alone_ttft_s(
-    truth: Callable[[StepShape], float], num_prompt_tokens: int, chunk_tokens: int
-) -> float:
-    """Return seconds to prefill one prompt on an idle engine, in steps of *chunk_tokens*.
-
-    Args:
-        truth: What a step takes, in seconds.
-        chunk_tokens: Most prompt tokens of one step; at least 1.
-    """
-    total_s = 0.0
-    for done in range(0, num_prompt_tokens, chunk_tokens):
-        chunk = min(chunk_tokens, num_prompt_tokens - done)
-        total_s += truth(StepShape().with_chunk(chunk, done))
-    return total_s
-
-
 def mean_ttft_s_by_bin(measured: Iterable[tuple[int, float]]) -> dict[int, float]:
     """Return the mean TTFT in seconds of each bin of prompt lengths.
 
     Args:
-        measured: Pairs of prompt tokens and TTFT in seconds, from records of a run or from
-            :func:`alone_ttft_s`.
+        measured: Pairs of prompt tokens and TTFT in seconds, from records of a run.
 
     Returns:
         Bin → mean; bin k holds prompts of ``512 * k + 1`` to ``512 * (k + 1)`` tokens.

@@ -7,16 +7,14 @@ from array import array
 from collections import deque
 from typing import cast
 
-from headway.engines.sim.engine import SimEngine
+from headway.engines import wire
+from headway.engines.journal import Journal
 from headway.engines.sim.job import Job
 from headway.engines.sim.machine import Machine
 from headway.engines.sim.steady import Steady
-from headway.engines.sim.times import GapHistogram, GapSummary, Times
-from headway.engines.virtual import Call, Outcome
-from headway.engines.vllm import wire
+from headway.engines.virtual import Call, Outcome, VirtualEngine
 from headway.errors import UserError
 from headway.policy.events import Arrived, Finished
-from headway.policy.log import Recorder
 from headway.policy.scheduler import Scheduler
 from headway.slo import NO_PROMISE, SloBook
 
@@ -26,20 +24,16 @@ class Clients:
 
     def __init__(
         self,
-        engine: SimEngine,
-        policy: Scheduler | Recorder,
+        engine: VirtualEngine,
+        policy: Scheduler | Journal,
         book: SloBook | None,
-        keep_tokens: bool,
     ) -> None:
         self.engine = engine
         self.policy = policy
         self.machine = Machine(engine)
         self.now_s = 0.0
         self.outcomes: dict[str, Outcome] = {}
-        self.summaries: dict[str, GapSummary] = {}
-        self.histograms: dict[str, GapHistogram] = {}
         self._book = book or SloBook.empty()
-        self._keep_tokens = keep_tokens
         self._inbox: deque[Call] = deque()
         self._inbox_tokens = 0
         self.unfinished_prompt_tokens = 0
@@ -77,9 +71,8 @@ class Clients:
         if call.num_prompt_tokens < 1 or call.num_output_tokens < 1:
             raise UserError(f"Call {call.request_id!r} needs at least one token in and one out.")
         outcome = Outcome(call, phases=[(call.arrived_at_s, "queued")])
-        if self._keep_tokens:
-            # An array of doubles in place of the list: the same values in a quarter of the room.
-            outcome.emitted_at_s = cast("list[float]", array("d"))
+        # An array of doubles in place of the list: the same values in a quarter of the room.
+        outcome.emitted_at_s = cast("list[float]", array("d"))
         self.outcomes[call.request_id] = outcome
         self._inbox.append(call)
         self._inbox_tokens += call.num_prompt_tokens
@@ -108,13 +101,7 @@ class Clients:
             slo = self._book.resolve(call.xargs)
         except UserError as error:
             mistake = wire.invalid(str(error))
-        times: Times[float] | GapSummary
-        if self._keep_tokens:
-            times = cast("array[float]", outcome.emitted_at_s)
-        else:
-            histogram = self.histograms.setdefault(slo.class_name, GapHistogram())
-            times = self.summaries[call.request_id] = GapSummary(slo.tbt_s, histogram)
-        job = Job(call, outcome, times)
+        job = Job(call, outcome)
         self.machine.add(job)
         arrived_at_s = min(call.arrived_at_s, self.now_s)
         self.policy.observe(

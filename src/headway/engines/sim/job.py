@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-from headway.engines.sim.times import GapSummary, Times
 from headway.engines.virtual import Call, Outcome
 
 TokensKey = tuple[str, int] | tuple[bytes, int | str, int]
@@ -56,10 +55,10 @@ class Job:
         "times",
     )
 
-    def __init__(self, call: Call, outcome: Outcome, times: Times[float] | GapSummary) -> None:
+    def __init__(self, call: Call, outcome: Outcome) -> None:
         self.call = call
         self.outcome = outcome
-        self.times = times
+        self.times = outcome.emitted_at_s
         self.request_id = call.request_id
         self.num_prompt = call.num_prompt_tokens
         self.num_chain = call.num_chain_tokens

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from headway.engines.prefix import Prefixes
 from headway.engines.sim.blocks import BlockPool, PrefixPool
-from headway.engines.sim.engine import SimEngine
 from headway.engines.sim.job import Job
 from headway.engines.sim.swap import HostPool
+from headway.engines.virtual import VirtualEngine
 from headway.latency.model import StepShape
 from headway.policy.plan import StepPlan
 
@@ -33,7 +33,7 @@ class Launch:
 class Machine:
     """Jobs, blocks and the rules of one step. Knows no time but what it is told."""
 
-    def __init__(self, engine: SimEngine) -> None:
+    def __init__(self, engine: VirtualEngine) -> None:
         self.engine = engine
         pool = PrefixPool if engine.prefix_caching else BlockPool
         self.pool: BlockPool = pool(engine.num_blocks, engine.block_size)

@@ -14,7 +14,7 @@ class Router(Protocol):
 
     Attributes:
         needs_state: Whether the choice depends on the servers. Where it does not, they can be
-            simulated one after another, or side by side.
+            simulated one after another.
     """
 
     needs_state: bool

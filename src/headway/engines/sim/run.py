@@ -7,21 +7,18 @@ plan knows everything that happened up to its own instant, as a real engine's do
 
 from __future__ import annotations
 
-import time
-from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+from headway.engines import wire
+from headway.engines.journal import Journal
 from headway.engines.sim.clients import Clients
-from headway.engines.sim.engine import SimEngine
 from headway.engines.sim.machine import Launch
 from headway.engines.sim.steady import Steady, is_plain
-from headway.engines.virtual import Call, Outcome, StepRow
-from headway.engines.vllm import wire
+from headway.engines.virtual import Call, Outcome, StepRow, VirtualEngine
 from headway.latency.model import StepShape
 from headway.policy.events import Finished, StepDone, StepScheduled
-from headway.policy.log import Recorder
 from headway.policy.plan import StepPlan
 from headway.policy.scheduler import Scheduler
 from headway.policy.view import EngineView
@@ -47,36 +44,29 @@ class SimRun(Clients):
 
     Args:
         truth: Seconds of a step of a given shape; the policy never sees it.
-        policy: The policy core, new; it learns from events alone.
+        policy: The policy core, new, or its journal; it learns from events alone.
         book: SLO classes that ``Call.xargs`` may name.
         keep_steps: Fill ``steps`` with a row for each step.
         keep_schedule: Fill ``schedule`` with the instant and tokens of each step, for tests.
-        keep_tokens: Keep each token's instant in the outcomes. Without it outcomes stay empty
-            of them, and ``summaries`` and ``histograms`` (gaps by class) are filled instead.
-        time_plans: Fill ``plan_times_s`` with wall-clock seconds of each plan.
     """
 
     def __init__(
         self,
-        engine: SimEngine,
+        engine: VirtualEngine,
         truth: StepTruth,
-        policy: Scheduler | Recorder,
+        policy: Scheduler | Journal,
         *,
         book: SloBook | None = None,
         keep_steps: bool = False,
         keep_schedule: bool = False,
-        keep_tokens: bool = True,
-        time_plans: bool = False,
     ) -> None:
-        super().__init__(engine, policy, book, keep_tokens)
+        super().__init__(engine, policy, book)
         self.truth = truth
         self.num_steps = 0
         self.steps: list[StepRow] = []
         self.schedule: list[tuple[float, dict[str, int]]] = []
-        self.plan_times_s = array("d")
         self._keep_steps = keep_steps
         self._keep_schedule = keep_schedule
-        self._time_plans = time_plans
         self._pending: deque[Pending] = deque()
         self._depth = 2 if engine.asynchronous else 1
         self._must_settle = False
@@ -138,7 +128,7 @@ class SimRun(Clients):
         news = machine.prefixes.news(self.now_s, self.policy.live, machine.jobs)
         if news is not None:
             self.policy.observe(news)
-        plan = self._plan(self._view())
+        plan = self.policy.plan(self._view(), self.now_s)
         if self._may_glide and is_plain(plan):
             if self._steady is None:
                 self._steady = Steady.of(machine.running, self.engine.block_size)
@@ -163,7 +153,6 @@ class SimRun(Clients):
         seats = (engine.max_num_seqs, engine.max_num_batched_tokens, self._num_in_flight)
         if not engine.host_blocks:
             return EngineView(pool.num_total, pool.num_free, engine.block_size, *seats)
-        block_s = engine.block_size * engine.kv_bytes_per_token / engine.copy_bytes_per_s
         queued_s = max(host.idle_at_s - self.now_s, 0.0)
         return EngineView(
             pool.num_total,
@@ -173,16 +162,8 @@ class SimRun(Clients):
             swap_free_blocks=host.num_free,
             copy_bytes_per_s=engine.copy_bytes_per_s,
             kv_bytes_per_token=engine.kv_bytes_per_token,
-            num_queued_copy_blocks=round(queued_s / block_s),
+            num_queued_copy_blocks=round(queued_s / engine.block_copy_s),
         )
-
-    def _plan(self, view: EngineView) -> StepPlan:
-        if not self._time_plans:
-            return self.policy.plan(view, self.now_s)
-        begun_s = time.perf_counter()
-        plan = self.policy.plan(view, self.now_s)
-        self.plan_times_s.append(time.perf_counter() - begun_s)
-        return plan
 
     def _end_planned(self, plan: StepPlan) -> None:
         for reject in plan.reject:
@@ -230,20 +211,14 @@ class SimRun(Clients):
     def _row(self, begins_s: float, shape: StepShape, plan: StepPlan) -> StepRow:
         pool = self.machine.pool
         held = (pool.num_total - pool.num_free) * pool.block_size
-        needed = sum(
-            r.num_prompt_tokens + r.predicted_output_tokens for r in self.policy.live.running()
-        )
-        return StepRow(
-            begins_s,
-            self._ready_s,
-            plan.predicted_s,
-            plan.promised_s,
-            shape.num_prefill_tokens,
-            shape.num_decodes,
+        return StepRow.of(
+            (begins_s, self._ready_s),
+            shape,
             len(self.machine.running),
             len(self.machine.waiting),
             held,
-            max(needed - held, 0),
+            plan,
+            self.policy.live,
         )
 
     def _settle(self) -> None:

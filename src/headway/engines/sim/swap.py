@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from headway.engines.sim.engine import SimEngine
 from headway.engines.sim.job import Job
+from headway.engines.virtual import VirtualEngine
 
 
 class HostPool:
@@ -14,9 +14,9 @@ class HostPool:
     its KV back.
     """
 
-    def __init__(self, engine: SimEngine) -> None:
+    def __init__(self, engine: VirtualEngine) -> None:
         self._block_size = engine.block_size
-        self._block_s = engine.block_size * engine.kv_bytes_per_token / engine.copy_bytes_per_s
+        self._block_s = engine.block_copy_s
         self.num_free = engine.host_blocks
         self.idle_at_s = 0.0
         self.num_blocks_copied = 0

@@ -11,9 +11,9 @@ import json
 import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Protocol
 
-from headway.engines.vllm import wire
+from headway.engines import wire
 from headway.engines.vllm.channel import CHANNEL_VARIABLE
 from headway.errors import UserError
 from headway.metrics.tale import Verdict
@@ -38,8 +38,17 @@ Told = Mapping[str, Any]
 # -- in the scheduler's process ---------------------------------------------------------------
 
 
-def watch(core: Any, request_id: str, extra_args: Mapping[str, Any] | None) -> None:
-    """Have *core* keep the verdict of a request whose client asked for it through the edge.
+class Accountant(Protocol):
+    """Who keeps the verdicts of those who ask."""
+
+    def explain(self, request_id: str) -> None:
+        """Keep the account of a live request, for its client, when it ends."""
+
+
+def watch(
+    accountant: Accountant | None, request_id: str, extra_args: Mapping[str, Any] | None
+) -> None:
+    """Have the verdict kept of a request whose client asked for it through the edge.
 
     Raises:
         UserError: It does, and nobody counts here.
@@ -47,10 +56,9 @@ def watch(core: Any, request_id: str, extra_args: Mapping[str, Any] | None) -> N
     stamp = (extra_args or {}).get(STAMP)
     if not isinstance(stamp, Mapping) or not stamp.get(EXPLAIN_IN_STAMP):
         return
-    explain = getattr(core, "explain", None)  # A watched core's.
-    if explain is None:
+    if accountant is None:
         raise UserError(NO_ACCOUNT)
-    explain(request_id)
+    accountant.explain(request_id)
 
 
 def account_of(verdict: Verdict, slo: Slo) -> dict[str, Any]:
@@ -72,13 +80,12 @@ def _ms(seconds: float) -> float:
     return round(1000.0 * seconds, 3)
 
 
-def put_into(outputs: Mapping[int, Any], core: Any) -> None:
-    """Put the accounts that *core* has ready into the outputs that end their requests.
+def put_into(outputs: Mapping[int, Any], ready: dict[str, dict[str, Any]]) -> None:
+    """Put the accounts that are ready into the outputs that end their requests, and clear them.
 
     Args:
         outputs: vLLM's ``EngineCoreOutputs`` by client. A refusal in one stays as it is.
     """
-    ready = getattr(core, "accounts", None)
     if not ready:
         return
     for per_client in outputs.values():

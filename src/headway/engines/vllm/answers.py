@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any
 
-from headway.engines.vllm.wire import Invalid, Refused
+from headway.engines.wire import Invalid, Refused
 
 RETRY_AFTER = b"retry-after"
 

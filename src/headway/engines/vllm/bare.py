@@ -34,6 +34,7 @@ from vllm.v1.outputs import KVConnectorOutput
 from vllm.v1.structured_output import StructuredOutputManager
 
 from headway.engines.attention import FULL
+from headway.engines.virtual import VirtualEngine
 from headway.engines.vllm.attention import groups_of
 from headway.engines.vllm.scheduler import AsyncHeadway, SyncHeadway
 from headway.engines.vllm.swap import CopyTimes, SwapMetadata, transfer_config
@@ -54,18 +55,12 @@ MODEL = {
 
 
 @dataclass(frozen=True, slots=True)
-class Engine:
-    """The engine to build. Sizes in blocks and tokens, as vLLM's own arguments."""
+class Engine(VirtualEngine):
+    """The engine to build; ``num_blocks`` is vLLM's own count here, its null block included."""
 
-    num_blocks: int = 1000
-    block_size: int = 16
-    max_num_batched_tokens: int = 2048
-    max_num_seqs: int = 256
     max_model_len: int = 131072
     """Longest prompt and output together; vLLM's API server refuses longer prompts."""
     scheduling_policy: str = "fcfs"
-    asynchronous: bool = False
-    prefix_caching: bool = False
     watermark: float | None = None
     max_num_queued_tokens: int | None = None
     """Cap on prompt tokens not yet answered; vLLM's API server refuses beyond it."""
@@ -73,12 +68,6 @@ class Engine:
     """Other fields of vLLM's ``SchedulerConfig``."""
     headway: Mapping[str, Any] | None = None
     """Headway's settings; ``None`` runs stock vLLM."""
-    host_blocks: int = 0
-    """Blocks of host memory for swapped KV; 0 runs without the swap connector."""
-    copy_gib_per_s: float = 25.0
-    """Bandwidth of the link to the host, one copy at a time."""
-    kv_bytes_per_token: int = 131_072
-    """Bytes of KV the link moves for a token; the default is that of an 8B model in 16 bits."""
     groups: tuple[str, ...] = FULL
     """Groups of layers, which share the blocks; see :mod:`headway.engines.attention`."""
     chunked_prefill: bool = True
@@ -90,14 +79,30 @@ class Engine:
     transfer: Mapping[str, Any] | None = None
     """vLLM's arguments for a KV connector; ``host_blocks`` must be 0 then."""
 
-    @property
-    def block_copy_s(self) -> float:
-        """Seconds a block takes over the link, either way."""
-        return self.block_size * self.kv_bytes_per_token / (self.copy_gib_per_s * 1024**3)
-
 
 def build(engine: Engine, folder: Path) -> Any:
     """Return a scheduler object of vLLM (or ours) for *engine*; *folder* gets a config.json."""
+    config, groups = _config_of(engine, folder)
+    kv = KVCacheConfig(
+        num_blocks=engine.num_blocks,
+        kv_cache_tensors=[],
+        kv_cache_groups=groups,
+    )
+    stock = AsyncScheduler if engine.asynchronous else Scheduler
+    ours = AsyncHeadway if engine.asynchronous else SyncHeadway
+    block_size, hash_block_size = resolve_kv_cache_block_sizes(kv, config)
+    return (stock if engine.headway is None else ours)(
+        vllm_config=config,
+        kv_cache_config=kv,
+        structured_output_manager=StructuredOutputManager(config),
+        block_size=block_size,
+        hash_block_size=hash_block_size,
+        log_stats=False,
+    )
+
+
+def _config_of(engine: Engine, folder: Path) -> tuple[VllmConfig, list[Any]]:
+    """Return vLLM's configuration, and the groups of layers."""
     folder.mkdir(parents=True, exist_ok=True)
     shapes = {**MODEL, "max_position_embeddings": engine.max_model_len}
     (folder / "config.json").write_text(json.dumps(shapes), encoding="utf-8")
@@ -152,22 +157,7 @@ def build(engine: Engine, folder: Path) -> Any:
     )
     config.scheduler_config.async_scheduling = engine.asynchronous  # On CPUs vLLM turns it off.
     config.cache_config.num_gpu_blocks = engine.num_blocks
-    kv = KVCacheConfig(
-        num_blocks=engine.num_blocks,
-        kv_cache_tensors=[],
-        kv_cache_groups=groups,
-    )
-    stock = AsyncScheduler if engine.asynchronous else Scheduler
-    ours = AsyncHeadway if engine.asynchronous else SyncHeadway
-    block_size, hash_block_size = resolve_kv_cache_block_sizes(kv, config)
-    return (stock if engine.headway is None else ours)(
-        vllm_config=config,
-        kv_cache_config=kv,
-        structured_output_manager=StructuredOutputManager(config),
-        block_size=block_size,
-        hash_block_size=hash_block_size,
-        log_stats=False,
-    )
+    return config, groups
 
 
 class HostLink:

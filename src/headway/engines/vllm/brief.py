@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from headway.policy.events import Event, StepDone, StepScheduled
-from headway.policy.log import encode_lines, row_of
-from headway.policy.plan import StepPlan
-from headway.policy.view import EngineView
-
-MOST_TOLD = 96
-"""Some thirty steps, encoded and counted together: a call for each costs more than its lines, and
-finds its code and data pushed out of the processor's caches by the engine."""
+from headway.policy.events import StepDone, StepScheduled
+from headway.policy.log import Entry, encode_lines, row_of, rows_of
 
 
 class Out(Protocol):
@@ -22,44 +16,33 @@ class Out(Protocol):
         """Take whole lines in, or drop them; return whether they were taken."""
 
 
-Told = Event | tuple[EngineView, float, StepPlan, float]
-"""An event; or a call of ``plan``: what it was shown, when, its answer, and the seconds it took."""
-
-
 class Brief:
     """What is to be recorded: encoded some steps at a time, what repeats left out.
 
     A step whose event differs from the one before in its instant alone, as while the same
     requests decode, is a line of that instant; the writer writes it out in full. After lines
     were dropped the next ones are full again.
-
-    Attributes:
-        told: What is still to be encoded, in order; nothing in it changes any more.
     """
 
     def __init__(self, out: Out) -> None:
-        self.told: list[Told] = []
         self._out = out
         # Of the last lines; None where the next one has to be full.
         self._scheduled: Mapping[str, int] | None = None
         self._emitted: Mapping[str, int] | None = None
 
-    def hand(self) -> None:
-        """Encode what was told and hand it on."""
+    def write(self, entries: Sequence[Entry]) -> None:
+        """Encode what happened and hand it on."""
         rows: list[dict[str, Any]] = []
-        for told in self.told:
-            if isinstance(told, tuple):
-                rows += ({"view": told[0], "now_s": told[1]}, {"plan": told[2]})
-            elif isinstance(told, StepDone):
-                tokens = told.num_new_tokens
+        for entry in entries:
+            if isinstance(entry, StepDone):
+                tokens = entry.num_new_tokens
                 repeats = same(tokens, self._emitted)
-                rows.append({"event": "StepDone", "at_s": told.at_s} if repeats else row_of(told))
+                rows.append({"event": "StepDone", "at_s": entry.at_s} if repeats else row_of(entry))
                 self._emitted = tokens
-            elif isinstance(told, StepScheduled):
-                rows.append(self._scheduled_row(told))
+            elif isinstance(entry, StepScheduled):
+                rows.append(self._scheduled_row(entry))
             else:
-                rows.append(row_of(told))
-        self.told.clear()
+                rows += rows_of(entry)
         if not self._out.write(encode_lines(rows), len(rows)):
             self._scheduled = self._emitted = None
 

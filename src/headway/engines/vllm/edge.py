@@ -26,7 +26,7 @@ from headway.engines.vllm.api_keys import is_allowed
 from headway.engines.vllm.call import attach_to, current, engine_client, slo_file_of
 from headway.engines.vllm.promise import Asked, asked_of
 from headway.engines.vllm.request_body import can_matter, parsed
-from headway.engines.vllm.wire import Invalid, Refused, parse, parse_account
+from headway.engines.wire import Invalid, Refused, parse, parse_account
 from headway.errors import UserError
 from headway.slo import EXPLAIN_IN_STAMP, NO_PROMISE, STAMP, SloBook
 from headway.slo_file import WatchedBook

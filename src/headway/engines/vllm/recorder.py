@@ -17,22 +17,18 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
 from headway import __version__
 from headway.config import Settings
-from headway.engines.vllm.brief import MOST_TOLD, Brief
+from headway.engines.journal import Reader
+from headway.engines.vllm.brief import Brief
 from headway.errors import UserError
 from headway.latency.roofline import Roofline
-from headway.policy.events import Event, Finished, StepDone
-from headway.policy.log import Recorder
-from headway.policy.plan import StepPlan
-from headway.policy.scheduler import Scheduler
-from headway.policy.view import EngineView
+from headway.policy.log import Entry
 
 PIPE_BYTES = 1 << 20
 """Asked of the kernel for the pipe; Linux gives an ordinary user no more. One second of 256
@@ -43,9 +39,6 @@ SEND_BYTES = 1 << 16
 
 MOST_WAITING_BYTES = 8 * 1024 * 1024
 """Bound on what waits in memory for a writer that is slow."""
-
-SEND_EVERY_S = 0.5
-"""Seconds after which a portion is handed over, full or not."""
 
 CLOSE_WITHIN_S = 10.0
 """How long the end of the scheduler waits for a writer that does not move."""
@@ -124,68 +117,33 @@ class Handover:
         self._fd = -1
 
 
-class LiveRecorder(Recorder):
-    """A recorder inside a server: hands over every half second, and when nobody is left.
+class Recording(Reader):
+    """What a server records, handed over every half second and when nobody is left."""
 
-    Where a server is watched as well, :class:`~headway.engines.vllm.watch.Watched` tells the
-    ``brief`` itself, and ``observe`` and ``plan`` are not called.
-    """
-
-    def __init__(self, inner: Scheduler, out: Handover, writer: subprocess.Popen[bytes]) -> None:
-        super().__init__(inner, out)
-        self.core = inner
-        self.brief = Brief(out)
-        self._told = self.brief.told
-        self._out: Handover = out
-        self._next_s = -math.inf
-        # A process of vLLM's may end without telling its scheduler.
-        self._finalizer = Finalize(self, _end, args=(self.brief, out, writer), exitpriority=10)
-
-    @property
-    def recorded(self) -> Mapping[str, int]:
+    def __init__(self, out: Handover, writer: subprocess.Popen[bytes]) -> None:
+        self._out, self._writer = out, writer
+        self._brief = Brief(out)
+        self.counts: Mapping[str, int] = out.counts
         """Lines of the recording so far: ``kept`` and ``dropped``."""
-        return self._out.counts
 
-    def observe(self, event: Event) -> None:
-        """Tell the event, then pass it on."""
-        self._told.append(event)
-        self._inner.observe(event)
-        kind = type(event)
-        if kind is StepDone and event.at_s >= self._next_s:
-            self._next_s = event.at_s + SEND_EVERY_S
-            self.send()
-        elif kind is Finished and not self.live.requests:
-            self.send()  # No step may follow for a long time.
-        elif len(self._told) >= MOST_TOLD:
-            self.brief.hand()
+    def read(self, entries: Sequence[Entry]) -> None:
+        """Encode what happened."""
+        self._brief.write(entries)
 
-    def plan(self, view: EngineView, now_s: float) -> StepPlan:
-        """Tell question and answer of the inner scheduler's plan."""
-        plan = self._inner.plan(view, now_s)
-        self._told.append((view, now_s, plan, 0.0))
-        return plan
-
-    def send(self) -> None:
-        """Hand over what was told until now."""
-        self.brief.hand()
+    def tell(self, at_s: float, *, is_idle: bool) -> None:
+        """Hand over what was read until now."""
         self._out.send()
 
     def close(self) -> None:
         """Hand the rest over and wait, within bounds, until it is written."""
-        self._finalizer()
+        self._out.close()
+        # A slower writer goes on writing and ends by itself.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._writer.wait(CLOSE_WITHIN_S)
 
 
-def _end(brief: Brief, out: Handover, writer: subprocess.Popen[bytes]) -> None:
-    brief.hand()
-    out.close()
-    try:
-        writer.wait(CLOSE_WITHIN_S)
-    except subprocess.TimeoutExpired:
-        return  # It goes on writing and ends by itself.
-
-
-def recorded(core: Scheduler, settings: Settings, guess: Roofline, vllm_config: Any) -> Any:
-    """Return *core*, recorded when the settings say so.
+def recording_of(settings: Settings, guess: Roofline, vllm_config: Any) -> Recording | None:
+    """Return the recording that the settings ask for.
 
     Args:
         guess: What the core's latency model begins with; a replay has to begin with it too.
@@ -194,7 +152,7 @@ def recorded(core: Scheduler, settings: Settings, guess: Roofline, vllm_config: 
         UserError: The folder or file cannot be written.
     """
     if settings.record is None:
-        return core
+        return None
     check_writable(settings)
     target = Path(settings.record)
     command = [sys.executable, "-m", "headway.engines.vllm.writer", str(target)]
@@ -212,7 +170,7 @@ def recorded(core: Scheduler, settings: Settings, guess: Roofline, vllm_config: 
     # From here on the descriptor is ours: the file object around it must not close it.
     fd = os.dup(writer.stdin.fileno())
     writer.stdin.close()
-    return LiveRecorder(core, Handover(fd, most_waiting_bytes), writer)
+    return Recording(Handover(fd, most_waiting_bytes), writer)
 
 
 def start_of(settings: Settings, guess: Roofline, engine: str) -> dict[str, Any]:

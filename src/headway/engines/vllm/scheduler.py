@@ -17,23 +17,24 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.request import Request, RequestStatus
 
 from headway.config import Settings
+from headway.engines import wire
+from headway.engines.journal import Journal
 from headway.engines.prefix import Prefixes
-from headway.engines.vllm import account, compat, wire
+from headway.engines.vllm import account, compat
 from headway.engines.vllm.aside import Aside
 from headway.engines.vllm.clock import WallClock
 from headway.engines.vllm.external import External
 from headway.engines.vllm.hindered import Hindrances
 from headway.engines.vllm.kv_groups import kv_groups, room_of, view_of, whole_hits
 from headway.engines.vllm.queue import gated
-from headway.engines.vllm.recorder import recorded
+from headway.engines.vllm.recorder import recording_of
 from headway.engines.vllm.shapes import roofline
 from headway.engines.vllm.steering import Steering
 from headway.engines.vllm.swap import swap_connector
-from headway.engines.vllm.watch import watched
+from headway.engines.vllm.watch import watch_of
 from headway.errors import UserError
 from headway.latency.online import OnlineModel
 from headway.policy.events import Arrived, Finished, StepDone, SteppedAside, StepScheduled
-from headway.policy.log import Recorder
 from headway.policy.plan import StepPlan
 from headway.policy.scheduler import Scheduler as Core
 from headway.policy.view import EngineView
@@ -53,8 +54,11 @@ class HeadwayMixin(Steering):
         self.headway_clock = WallClock()
         guess = roofline(self.vllm_config)
         core = self.headway_settings.build(latency=OnlineModel(guess))
-        core = recorded(core, self.headway_settings, guess, self.vllm_config)
-        self.headway: Core | Recorder = watched(core, self.vllm_config)  # Counts, when asked to.
+        recording = recording_of(self.headway_settings, guess, self.vllm_config)
+        counts = recording.counts if recording is not None else None
+        self.headway_watch = watch_of(core, self.vllm_config, counts)
+        readers = [r for r in (recording, self.headway_watch) if r is not None]
+        self.headway: Core | Journal = Journal(core, *readers) if readers else core
         self.headway_plan = StepPlan(0)
         self.headway_book = self.headway_settings.book()
         self._stock_max_step_tokens = self.max_num_scheduled_tokens
@@ -103,7 +107,7 @@ class HeadwayMixin(Steering):
         try:
             extra_args = params.extra_args if params is not None else None
             slo = self.headway_book.resolve(extra_args)
-            account.watch(self.headway, request.request_id, extra_args)
+            account.watch(self.headway_watch, request.request_id, extra_args)
         except UserError as error:
             mistake = str(error)
         now_s = self.headway_clock.now_s()
@@ -267,15 +271,15 @@ class HeadwayMixin(Steering):
             answers, self._answers = self._answers, []
             for client_index, answer in answers:
                 outputs.setdefault(client_index, EngineCoreOutputs()).outputs.append(answer)
-        account.put_into(outputs, self.headway)
+        if self.headway_watch is not None:
+            account.put_into(outputs, self.headway_watch.accounts)
         return outputs
 
     def shutdown(self) -> None:
         """End as the stock scheduler does, the recording written."""
         super().shutdown()
-        close = getattr(self.headway, "close", None)  # A recorder's, watched or not.
-        if close is not None:
-            close()
+        if isinstance(self.headway, Journal):
+            self.headway.close()
 
 
 class AsyncHeadway(HeadwayMixin, AsyncScheduler):

@@ -34,25 +34,9 @@ LIVE_VIEW = "headway.engines.vllm.observe.LiveView"
 ASYNC_SCHEDULER = "headway.vllm.Scheduler"
 SYNC_SCHEDULER = "headway.vllm.SyncScheduler"
 
-QUIET_ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
-"""For the embedded model, which needs nothing from any network."""
-
-EMBEDDED_CPU_ARGUMENTS = (
-    # bfloat16 is 5 to 14 times slower on CPUs without instructions for it.
-    ("--dtype", "float32"),
-    # Compiling costs minutes at start and gains little on a model this small.
-    ("--enforce-eager",),
-    # 23,000 tokens; vLLM's default asks for 92 % of the machine's memory.
-    ("--kv-cache-memory-bytes", str(1024**3)),
-)
-"""What the embedded model gets on a CPU where the user does not say otherwise."""
-
 MOST_IN_FLIGHT = 16_384
 """Requests that a server takes in at once for each data parallel rank, running or waiting, unless
 ``--max-num-queued-reqs`` says otherwise; vLLM's own default has no bound. The next gets 503."""
-
-MAX_EMBEDDED_THREADS = 8
-"""The embedded model is too small to gain from more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,12 +92,12 @@ def serve(options: ServeOptions) -> None:
     start_checks.check_port(options.vllm_args)
     if options.model != embedded.NAME:
         start_checks.check_model(options.model, options.vllm_args)
-    model, defaults = _resolve_model(options.model)
+    model, defaults = embedded.resolve(options.model)
     named = {arg.partition("=")[0].replace("_", "-") for arg in options.vllm_args}
     extra = [word for words in defaults if words[0] not in named for word in words]
     args = _parse_vllm_args([model, *extra, *options.vllm_args])
     if options.model == embedded.NAME:
-        _prefer_one_engine_process(args)
+        embedded.prefer_one_engine_process(args)
     if not options.is_stock:
         _plug_in(args, options)
     _run(args)
@@ -159,25 +143,6 @@ def _settings_of(given: Any, options: ServeOptions) -> Settings:
     return settings
 
 
-def _resolve_model(model: str) -> tuple[str, list[tuple[str, ...]]]:
-    """Return what vLLM calls the model, and the arguments it gets unless the user names them."""
-    if model != embedded.NAME:
-        return model, []
-    folder = embedded.ensure()
-    for name, value in QUIET_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    defaults: list[tuple[str, ...]] = [("--served-model-name", embedded.NAME)]
-    if _on_cpu():
-        defaults += EMBEDDED_CPU_ARGUMENTS
-    return str(folder), defaults
-
-
-def _on_cpu() -> bool:
-    from vllm.platforms import current_platform
-
-    return bool(current_platform.is_cpu())
-
-
 def _parse_vllm_args(argv: list[str]) -> argparse.Namespace:
     """Return *argv* as vLLM's own command line would understand it."""
     from vllm.logger import configure_logging_from_args
@@ -194,20 +159,6 @@ def _parse_vllm_args(argv: list[str]) -> argparse.Namespace:
     args.model = args.model_tag  # vLLM does this, but later than we look at it
     configure_logging_from_args(args)
     return args
-
-
-def _prefer_one_engine_process(args: argparse.Namespace) -> None:
-    """Run the small model inside the engine's process, on all cores of a small machine.
-
-    On a CPU vLLM puts the model into a process of its own and keeps a core free for the
-    scheduler: right for large machines, half of the cores on one with two.
-    """
-    alone = args.tensor_parallel_size == args.pipeline_parallel_size == args.data_parallel_size == 1
-    if not _on_cpu() or not alone or args.distributed_executor_backend is not None:
-        return
-    args.distributed_executor_backend = "uni"
-    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    os.environ.setdefault("OMP_NUM_THREADS", str(min(MAX_EMBEDDED_THREADS, os.cpu_count() or 1)))
 
 
 def _refuse_others(scheduler: str | None, policy: str, long_prefill_tokens: int = 0) -> None:
@@ -281,7 +232,7 @@ def _schedules_ahead(args: argparse.Namespace) -> bool:
     vLLM resolves that while it builds its configuration, and only the result is certain;
     building it takes seconds, so the two clear cases come first.
     """
-    if args.async_scheduling is False or _on_cpu():
+    if args.async_scheduling is False or embedded.on_cpu():
         return False
     from vllm.engine.arg_utils import AsyncEngineArgs
 

@@ -34,7 +34,7 @@ class CriticalFirst(Prioritizer):
     the others by demand, weighted by promise. Here a request starts whole or not at all, so
     shares become an order: the KV left goes to whoever has the most weight a second of slack,
     each taking its whole demand, until it is used up. Who waited too long goes first
-    (:meth:`~headway.policy.context.Draft.is_overdue`), so nobody starves.
+    (:meth:`~headway.policy.inputs.Inputs.is_overdue`), so nobody starves.
     """
 
     def __init__(self, critical: Critical) -> None:

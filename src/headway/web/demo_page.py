@@ -8,39 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go  # type: ignore[import-untyped]
-from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
 
-from headway.bench import figures
 from headway.bench.compare import rows_of, verdict
 from headway.bench.contest import Entry
 from headway.bench.show import percent
 from headway.slo import Slo
 from headway.units import format_s
-
-STYLE = """
-body { margin: 0; background: #f3f5f8; color: #1d2733;
-       font: 16px/1.55 system-ui, -apple-system, "Segoe UI", sans-serif; }
-main { max-width: 1060px; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
-h1 { font-size: 2rem; line-height: 1.2; margin: 0 0 .6rem; }
-h2 { font-size: 1.3rem; margin: 0 0 .3rem; }
-h3 { font-size: 1.02rem; margin: 1.2rem 0 0; }
-p { margin: .3rem 0 .8rem; max-width: 50rem; }
-section { background: #fff; border-radius: 12px; padding: 1.3rem 1.5rem; margin: 1.2rem 0; }
-.lead { font-size: 1.12rem; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(220px, 1fr)); gap: 1rem; }
-.card { background: #fff; border-radius: 12px; padding: 1.1rem 1.3rem;
-        border-top: 5px solid var(--c); }
-.card b { display: block; font-size: 2.6rem; line-height: 1.15; }
-.card span { color: #5b6675; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: .35rem .6rem; border-bottom: 1px solid #e9edf2; }
-th:first-child, td:first-child { text-align: left; white-space: pre; }
-td.best { font-weight: 700; color: #14606f; }
-pre { background: #f3f5f8; padding: .8rem 1rem; border-radius: 8px; white-space: pre-wrap; }
-.key { display: inline-block; margin-right: 1.2rem; }
-.key i { display: inline-block; width: 1.6rem; height: .6rem; margin-right: .4rem; }
-.quiet { color: #5b6675; font-size: .92rem; }
-"""
+from headway.web import demo_figures as figures
+from headway.web.page import Page
+from headway.web.wait_figures import first_token_waits, gap_waits
 
 
 def write_page(path: Path, entries: Sequence[Entry], machine: Mapping[str, Any]) -> None:
@@ -51,42 +27,39 @@ def write_page(path: Path, entries: Sequence[Entry], machine: Mapping[str, Any])
 def page_of(entries: Sequence[Entry], machine: Mapping[str, Any]) -> str:
     """Return the page as HTML, Plotly's script included."""
     runs = [entry.run for entry in entries]
-    parts = [
+    page = Page()
+    page.parts += [
         "<h1>Same requests, same machine, three schedulers</h1>",
         f'<p class="lead">{escape(verdict(*runs))}</p>',
         _cards(entries),
         _promises(entries[0]),
-        _waterfalls(entries),
-        _section(
-            "Promises kept, by kind of user",
-            "Out of all requests sent, those that got everything they were promised.",
-            figures.class_bars(entries),
-        ),
-        _section(
+    ]
+    _waterfalls(page, entries)
+    page.section(
+        "Promises kept, by kind of user",
+        "Out of all requests sent, those that got everything they were promised.",
+        figures.class_bars(entries),
+    )
+    shown = figures.compared(entries)
+    first, gaps = first_token_waits(shown), gap_waits(shown)
+    if first is not None:
+        page.section(
             "The wait for the first word",
             "Each curve climbs as more requests get their first token; the further left, the"
             " sooner. Where it crosses the dotted line is the share that came within the promise."
             " What came much later is beyond the right edge.",
-            figures.first_token_waits(entries),
-        ),
-        _section(
+            first,
+        )
+    if gaps is not None:
+        page.section(
             "The pauses while the answer comes",
             "The same for the time between one token and the next: a long pause is text that"
             " stutters. A request keeps its promise when 99 % of its pauses do, so the curve has"
-            " to be close to the top at the dotted line (the scale starts at 70 %).",
-            figures.gap_waits(entries),
-        ),
-        _table(entries),
-        _how(entries, machine),
-    ]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Headway: promises kept</title><style>{STYLE}</style>"
-        f"<script>{get_plotlyjs()}</script></head><body><main>\n"
-        + "\n".join(parts)
-        + "\n</main></body></html>\n"
-    )
+            " to be close to the top at the dotted line.",
+            gaps,
+        )
+    page.parts += [_table(entries), _how(entries, machine)]
+    return page.document("promises kept")
 
 
 def _cards(entries: Sequence[Entry]) -> str:
@@ -130,37 +103,28 @@ def promise_text(slo: Slo) -> str:
     return ", ".join(parts) or "nothing promised"
 
 
-def _waterfalls(entries: Sequence[Entry]) -> str:
+def _waterfalls(page: Page, entries: Sequence[Entry]) -> None:
     until_s = max(
         (r.ended_at_s or r.arrived_at_s for entry in entries for r in entry.records), default=1.0
     )
-    shown = [
-        f"<h3>{escape(entry.contender.title)}: {entry.run['num_attained']} of"
-        f" {entry.run['num_requests']} kept</h3>"
-        + _html(figures.waterfall(entry.records, until_s * 1.01))
-        for entry in entries
-    ]
-    return (
-        "<section><h2>What each user went through</h2><p>One line is one request, from the moment"
-        " it was sent. Rest the pointer on a line to see its story; a cross is a request that got"
-        " no answer.</p><p>" + _legend() + "</p>" + "".join(shown) + "</section>"
-    )
-
-
-def _legend() -> str:
-    return "".join(
+    shown: list[go.Figure | str] = []
+    for entry in entries:
+        kept = f"{entry.run['num_attained']} of {entry.run['num_requests']} kept"
+        shown += [
+            f"<h3>{escape(entry.contender.title)}: {kept}</h3>",
+            figures.waterfall(entry.records, until_s * 1.01),
+        ]
+    legend = "".join(
         f'<span class="key"><i style="background:{colour}"></i>{escape(name)}</span>'
         for name, colour in figures.WATERFALL_LEGEND.items()
     )
-
-
-def _section(title: str, text: str, figure: go.Figure) -> str:
-    return f"<section><h2>{title}</h2><p>{text}</p>{_html(figure)}</section>"
-
-
-def _html(figure: go.Figure) -> str:
-    config = {"displaylogo": False, "displayModeBar": False, "responsive": True}
-    return str(figure.to_html(full_html=False, include_plotlyjs=False, config=config))
+    page.section(
+        "What each user went through",
+        "One line is one request, from the moment it was sent. Rest the pointer on a line to see"
+        " its story; a cross is a request that got no answer.",
+        f"<p>{legend}</p>",
+        *shown,
+    )
 
 
 def _table(entries: Sequence[Entry]) -> str:
