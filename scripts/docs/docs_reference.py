@@ -13,7 +13,6 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import MISSING, fields
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from headway import registry
 from headway.config import Settings
 from headway.engines.vllm import account, channel, edge, embedded, headers, promise
 from headway.metrics import prometheus
+from headway.policy import decide
 from headway.slo import EXPLAIN, MAX_PROMISE_S, Slo
 from headway.slo_rules import MAX_WEIGHT
 from headway.workloads import public
@@ -78,9 +78,8 @@ def policies_page() -> Iterator[str]:
     yield from [
         "# Policies",
         "",
-        f"`--policy NAME`; the default is `{registry.DEFAULT}`. Each is a file under"
-        " `src/headway/policy/presets/`, and runs in the server, in the simulator and in vLLM's"
-        " scheduler under a virtual clock. Options go into"
+        f"`--policy NAME`; the default is `{registry.DEFAULT}`. Each runs in the server, in the"
+        " simulator and in vLLM's scheduler under a virtual clock. Options go into"
         " `--options '{\"max_wait_s\": 60}'` of a virtual run, or into"
         " [`options`](settings.md#settings-of-a-server) of a server's settings. How faithful the"
         " published rivals are is in [rivals](../rivals.md).",
@@ -92,12 +91,8 @@ def policies_page() -> Iterator[str]:
     ]
     for name, preset in registry.PRESETS.items():
         yield from ["", f"## {name}", ""]
-        if isinstance(preset, partial):
-            base = preset.func.__module__.rpartition(".")[2]
-            fixed = (f"`{key}` {_literal(value)}" for key, value in preset.keywords.items())
-            yield f"[`{base}`](#{base}) with {' and '.join(fixed)}; it takes the same options."
-            continue
-        words = markdown(inspect.getdoc(inspect.getmodule(preset)) or "")
+        source = decide if preset is registry.headway else inspect.getmodule(preset)
+        words = markdown(inspect.getdoc(source) or "")
         words = words.removeprefix(f"`{name}`: ").strip()
         yield words[:1].upper() + words[1:]
         rows = list(_options(preset))

@@ -37,8 +37,8 @@ from headway.rivals import (
 )
 
 
-def _headway(max_wait_s: float = 300.0, swap: str = "cheaper") -> Planner:
-    """Return the default policy.
+def headway(max_wait_s: float = 300.0, swap: str = "cheaper") -> Planner:
+    """Return the default policy, :class:`~headway.policy.decide.Headway`.
 
     Args:
         max_wait_s: Bound on how long best effort may wait for its turn.
@@ -56,7 +56,7 @@ PRESETS: dict[str, Callable[..., Parts | Planner]] = {
     "sarathi": sarathi.parts,
     "slack": slack.parts,
     "accelgen": accelgen.parts,
-    "headway": _headway,
+    "headway": headway,
     "cacheopt": cacheopt.parts,
     "orca": orca.parts,
     "trt_noevict": trt_noevict.parts,

@@ -1,1 +1,1 @@
-"""Named compositions of parts; one short file each, citing where its rules come from."""
+"""What published rules are composed of, and a planner of such parts; the default needs none."""

@@ -1,1 +1,1 @@
-"""AccelGen's rules (arXiv 2503.13737), each a part of its own; see ``docs/accelgen.md``."""
+"""AccelGen's rules (arXiv 2503.13737), each a part of its own; see its README."""

@@ -1,0 +1,1 @@
+"""The two published systems that Headway implements whole, each to read beside its abstract."""
