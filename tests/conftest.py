@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, settings
 
 from headway.engines import virtual
 from headway.engines.journal import Journal
+from headway.engines.sim.run import SimRun
 from headway.latency.model import StepShape
 from headway.policy.events import Arrived, Finished, StepDone, StepScheduled
 from headway.policy.plan import StepPlan
@@ -34,6 +35,7 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("suite")
+SimRun.validate_every = 64
 
 
 @dataclass(slots=True)

@@ -117,7 +117,7 @@ class Known:
 
     def _judge(self, request: Request, at_s: float) -> None:
         """Say how a newcomer stands; a planner that heeds no promises takes all for best effort."""
-        if request.has_claim and self.is_hopeless(request):
+        if request.has_claim and is_hopeless(request, self.latency):
             request.standing = Standing.LOST
             request.note(at_s, "promise lost: not even an empty server could keep it")
 
@@ -153,13 +153,13 @@ class Known:
     def _hope_again(self, request: Request, at_s: float) -> None:
         """Compete again, if what the cache holds now makes a promise possible that was not."""
         was_hopeless = request.standing is Standing.LOST and not request.num_output_tokens
-        if was_hopeless and not request.is_past_due(at_s) and not self.is_hopeless(request):
+        if (
+            was_hopeless
+            and not request.is_past_due(at_s)
+            and not is_hopeless(request, self.latency)
+        ):
             self.live.change_standing(request, Standing.PROMISED)
             request.note(at_s, "its prompt is in the cache now: the promise may be kept")
-
-    def is_hopeless(self, request: Request) -> bool:
-        """Return whether the machine is too slow for this promise whatever the load."""
-        return is_hopeless(request, self.latency)
 
     def _work_s(self, request: Request) -> float:
         """Return the engine's seconds a request takes, as it is estimated now."""
@@ -208,7 +208,8 @@ class Known:
         waited_s = at_s - request.queued_at_s
         is_late = waited_s >= OVERDUE_SHARE * self.max_wait_s
         request.is_leftover = not request.has_claim and not is_late
-        request.move(State.RUNNING, at_s, _started_as(waited_s, num_cached_tokens))
+        found = f", {num_cached_tokens} tokens found in a cache" if num_cached_tokens else ""
+        request.move(State.RUNNING, at_s, f"started after waiting {waited_s:.3f} s{found}")
         self.live.start_prefill(request)
         self.finishes.enter(request, self.pace.step)
 
@@ -255,19 +256,13 @@ class Known:
         request.num_found_tokens = request.num_cached_tokens
         if event.reason in ("stopped", "length"):
             self.lengths.learn(request)
-            self._count_served(request, event.at_s)
+            # What was estimated when it came would be the guess of a model that knew less.
+            request.predicted_output_tokens = request.num_output_tokens
+            self.work_rate.add(event.at_s, self._work_s(request), request.is_leftover)
         elif request.num_output_tokens:
             self.lengths.learn_cut(request)
         if not self.live.requests and not self.pace.in_flight:
             self.pace.stop()
-
-    def _count_served(self, request: Request, at_s: float) -> None:
-        """Count the work that was done, as it is estimated now.
-
-        What was estimated when it came would be the guess of a model that knew less.
-        """
-        request.predicted_output_tokens = request.num_output_tokens
-        self.work_rate.add(at_s, self._work_s(request), request.is_leftover)
 
     def lose_overdue(self, now_s: float) -> None:
         """Claims past their due time while they wait, or past their promised end, are lost."""
@@ -305,9 +300,3 @@ class Known:
         """Recompute everything kept; raise :class:`~headway.errors.InvariantError` when off."""
         self.live.validate()
         self.finishes.validate({r.request_id: r for r in self.live.running()})
-
-
-def _started_as(waited_s: float, num_cached_tokens: int) -> str:
-    """Return the line of a story for a start."""
-    found = f", {num_cached_tokens} tokens found in a cache" if num_cached_tokens else ""
-    return f"started after waiting {waited_s:.3f} s{found}"

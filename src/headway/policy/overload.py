@@ -11,6 +11,7 @@ from headway.policy.appointments import LEAD_S
 from headway.policy.batch import is_unconfirmed
 from headway.policy.chunk import Chunker
 from headway.policy.draft import Draft
+from headway.policy.estimates import is_hopeless
 from headway.policy.inputs import OVERDUE_SHARE
 from headway.policy.known import Known
 from headway.policy.plan import Refuse
@@ -119,7 +120,7 @@ def _answers(
     backlog_s = sum(prefill.work_s(r) for r in staying)
     answers: list[Refuse] = []
     for request in refused:
-        if known.is_hopeless(request):
+        if is_hopeless(request, known.latency):
             # No appointment; but the estimate may be a young one, so it may ask again.
             answers.append(Refuse(request.request_id, LEAD_S, hopeless))
             continue

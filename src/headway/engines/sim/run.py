@@ -50,6 +50,9 @@ class SimRun(Clients):
         keep_schedule: Fill ``schedule`` with the instant and tokens of each step, for tests.
     """
 
+    validate_every = 0
+    """Steps after which the core recomputes its books; 0 never does. The tests set it."""
+
     def __init__(
         self,
         engine: VirtualEngine,
@@ -128,6 +131,8 @@ class SimRun(Clients):
         news = machine.prefixes.news(self.now_s, self.policy.live, machine.jobs)
         if news is not None:
             self.policy.observe(news)
+        if self.validate_every and self.num_steps % self.validate_every == 0:
+            self.policy.validate()
         plan = self.policy.plan(self._view(), self.now_s)
         if self._may_glide and is_plain(plan):
             if self._steady is None:

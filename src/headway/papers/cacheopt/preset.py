@@ -76,35 +76,28 @@ def parts(
         UserError: An option is not what it must be.
     """
     on = _components(components)
-    budget = None if chunk_tokens is None else positive_tokens("chunk_tokens", chunk_tokens)
     critical = Critical()
     may_pay = critical if "B" in on else None
+    count_from_0("reserve_blocks", reserve_blocks)
     steps = positive_tokens("look_ahead_steps", look_ahead_steps)
-    reserve = count_from_0("reserve_blocks", reserve_blocks)
     book = LendingBook(count_from_0("buffer_tokens", buffer_tokens))
     lending, kept = LendingLedger(book), Reserve()
-    ledger = lending if "C2" in on else KvLedger()
-    if sweet_spot_tokens is not None:
-        positive_tokens("sweet_spot_tokens", sweet_spot_tokens)
-    widths = (
-        positive_s("gap_bucket_s", gap_bucket_s),
-        positive_tokens("remaining_bucket_tokens", remaining_bucket_tokens),
-    )
+    ledger, lends = (lending, book) if "C2" in on else (KvLedger(), None)
+    gap_s = positive_s("gap_bucket_s", gap_bucket_s)
+    remaining = positive_tokens("remaining_bucket_tokens", remaining_bucket_tokens)
     lengths = SlidingHistogram()
     padded = HoeffdingPadding(lengths, share("alpha", alpha), positive_s("beta", beta))
+    batcher = MinimumFirst(ledger, critical, kept)
     built: dict[str, dict[str, Any]] = {
         "C1": {"predictor": padded},
         "C2": {"gate": Lending(lending, may_pay)},
-        "C3": {"funder": Proactive(ledger, critical, kept, reserve, steps)},
-        "C4": {"preemptor": Buckets(book if "C2" in on else None, may_pay, *widths, steps)},
-        "C5": {"swap": SweetSpot(sweet_spot_tokens)},
-        "B": {
-            "prioritizer": CriticalFirst(critical),
-            "batcher": MinimumFirst(ledger, critical, kept),
-        },
+        "C3": {"funder": Proactive(ledger, critical, kept, reserve_blocks, steps)},
+        "C4": {"preemptor": Buckets(lends, may_pay, gap_s, remaining, steps)},
+        "C5": {"swap": SweetSpot(_or_none("sweet_spot_tokens", sweet_spot_tokens))},
+        "B": {"prioritizer": CriticalFirst(critical), "batcher": batcher},
     }
     preset = replace(
-        plain_parts(budget),
+        plain_parts(_or_none("chunk_tokens", chunk_tokens)),
         predictor=lengths,
         prioritizer=AsTheyCame(),
         max_wait_s=positive_s("max_wait_s", max_wait_s),
@@ -112,9 +105,11 @@ def parts(
         ledger=ledger,
         shared=(critical, kept),
     )
-    for name in on:
-        preset = replace(preset, **built[name])
-    return preset
+    return replace(preset, **{field: part for name in on for field, part in built[name].items()})
+
+
+def _or_none(name: str, value: Any) -> int | None:
+    return None if value is None else positive_tokens(name, value)
 
 
 def _components(text: Any) -> frozenset[str]:
