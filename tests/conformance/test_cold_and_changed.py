@@ -50,7 +50,7 @@ def test_a_cold_server_refuses_no_more_of_a_burst(
     assert cold <= warm + 0.02 * num
 
 
-REFUSING = [name for name in registry.names() if registry.build(name).parts.heeds_promises]
+REFUSING = [name for name in registry.names() if registry.build(name).known.heeds_promises]
 
 
 class Spell:

@@ -184,7 +184,7 @@ def test_a_wrong_option_is_one_sentence(options: dict[str, Any], words: list[str
 
 def test_the_sweet_spot_is_where_the_two_cross() -> None:
     """One token less is computed faster; on a slow link nothing is ever copied faster."""
-    latency = registry.build("slack").latency
+    latency = registry.build("slack").known.latency
 
     def compute_s(num_tokens: int) -> float:
         one_s = latency.predict_s(StepShape().with_chunk(1, 0))

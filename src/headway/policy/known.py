@@ -153,11 +153,8 @@ class Known:
     def _hope_again(self, request: Request, at_s: float) -> None:
         """Compete again, if what the cache holds now makes a promise possible that was not."""
         was_hopeless = request.standing is Standing.LOST and not request.num_output_tokens
-        if (
-            was_hopeless
-            and not request.is_past_due(at_s)
-            and not is_hopeless(request, self.latency)
-        ):
+        is_over = not was_hopeless or request.is_past_due(at_s)
+        if not (is_over or is_hopeless(request, self.latency)):
             self.live.change_standing(request, Standing.PROMISED)
             request.note(at_s, "its prompt is in the cache now: the promise may be kept")
 
