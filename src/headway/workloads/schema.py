@@ -210,6 +210,13 @@ def checked(requests: Iterable[tuple[str, WorkloadRequest]], source: str) -> lis
     return result
 
 
+def fields_of(slo: Slo) -> dict[str, float]:
+    """Return the fields by which a client tells a server what it was promised, its class aside."""
+    spans_s = {"slo_ttft_ms": slo.ttft_s, "slo_tbt_ms": slo.tbt_s, "slo_jct_ms": slo.jct_s}
+    fields = {name: span_s * 1000 for name, span_s in spans_s.items() if span_s is not None}
+    return fields if slo.weight == 1.0 else {**fields, "slo_weight": slo.weight}
+
+
 def read_jsonl(path: str | Path) -> list[WorkloadRequest]:
     """Read a workload in Headway's own format.
 
