@@ -10,6 +10,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from headway.cli import values
 from headway.cli.values import save, say, writable, write
 from headway.errors import UserError
 from headway.policy.lengths import fit
@@ -72,9 +73,9 @@ def _in_a_row(logs: tuple[Path, ...]) -> Iterator[list[Served]]:
 
 
 def _table(learned: fit.Score, histogram: fit.Score) -> Table:
-    table = Table(title="Held-out: pinball loss in tokens (lower is better), and coverage")
-    for name in ("quantile", "learned", "histogram", "learned covers", "histogram covers"):
-        table.add_column(name, justify="right")
+    right = ("quantile", "learned", "histogram", "learned covers", "histogram covers")
+    title = "Held-out: pinball loss in tokens (lower is better), and coverage"
+    table = values.table(title, (), right)
     for i, p in enumerate(fit.LEVELS):
         losses = (f"{score.pinball_tokens[i]:.1f}" for score in (learned, histogram))
         covers = (f"{score.coverage[i]:.0%}" for score in (learned, histogram))
