@@ -86,7 +86,7 @@ def test_the_end_carries_the_account(lab: Any, asynchronous: bool) -> None:
     assert 0 < num_late < len(asked), "the load makes some of them late"
     for call in plain:
         assert outcomes[call.request_id].stop_reason is None
-    assert not run.scheduler.headway.accounts
+    assert not run.scheduler.headway_watch.accounts
 
 
 def test_a_refusal_stays_one_and_a_hang_up_leaves_nothing(lab: Any) -> None:

@@ -241,14 +241,14 @@ def test_with_a_prefix_cache_only_the_rest_is_copied_back(lab: Any, asynchronous
         for i, c in enumerate(lab.mixed(50, 8.0, 2))
     ]
     copied_out = 0
-    copy = run.link.copy
+    copy = run.link.carry_out
 
     def counted(metadata: Any, now_s: float) -> None:
         nonlocal copied_out
         copied_out += sum(len(c.slots) for c in metadata.out)
         copy(metadata, now_s)
 
-    run.link.copy = counted
+    run.link.carry_out = counted
     lab.all_served(run.run(calls))
     is_clean(lab, run)
     assert 0 < copied_out < run.link.num_blocks_copied < 2 * copied_out
@@ -325,7 +325,7 @@ def test_the_simulator_swaps_alike(lab: Any, name: str, policy: str, asynchronou
     served, simulated = theirs.run(calls), sim.run(calls)
     assert theirs.steps == sim.schedule
     assert [list(t) for _, t in theirs.steps] == [list(t) for _, t in sim.schedule]
-    assert sim.machine.host.num_blocks_copied == theirs.link.num_blocks_copied > 0
+    assert sim.machine.host.link.num_blocks_copied == theirs.link.num_blocks_copied > 0
     assert sim.num_preemptions["swap"] == theirs.link.num_swapped > 0
     for request_id, one in served.items():
         other = simulated[request_id]

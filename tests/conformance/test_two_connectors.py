@@ -43,7 +43,7 @@ class TwoConnectors(FeatureRun):
     def _launch(self, output: Any) -> None:
         swap, _ = output.kv_connector_metadata.metadata
         self.copies = swap
-        self.link.copy(swap, self.clock.time_s)
+        self.link.carry_out(swap, self.clock.time_s)
         super()._launch(output)
 
     def _take_up_loads(self) -> None:

@@ -13,7 +13,7 @@ from headway.workloads import readers, text_files
 from headway.workloads.prefixes import found_tokens
 from headway.workloads.public import traces
 from headway.workloads.reading import ReadOptions
-from headway.workloads.schema import WorkloadRequest, read_jsonl
+from headway.workloads.schema import WorkloadRequest
 
 TRACES = traces()
 needs_traces = pytest.mark.skipif(
@@ -103,7 +103,7 @@ def test_a_broken_mooncake_row_gets_one_sentence(
 def test_json_that_is_none_gets_one_sentence(tmp_path: Path, line: str) -> None:
     """Endless brackets and endless numbers do not end in a traceback."""
     with pytest.raises(UserError, match=r"line 1[:,] "):
-        read_jsonl(write(tmp_path / "w.jsonl", line + "\n"))
+        readers.load(write(tmp_path / "w.jsonl", line + "\n"))
 
 
 @pytest.mark.parametrize("start", ["{", "TIMESTAMP,ContextTokens,GeneratedTokens\n"])
@@ -121,7 +121,7 @@ def test_a_line_as_long_as_allowed_is_read(tmp_path: Path, monkeypatch: pytest.M
     """The bound itself is still a line."""
     row = '{"arrived_at_s": 0, "num_prompt_tokens": 1, "num_output_tokens": 1}\n'
     monkeypatch.setattr(text_files, "MAX_LINE_CHARS", len(row))
-    assert len(read_jsonl(write(tmp_path / "w.jsonl", row))) == 1
+    assert len(readers.load(write(tmp_path / "w.jsonl", row))) == 1
 
 
 def test_two_gigabytes_without_a_line_end_cost_little_memory(tmp_path: Path) -> None:

@@ -188,7 +188,7 @@ def test_swap_copies_whole_blocks_out_and_in() -> None:
     assert run.num_preemptions == {"recompute": 0, "swap": 1}
     assert isinstance(run.policy, Swapper)
     assert run.policy.kept == [("a",)]
-    assert run.machine.host.num_blocks_copied == 6
+    assert run.machine.host.link.num_blocks_copied == 6
     assert run.machine.host.num_free == 3
     resumed = next(t for _, t in run.schedule if t.get("a", 1) != 1 and t["a"] != 40)
     assert resumed["a"] == 2, "the token beyond the whole blocks, and the newest"
@@ -207,7 +207,7 @@ def test_a_full_host_pool_means_recompute() -> None:
     assert isinstance(run.policy, Swapper)
     assert run.policy.kept == [()]
     assert "swapped" not in [phase for _, phase in run.outcomes["a"].phases]
-    assert run.machine.host.num_blocks_copied == 0
+    assert run.machine.host.link.num_blocks_copied == 0
     assert any(tokens.get("a") == 50 for _, tokens in run.schedule)
     assert len(run.outcomes["a"].emitted_at_s) == 20
 

@@ -11,7 +11,7 @@ import pytest
 from headway.errors import UserError
 from headway.slo import Slo, SloBook
 from headway.workloads import arrivals, readers, realtext
-from headway.workloads.schema import WorkloadRequest, read_jsonl, slo_of, write_jsonl
+from headway.workloads.schema import WorkloadRequest, slo_of, write_jsonl
 
 GOOD = {"id": "r1", "arrived_at_s": 0.5, "num_prompt_tokens": 374, "num_output_tokens": 44}
 
@@ -27,7 +27,7 @@ def test_the_row_of_the_design_is_read(tmp_path: Path) -> None:
         **GOOD, "slo_class": "chat", "ttft_slo_s": 1.0, "tbt_slo_s": 0.1, "jct_slo_s": None,
         "weight": 1.0, "prefix_id": None, "prefix_tokens": 0,
     }  # fmt: skip
-    (request,) = read_jsonl(write(tmp_path / "w.jsonl", row))
+    (request,) = readers.load(write(tmp_path / "w.jsonl", row))
     assert request.num_prompt_tokens == 374
     assert slo_of(request, SloBook.builtin()) == Slo(1.0, 0.1, None, 1.0, "chat")
 
@@ -36,7 +36,7 @@ def test_a_workload_survives_a_round_trip(tmp_path: Path) -> None:
     """What is written is read back equal, prompts and all."""
     requests = realtext.demo_workload(20, 3)
     write_jsonl(tmp_path / "w.jsonl", requests)
-    assert read_jsonl(tmp_path / "w.jsonl") == requests
+    assert readers.load(tmp_path / "w.jsonl") == requests
 
 
 def test_a_chain_survives_a_round_trip(tmp_path: Path) -> None:
@@ -50,12 +50,12 @@ def test_a_chain_survives_a_round_trip(tmp_path: Path) -> None:
     first, second = (json.loads(line) for line in path.read_text().splitlines())
     assert (first["hash_ids"], first["hash_tokens"]) == ([1, "x", -3], 16)
     assert not {"hash_ids", "hash_tokens"} & set(second)
-    assert read_jsonl(path) == made
+    assert readers.load(path) == made
 
 
 def test_a_size_of_no_hashes_says_nothing(tmp_path: Path) -> None:
     """So it is not kept, and what is read is what would be written."""
-    (request,) = read_jsonl(write(tmp_path / "w.jsonl", {**GOOD, "hash_tokens": 16}))
+    (request,) = readers.load(write(tmp_path / "w.jsonl", {**GOOD, "hash_tokens": 16}))
     assert request == WorkloadRequest(**GOOD)  # type: ignore[arg-type]
 
 
@@ -67,7 +67,6 @@ def test_a_size_of_no_hashes_says_nothing(tmp_path: Path) -> None:
         ({"arrived_at_s": float("nan")}, "arrived_at_s must be a number"),
         ({"arrived_at_s": "soon"}, "'soon'"),
         ({"arrived_at_s": True}, "not True"),
-        ({"num_output_tokens": 0}, "at least 1"),
         ({"num_output_tokens": 1.5}, "whole number"),
         ({"num_prompt_tokens": 1e30}, "whole number"),
         ({"ttft_slo_s": 0}, "greater than 0"),
@@ -91,21 +90,21 @@ def test_a_bad_line_gets_one_sentence_with_its_number(
     """Each mistake names file, line and what is wrong."""
     path = write(tmp_path / "w.jsonl", GOOD, {**GOOD, **change})
     with pytest.raises(UserError, match=r"w\.jsonl, line 2: ") as caught:
-        read_jsonl(path)
+        readers.load(path)
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("content", "sentence"),
-    [("", "holds no requests"), ("[1]\n", "JSON object"), ("{\n", "not valid JSON")],
+    [("", "is empty"), ("[1]\n", "JSON object"), ("{\n", "not valid JSON")],
 )
 def test_a_file_that_is_no_workload_is_refused(tmp_path: Path, content: str, sentence: str) -> None:
     """Empty files and other formats get a sentence."""
     path = tmp_path / "w.jsonl"
     path.write_text(content, encoding="utf-8")
     with pytest.raises(UserError, match=sentence):
-        read_jsonl(path)
+        readers.load(path)
 
 
 def test_a_missing_file_is_a_sentence() -> None:

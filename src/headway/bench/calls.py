@@ -16,7 +16,7 @@ from headway.workloads.arrivals import Arrivals, with_arrivals
 from headway.workloads.readers import read
 from headway.workloads.reading import Reading
 from headway.workloads.realtext import demo_workload, made_up_prompt
-from headway.workloads.schema import WorkloadRequest, slo_of
+from headway.workloads.schema import WorkloadRequest, fields_of, slo_of
 
 WARM_UP_REQUESTS = 8
 WARM_UP_GAP_S = 0.2
@@ -141,13 +141,7 @@ def slo_fields(slo: Slo, send_slo: SendSlo) -> dict[str, str | float]:
         return {}
     if send_slo == "class":
         return {"slo_class": slo.class_name}
-    spans_s = {"slo_ttft_ms": slo.ttft_s, "slo_tbt_ms": slo.tbt_s, "slo_jct_ms": slo.jct_s}
-    fields: dict[str, str | float] = {
-        name: span_s * 1000 for name, span_s in spans_s.items() if span_s is not None
-    }
-    if slo.weight != 1.0:
-        fields["slo_weight"] = slo.weight
-    return fields
+    return dict(fields_of(slo))
 
 
 def warm_up_calls(book: SloBook, options: CallOptions) -> list[Call]:

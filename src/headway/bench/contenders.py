@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from headway.bench.calls import SendSlo
 from headway.errors import HeadwayError
 from headway.workloads.realtext import SLO_FILE
 
@@ -43,7 +42,6 @@ class Contender:
         policy: ``headway serve --policy``.
         args: Arguments of the server beyond those all contenders share.
         priority_by_class: What its clients send as vLLM's ``priority``.
-        send_slo: Whether and how its clients tell the promises; stock vLLM ignores them.
     """
 
     key: str
@@ -51,7 +49,6 @@ class Contender:
     policy: str
     args: tuple[str, ...] = ()
     priority_by_class: Mapping[str, int] = field(default_factory=dict)
-    send_slo: SendSlo = "class"
 
     @property
     def serve_args(self) -> list[str]:

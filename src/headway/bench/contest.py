@@ -83,7 +83,7 @@ def _run_leg(server: LiveServer, contender: Contender, leg: Leg, shown: Display)
         rate_rps=rate_rps,
         seed=leg.seed,
         timeout_s=leg.timeout_s,
-        send_slo=contender.send_slo,
+        send_slo="class",  # Stock vLLM ignores it.
         priority_by_class=contender.priority_by_class,
     )
     try:

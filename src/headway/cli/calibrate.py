@@ -12,8 +12,8 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.table import Table
 
+from headway.cli import values
 from headway.cli.values import save, writable, write
 from headway.errors import UserError
 from headway.latency import calibrate as source
@@ -236,9 +236,7 @@ def _from_steps(recording: Path, given: Given) -> Profile:
 
 
 def _report(console: Console, profile: Profile, out: Path) -> None:
-    table = Table(title=profile.name)
-    table.add_column("a step takes, for")
-    table.add_column("µs", justify="right")
+    table = values.table(profile.name, ["a step takes, for"], ["µs"])
     knee = profile.cost.knee_tokens
     rows = {
         "nothing in it": profile.cost.fixed_s,

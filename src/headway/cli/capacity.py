@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from headway.cli import values
 from headway.cli.run_options import (
     check_load,
     policies_of,
@@ -101,10 +101,7 @@ def search(spec: RunSpec, target: float) -> float:
 
 
 def _table(results: list[tuple[str, Capacity]], title: str) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for name, justify in (("policy", "left"), ("kept", "right"), ("capacity", "right")):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    table.add_column("95 % interval", justify="right")
+    table = values.table(title, ["policy"], ["kept", "capacity", "95 % interval"])
     for policy, one in results:
         if one.low_rps is None or one.high_rps is None:
             interval = "one seed"

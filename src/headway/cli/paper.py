@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from headway.cli import values
 from headway.cli.run_options import seeds_of
 from headway.cli.stacked import Command, stacked
 from headway.cli.values import progress, save, whole
@@ -138,11 +138,8 @@ def _capacities(grid: Grid) -> dict[str, dict[str, float]]:
 
 
 def _table(grid: Grid, title: str) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("workload", "policy"):
-        table.add_column(name)
-    for name in ("rate", "kept", "spread", "TTFT p95", "gap p95", "preempted"):
-        table.add_column(name, justify="right")
+    right = ("rate", "kept", "spread", "TTFT p95", "gap p95", "preempted")
+    table = values.table(title, ("workload", "policy"), right)
     for (label, workload, rate), runs in sorted(grid.items(), key=lambda i: (i[0][1], i[0][2])):
         kept = [run["attainment"] or 0.0 for run in runs]
         table.add_row(
@@ -160,9 +157,7 @@ def _table(grid: Grid, title: str) -> Table:
 
 def _gains_table(found: Sequence[Gain], experiment: Experiment) -> Table:
     title = f"Largest gain of {experiment.ours} over the best baseline at the same load"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("figure", "gain", "published", "where", "against"):
-        table.add_column(name)
+    table = values.table(title, ("figure", "gain", "published", "where", "against"), ())
     for gain in found:
         table.add_row(
             gain.figure,

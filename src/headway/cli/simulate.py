@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from headway import registry
+from headway.cli import values
 from headway.cli.run_options import (
     bands_of,
     check_load,
@@ -168,13 +168,10 @@ def _stock_ways(
 
 def table_of(runs: Sequence[Run], title: str) -> Table:
     """Return the comparison a person reads first: one line a policy and rate, over seeds."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("policy")
     bound = ("bound",) if any("bound" in run for run in runs) else ()
     long = ("too long",) if any(_num_long(run) for run in runs) else ()
     names = ("rate", "kept", *bound, "goodput", "TTFT p95", "gap p99", "preempted", "refused")
-    for name in (*names, *long):
-        table.add_column(name, justify="right")
+    table = values.table(title, ["policy"], (*names, *long))
     for group in _over_seeds(runs):
         run = group[0]
         refused = sum(r["outcomes"]["refused"] for r in group)

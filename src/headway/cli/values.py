@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any, overload
 
 import click
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 from headway.errors import UserError
 from headway.workloads.schema import number
@@ -77,6 +79,16 @@ def say(console: Console, sentences: Iterable[str]) -> None:
     """Print sentences as they are, however long."""
     for sentence in sentences:
         console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+
+
+def table(title: str, left: Iterable[str], right: Iterable[str]) -> Table:
+    """Return a table without rows: columns of words, then columns of figures."""
+    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in left:
+        made.add_column(name)
+    for name in right:
+        made.add_column(name, justify="right")
+    return made
 
 
 @contextmanager

@@ -89,6 +89,10 @@ class Journal:
         for reader in self._readers:
             reader.tell(at_s, is_idle=is_idle)
 
+    def validate(self) -> None:
+        """Check the core's books; see its own ``validate``."""
+        self.core.validate()
+
     def close(self) -> None:
         """Hand the rest on and close the readers; harmless when called again."""
         self._finalizer()

@@ -110,6 +110,25 @@ class Outcome:
     phases: list[tuple[float, str]] = field(default_factory=list)
 
 
+class Link:
+    """The link to host memory: one copy at a time, so that a step waits for those before it.
+
+    Attributes:
+        idle_at_s: When the last copy so far ends.
+        num_blocks_copied: Blocks moved, either way.
+    """
+
+    def __init__(self, block_copy_s: float) -> None:
+        self.block_copy_s = block_copy_s
+        self.idle_at_s = 0.0
+        self.num_blocks_copied = 0
+
+    def copy(self, num_blocks: int, now_s: float) -> None:
+        """Queue a copy."""
+        self.idle_at_s = max(self.idle_at_s, now_s) + num_blocks * self.block_copy_s
+        self.num_blocks_copied += num_blocks
+
+
 class StepRow(NamedTuple):
     """One executed step. ``predicted_s`` and ``promised_s`` are 0 where nobody predicted.
 

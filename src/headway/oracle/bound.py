@@ -124,7 +124,6 @@ def bound(
     max_step_tokens: int,
     *,
     scale: float = 1.0,
-    longest_gap_s: float = math.inf,
 ) -> float:
     """Return a share of the requests that no scheduler can exceed (of attainment).
 
@@ -137,9 +136,6 @@ def bound(
         kv_tokens: Tokens the KV cache holds.
         max_step_tokens: Tokens the engine can compute in one step.
         scale: Every step lasts this times *cost*.
-        longest_gap_s: Only compare with schedulers that never leave a stream waiting longer
-            than this. With ``inf`` a stream of over a hundred tokens may be put aside for as
-            long as one likes after its first token and still count as kept.
 
     Raises:
         UserError: There is no request, a size is not positive, or the program is too large.
@@ -154,7 +150,7 @@ def bound(
     jobs: list[Job] = []
     possible = 0
     for request in requests:
-        found = _jobs(possible, request, slos[request.id], prices, kv_tokens, longest_gap_s)
+        found = _jobs(possible, request, slos[request.id], prices, kv_tokens)
         if found is not None:
             jobs += found
             possible += 1
@@ -170,7 +166,6 @@ def _jobs(
     slo: Slo,
     prices: Prices,
     kv_tokens: int,
-    longest_gap_s: float,
 ) -> list[Job] | None:
     """Return what keeping the promise takes; ``None`` when even an idle server could not."""
     prompt, at_s = request.num_prompt_tokens, request.arrived_at_s
@@ -190,7 +185,8 @@ def _jobs(
         if hopeless > late_allowed:
             return None
         gap_s = slo.tbt_s
-    late_s = late_allowed * max(longest_gap_s, gap_s) if late_allowed else 0.0
+    # A stream of over a hundred tokens may be put aside for as long as one likes.
+    late_s = math.inf if late_allowed else 0.0
     jobs = [Job(index, at_s, first_s, prices.prompt_s(prompt), 0.0)]
     for start, count in _pieces(num_gaps):
         context = prompt + start

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from headway.engines.journal import Journal, PlanTimes
-from headway.engines.sim.run import SimRun
 from headway.engines.virtual import Call
 from headway.errors import UserError
 from headway.latency.profile import Profile
@@ -20,8 +18,8 @@ from headway.oracle.policy import scheduler
 from headway.oracle.search import search
 from headway.oracle.simulated import Simulated, server_of
 from headway.slo import Slo, SloBook
-from headway.study.on_sim import engine_of
-from headway.study.served import Served, quantiles_us
+from headway.study.on_sim import engine_of, serve_alone
+from headway.study.served import Served
 from headway.study.spec import RunSpec
 from headway.workloads.schema import WorkloadRequest
 
@@ -79,16 +77,4 @@ def serve(
     player = Simulated(requests, calls, slos, engine, cost, told, book, spec.overload)
     found = search(player, seed=seed, max_plays=SIMULATED_PLAYS, start=found)
     policy = scheduler(found, requests, told, spec.overload)
-    times = PlanTimes()
-    journal = Journal(policy, times)
-    run = SimRun(engine, truth, journal, book=book, keep_steps=keep_steps)
-    outcomes = run.run(calls)
-    journal.close()
-    return Served(
-        outcomes=outcomes,
-        rows=run.steps,
-        capacity_tokens=engine.num_blocks * engine.block_size,
-        num_recomputed=run.num_preemptions.get("recompute", 0),
-        num_swapped=run.num_preemptions.get("swap", 0),
-        plan_us=quantiles_us(times.seconds),
-    )
+    return serve_alone(engine, truth, policy, calls, book, keep_steps)

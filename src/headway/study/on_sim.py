@@ -7,10 +7,10 @@ from dataclasses import replace
 
 from headway import registry
 from headway.engines.journal import Journal, PlanTimes
-from headway.engines.sim.fleet import Fleet
+from headway.engines.sim.fleet import Fleet, FleetResult
 from headway.engines.sim.routers import LeastKv, LeastWork, RoundRobin, Router
 from headway.engines.sim.run import SimRun
-from headway.engines.virtual import Call, VirtualEngine
+from headway.engines.virtual import Call, StepRow, VirtualEngine
 from headway.errors import UserError
 from headway.kit.lengths import Oracle
 from headway.latency.profile import Profile
@@ -57,31 +57,44 @@ def serve(
             _tell_lengths(policy, calls, spec.length_error, spec.load.seed)
         return policy
 
-    capacity_tokens = engine.num_blocks * engine.block_size
     router = router_of(machine.router)
     if machine.num_replicas == 1:
-        times = PlanTimes()
-        journal = Journal(policy(), times)
-        run = SimRun(engine, truth_of(0), journal, book=book, keep_steps=keep_steps)
-        outcomes = run.run(calls)
-        journal.close()
-        kinds = run.num_preemptions
-        rows, plan_us = run.steps, quantiles_us(times.seconds)
-    else:
+        return serve_alone(engine, truth_of(0), policy(), calls, book, keep_steps)
+    result = Fleet(
+        lambda index: SimRun(engine, truth_of(index), policy(), book=book),
+        router,
+        machine.num_replicas,
+    ).run(calls)
+    return _served(engine, result, [], [])
 
-        def build(index: int) -> SimRun:
-            return SimRun(engine, truth_of(index), policy(), book=book)
 
-        result = Fleet(build, router, machine.num_replicas).run(calls)
-        outcomes, kinds = result.outcomes, result.num_preemptions
-        rows, plan_us = [], quantiles_us([])
+def serve_alone(
+    engine: VirtualEngine,
+    truth: Truth,
+    policy: Scheduler,
+    calls: Sequence[Call],
+    book: SloBook,
+    keep_steps: bool,
+) -> Served:
+    """Run *calls* through one simulated server."""
+    times = PlanTimes()
+    journal = Journal(policy, times)
+    run = SimRun(engine, truth, journal, book=book, keep_steps=keep_steps)
+    run.run(calls)
+    journal.close()
+    return _served(engine, run, run.steps, times.seconds)
+
+
+def _served(
+    engine: VirtualEngine, run: SimRun | FleetResult, rows: list[StepRow], plan_s: Sequence[float]
+) -> Served:
     return Served(
-        outcomes=outcomes,
+        outcomes=run.outcomes,
         rows=rows,
-        capacity_tokens=capacity_tokens,
-        num_recomputed=kinds.get("recompute", 0),
-        num_swapped=kinds.get("swap", 0),
-        plan_us=plan_us,
+        capacity_tokens=engine.num_blocks * engine.block_size,
+        num_recomputed=run.num_preemptions.get("recompute", 0),
+        num_swapped=run.num_preemptions.get("swap", 0),
+        plan_us=quantiles_us(plan_s),
     )
 
 

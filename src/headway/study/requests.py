@@ -19,7 +19,7 @@ from headway.workloads.arrivals import Arrivals, with_arrivals
 from headway.workloads.prefixes import chain_of
 from headway.workloads.readers import read
 from headway.workloads.reading import Reading, ReadOptions
-from headway.workloads.schema import WorkloadRequest, slo_of
+from headway.workloads.schema import WorkloadRequest, fields_of, slo_of
 
 LEAST_BOUND_TOKENS = 2048
 """Clients' limit on the output where a workload names none, unless an output is longer."""
@@ -209,14 +209,8 @@ def bound_of(requests: Sequence[WorkloadRequest]) -> int:
 
 def xargs_of(slo: Slo, book: SloBook) -> dict[str, Any]:
     """Return a promise as the fields a client would send to a server that has *book*."""
-    fields = {
-        "slo_class": slo.class_name if slo.class_name in book.classes else None,
-        "slo_ttft_ms": slo.ttft_s and slo.ttft_s * 1000,
-        "slo_tbt_ms": slo.tbt_s and slo.tbt_s * 1000,
-        "slo_jct_ms": slo.jct_s and slo.jct_s * 1000,
-        "slo_weight": slo.weight if slo.weight != 1.0 else None,
-    }
-    return {name: value for name, value in fields.items() if value is not None}
+    known = {"slo_class": slo.class_name} if slo.class_name in book.classes else {}
+    return known | fields_of(slo)
 
 
 def class_ranks(slos: Iterable[Slo]) -> dict[str, int]:

@@ -29,8 +29,8 @@ GAPS_FROM_PERCENT = 70.0
 SHOWN_PROMISES = 4.0
 """Waiting times are drawn up to this many times the promise; what is later is off the page."""
 
-Served = KeptRequest | RequestRecord
-Spans = Callable[[Served], Sequence[float]]
+AnyRequest = KeptRequest | RequestRecord
+Spans = Callable[[AnyRequest], Sequence[float]]
 Promise = Callable[[Slo], float | None]
 
 
@@ -39,7 +39,7 @@ class Waits(NamedTuple):
 
     label: str
     colour: str
-    requests: Sequence[Served]
+    requests: Sequence[AnyRequest]
 
 
 class Shown(NamedTuple):
@@ -58,7 +58,7 @@ class Shown(NamedTuple):
         return cls(label, colour, file.run, kept, lateness_of(kept))
 
     @property
-    def requests(self) -> Sequence[Served]:
+    def requests(self) -> Sequence[AnyRequest]:
         """The run's requests."""
         return self.kept.requests
 
@@ -69,7 +69,7 @@ Compared = Shown | Waits
 def first_token_waits(shown: Sequence[Compared]) -> go.Figure | None:
     """Return the share of requests answered within each time, by class; ``None`` without one."""
 
-    def spans_s(request: Served) -> list[float]:
+    def spans_s(request: AnyRequest) -> list[float]:
         span_s = define.ttft_s(request.arrived_at_s, request.emitted_at_s)
         return [] if span_s is None else [span_s]
 
@@ -134,7 +134,7 @@ def _waits(
 
 
 def _points(
-    requests: Sequence[Served],
+    requests: Sequence[AnyRequest],
     class_name: str,
     spans_of: Spans,
     promise_of: Promise,

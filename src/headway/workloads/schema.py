@@ -12,7 +12,6 @@ from typing import Any
 from headway.errors import UserError
 from headway.slo import Slo, SloBook
 from headway.units import blocks_for
-from headway.workloads.text_files import json_lines
 
 MAX_TOKENS = 100_000_000
 """No request is longer than this; a larger count is a column mix-up."""
@@ -210,15 +209,11 @@ def checked(requests: Iterable[tuple[str, WorkloadRequest]], source: str) -> lis
     return result
 
 
-def read_jsonl(path: str | Path) -> list[WorkloadRequest]:
-    """Read a workload in Headway's own format.
-
-    Raises:
-        UserError: One sentence with the line number of the mistake.
-    """
-    rows = json_lines(path)
-    pairs = ((where, request_of(row, where, i)) for i, (where, row) in enumerate(rows))
-    return checked(pairs, str(path))
+def fields_of(slo: Slo) -> dict[str, float]:
+    """Return the fields by which a client tells a server what it was promised, its class aside."""
+    spans_s = {"slo_ttft_ms": slo.ttft_s, "slo_tbt_ms": slo.tbt_s, "slo_jct_ms": slo.jct_s}
+    fields = {name: span_s * 1000 for name, span_s in spans_s.items() if span_s is not None}
+    return fields if slo.weight == 1.0 else {**fields, "slo_weight": slo.weight}
 
 
 def write_jsonl(path: str | Path, requests: Sequence[WorkloadRequest]) -> None:

@@ -43,11 +43,6 @@ class Lengths:
             total += (q - p) * (low if high == low else (high - low) / math.log(high / low))
         return total
 
-    def quantile_tokens(self, probability: float) -> float:
-        """Return the tokens that this share of the lengths stays below."""
-        ps, tokens = zip(*self.knots, strict=True)
-        return math.exp(float(np.interp(probability, ps, np.log(tokens))))
-
     def sample(self, rng: np.random.Generator, count: int) -> np.ndarray:
         """Return *count* independent lengths, whole tokens of at least 1; shape ``(count,)``."""
         ps, tokens = zip(*self.knots, strict=True)

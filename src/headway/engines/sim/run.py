@@ -158,7 +158,7 @@ class SimRun(Clients):
         seats = (engine.max_num_seqs, engine.max_num_batched_tokens, self._num_in_flight)
         if not engine.host_blocks:
             return EngineView(pool.num_total, pool.num_free, engine.block_size, *seats)
-        queued_s = max(host.idle_at_s - self.now_s, 0.0)
+        queued_s = max(host.link.idle_at_s - self.now_s, 0.0)
         return EngineView(
             pool.num_total,
             pool.num_free,
@@ -201,7 +201,7 @@ class SimRun(Clients):
     def _run_step(
         self, launch: Launch | None, shape: StepShape, tokens: Mapping[str, int], plan: StepPlan
     ) -> None:
-        begins_s = max(self._ready_s, self.now_s, self.machine.host.idle_at_s)
+        begins_s = max(self._ready_s, self.now_s, self.machine.host.link.idle_at_s)
         for request_id in launch.admitted if launch is not None else ():
             self.machine.jobs[request_id].enter(begins_s, "prefill")
         self._ready_s = begins_s + self.truth(shape)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from headway.engines.sim.job import Job
-from headway.engines.virtual import VirtualEngine
+from headway.engines.virtual import Link, VirtualEngine
 
 
 class HostPool:
@@ -16,10 +16,8 @@ class HostPool:
 
     def __init__(self, engine: VirtualEngine) -> None:
         self._block_size = engine.block_size
-        self._block_s = engine.block_copy_s
+        self.link = Link(engine.block_copy_s)
         self.num_free = engine.host_blocks
-        self.idle_at_s = 0.0
-        self.num_blocks_copied = 0
 
     def try_store(self, job: Job, now_s: float) -> bool:
         """Copy a victim's full blocks out; return whether there was room (and anything to keep).
@@ -31,14 +29,14 @@ class HostPool:
             return False
         self.num_free -= num_blocks
         job.host_tokens = num_blocks * self._block_size
-        self._copy(num_blocks, now_s)
+        self.link.copy(num_blocks, now_s)
         return True
 
     def load(self, job: Job, num_cached_tokens: int, now_s: float) -> int:
         """Copy back what the prefix cache does not have; return the tokens whose KV is there."""
         held = job.host_tokens
         if held > num_cached_tokens:
-            self._copy((held - num_cached_tokens) // self._block_size, now_s)
+            self.link.copy((held - num_cached_tokens) // self._block_size, now_s)
         self.drop(job)
         return max(held, num_cached_tokens)
 
@@ -46,7 +44,3 @@ class HostPool:
         """Forget a copy: it was loaded, or its request ended."""
         self.num_free += job.host_tokens // self._block_size
         job.host_tokens = 0
-
-    def _copy(self, num_blocks: int, now_s: float) -> None:
-        self.idle_at_s = max(self.idle_at_s, now_s) + num_blocks * self._block_s
-        self.num_blocks_copied += num_blocks

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from typing import Any, Protocol
 
 from headway.engines import wire
+from headway.engines.vllm.asgi import Message, Send, grown
 from headway.engines.vllm.channel import CHANNEL_VARIABLE
 from headway.errors import UserError
 from headway.metrics.tale import Verdict
@@ -31,7 +32,6 @@ DONE = b"data: [DONE]"
 NO_CHOICES = b'"choices":[]'
 """Stands in vLLM's last chunk of a stream, the one about usage; in a text it would be escaped."""
 
-Message = MutableMapping[str, Any]
 Told = Mapping[str, Any]
 
 
@@ -129,7 +129,7 @@ class Accounted:
             and counted, by itself.
     """
 
-    def __init__(self, send: Callable[[Message], Awaitable[None]]) -> None:
+    def __init__(self, send: Send) -> None:
         self.accounts: list[Told] = []
         self.num_offered = 0
         self._send = send
@@ -154,7 +154,7 @@ class Accounted:
                 if not is_last:
                     return
                 message = {**message, "body": self._in_whole()}
-                await self._send(_sized(self._held, len(message["body"])))
+                await self._send(grown(self._held, len(message["body"]) - len(self._body)))
             else:
                 message = {**message, "body": self._in_stream(is_last)}
         await self._send(message)
@@ -222,9 +222,3 @@ def _object(text: bytes) -> dict[str, Any] | None:
 
 def _encoded(document: Any) -> bytes:
     return json.dumps(document, separators=(",", ":")).encode()
-
-
-def _sized(start: Message, num_bytes: int) -> Message:
-    """Return the start of an answer with the length that its body has now."""
-    kept = [(name, value) for name, value in start["headers"] if name.lower() != b"content-length"]
-    return {**start, "headers": [*kept, (b"content-length", b"%d" % num_bytes)]}

@@ -34,7 +34,7 @@ from vllm.v1.outputs import KVConnectorOutput
 from vllm.v1.structured_output import StructuredOutputManager
 
 from headway.engines.attention import FULL
-from headway.engines.virtual import VirtualEngine
+from headway.engines.virtual import Link, VirtualEngine
 from headway.engines.vllm.attention import groups_of
 from headway.engines.vllm.scheduler import AsyncHeadway, SyncHeadway
 from headway.engines.vllm.swap import CopyTimes, SwapMetadata, transfer_config
@@ -160,31 +160,18 @@ def _config_of(engine: Engine, folder: Path) -> tuple[VllmConfig, list[Any]]:
     return config, groups
 
 
-class HostLink:
-    """The workers' copies under a virtual clock: one link to the host, one copy at a time.
+class Swaps(Link):
+    """The workers' copies under a virtual clock; ``num_swapped`` requests were copied out."""
 
-    The rule of ``engines/sim/swap.py``: a step begins once the copies asked for with it are done.
+    num_swapped = 0
 
-    Attributes:
-        idle_at_s: When the last copy so far ends.
-        num_swapped: Requests copied out.
-        num_blocks_copied: Blocks moved, either way.
-    """
-
-    def __init__(self, engine: Engine) -> None:
-        self._block_s = engine.block_copy_s
-        self.idle_at_s = 0.0
-        self.num_swapped = 0
-        self.num_blocks_copied = 0
-
-    def copy(self, swap: SwapMetadata | None, now_s: float) -> None:
+    def carry_out(self, swap: SwapMetadata | None, now_s: float) -> None:
         """Queue the copies of a step that is scheduled now."""
         if swap is None:
             return
         self.num_swapped += len(swap.out)
         for copy in (*swap.out, *swap.back):
-            self.num_blocks_copied += len(copy.slots)
-            self.idle_at_s = max(self.idle_at_s, now_s) + len(copy.slots) * self._block_s
+            self.copy(len(copy.slots), now_s)
 
     def report(self, swap: SwapMetadata | None) -> KVConnectorOutput | None:
         """Return what the workers would report of a step that ended."""
@@ -192,5 +179,5 @@ class HostLink:
         if not copies:
             return None
         num_blocks = sum(len(copy.slots) for copy in copies)
-        times = CopyTimes(num_blocks, num_blocks * self._block_s)
+        times = CopyTimes(num_blocks, num_blocks * self.block_copy_s)
         return KVConnectorOutput(kv_connector_worker_meta=times)

@@ -16,13 +16,14 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
 from headway.engines.vllm import account
 from headway.engines.vllm.answers import http_error
 from headway.engines.vllm.api_keys import is_allowed
+from headway.engines.vllm.asgi import App, Message, Receive, Scope, Send, path_of
 from headway.engines.vllm.call import attach_to, current, engine_client, slo_file_of
 from headway.engines.vllm.promise import Asked, asked_of
 from headway.engines.vllm.request_body import can_matter, parsed
@@ -33,12 +34,6 @@ from headway.slo_file import WatchedBook
 from headway.slo_rules import is_ours
 
 logger = logging.getLogger("vllm.headway")
-
-Message = MutableMapping[str, Any]
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 SLO_FILE_VARIABLE = "HEADWAY_SLO_FILE"
 """Environment variable that names the server's SLO file; set by ``headway serve``. Without
@@ -131,7 +126,7 @@ class _Exchange:
         self._headers = [(name, value) for name, value in scope.get("headers", ())]
         self._receive = receive
         self._send = send
-        self._path = _path(scope)
+        self._path = path_of(scope)
         self._is_stranger = self._path in OPEN_PATHS and not ("app" in scope and is_allowed(scope))
         self._pieces: list[bytes] = []
         self._asked: Asked | None = None
@@ -253,13 +248,8 @@ class _Exchange:
         await self._send({"type": "http.response.body", "body": body})
 
 
-def _path(scope: Scope) -> str:
-    path, root = str(scope["path"]), str(scope.get("root_path", ""))
-    return path[len(root) :] if root and path.startswith(root) else path
-
-
 def _is_generation(scope: Scope) -> bool:
-    return scope["type"] == "http" and scope["method"] == "POST" and _path(scope) in PATHS
+    return scope["type"] == "http" and scope["method"] == "POST" and path_of(scope) in PATHS
 
 
 def _starts(message: Message) -> bool:

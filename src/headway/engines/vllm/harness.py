@@ -22,7 +22,7 @@ from vllm.v1.request import Request, RequestStatus
 from headway.engines import wire
 from headway.engines.virtual import Call, Outcome, StepRow
 from headway.engines.vllm import compat
-from headway.engines.vllm.bare import Engine, HostLink, build
+from headway.engines.vllm.bare import Engine, Swaps, build
 from headway.engines.vllm.made_up_tokens import STOP, own_token, prompt_tokens
 from headway.latency.model import StepShape
 
@@ -73,7 +73,7 @@ class VirtualRun:
         self.steps: list[tuple[float, dict[str, int]]] = []
         self.rows: list[StepRow] = []
         self.num_preemptions = 0
-        self.link = HostLink(engine)
+        self.link = Swaps(engine.block_copy_s)
         self._keep_steps = keep_steps
         self._pending: deque[tuple[Any, float, frozenset[str]]] = deque()
         self._ready_s = 0.0
@@ -187,7 +187,7 @@ class VirtualRun:
             self.num_preemptions += 1
             phase = "swapped" if request_id in kept else "preempted"
             self.outcomes[request_id].phases.append((self.clock.time_s, phase))
-        self.link.copy(swap, self.clock.time_s)
+        self.link.carry_out(swap, self.clock.time_s)
         if not tokens:
             self._pending.append((output, self.clock.time_s, frozenset()))
             return

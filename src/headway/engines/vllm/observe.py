@@ -13,15 +13,14 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterable
 from http import HTTPStatus
 from importlib.resources import files
 from typing import Any
 from urllib.parse import parse_qs
 
 from headway.engines.vllm.api_keys import is_allowed
+from headway.engines.vllm.asgi import App, Message, Receive, Scope, Send, grown, path_of
 from headway.engines.vllm.channel import CHANNEL_VARIABLE, Receiver
-from headway.engines.vllm.edge import App, Message, Receive, Scope, Send
 from headway.metrics.board import BROKEN_KEPT, Board
 from headway.metrics.prometheus import exposition
 
@@ -78,7 +77,7 @@ class LiveView:
         if scope["type"] == "lifespan":
             await self._live_through(scope, receive, send)
             return
-        path = _path(scope) if scope["type"] == "http" else ""
+        path = path_of(scope) if scope["type"] == "http" else ""
         if path.rstrip("/") == METRICS and scope["method"] == "GET":
             await self._app(_plain_text(scope), receive, _Appended(send, self._metrics))
         elif path in PAGE_FILES or path in (STATE, BROKEN):
@@ -159,18 +158,10 @@ class _Appended:
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start" and message["status"] == HTTPStatus.OK:
             self._extra = self._more()
-            message = {**message, "headers": _longer(message["headers"], len(self._extra))}
+            message = grown(message, len(self._extra))
         elif message["type"] == "http.response.body" and not message.get("more_body", False):
             message = {**message, "body": message.get("body", b"") + self._extra}
         await self._send(message)
-
-
-def _longer(headers: Iterable[tuple[bytes, bytes]], num_bytes: int) -> list[tuple[bytes, bytes]]:
-    """Return *headers* with a content length of *num_bytes* more, where there is one."""
-    return [
-        (key, b"%d" % (int(value) + num_bytes) if key.lower() == b"content-length" else value)
-        for key, value in headers
-    ]
 
 
 def _plain_text(scope: Scope) -> Scope:
@@ -210,8 +201,3 @@ async def _respond(
         }
     )
     await send({"type": "http.response.body", "body": body})
-
-
-def _path(scope: Scope) -> str:
-    path, root = str(scope["path"]), str(scope.get("root_path", ""))
-    return path[len(root) :] if root and path.startswith(root) else path
