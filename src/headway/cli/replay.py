@@ -69,8 +69,7 @@ def replay(
     """
     for flag in SAID_BY_THE_RECORDING:
         if given[flag]:
-            name = flag.replace("_", "-")
-            raise UserError(f"--{name} makes no sense here: the recording says all of it.")
+            raise UserError(_makes_no_sense(flag))
     if kv_scale is not None and given["kv_tokens"] is not None:
         raise UserError("Give either --kv-tokens or --kv-scale, not both.")
     writable(json_path, keep)
@@ -114,6 +113,16 @@ def replay(
 for option in replay.params:
     if isinstance(option, click.Option) and option.name in SAID_BY_THE_RECORDING:
         option.hidden = True
+
+
+def _makes_no_sense(flag: str) -> str:
+    option = f"--{flag.replace('_', '-')}"
+    if flag in OPTION_NAMES:
+        return (
+            f"{option} is about trace files, and replay reads recordings, which leave nothing open;"
+            " a trace goes to headway simulate --trace."
+        )
+    return f"{option} makes no sense here: the recording says all of it."
 
 
 def _chosen(
