@@ -1,8 +1,8 @@
-"""Question: does breaking one line of the KV ledger make a test fail?
+"""Question: does breaking one line of the KV ledger, or of the instruments, make a test fail?
 
-Breaks the lines below one at a time in a copy of the project, and runs the ledger's tests there.
+Breaks the lines one at a time in a copy of the project, and runs their tests there.
 
-    python experiments/mutations/run.py
+    python experiments/mutations/run.py [ledger|instruments]
 """
 
 from __future__ import annotations
@@ -15,13 +15,17 @@ import tempfile
 from pathlib import Path
 
 import click
+from instruments import BREAKS as INSTRUMENTS
 
 ROOT = Path(__file__).parents[2]
+WITHIN_S = 900
+"""A break that makes the tests hang is noticed, too."""
+
 TESTS = ("tests/unit/test_reserve.py", "tests/unit/test_lending.py", "tests/unit/test_cacheopt.py",
          "tests/gold/test_ledger_twin.py")  # fmt: skip
 LEDGER, LENDING = "src/headway/policy/kv/ledger.py", "src/headway/policy/kv/lending.py"
 
-BREAKS = (
+LEDGERS = (
     (LEDGER, "            self.claims.discard(name)\n", "            pass\n"),
     (LEDGER, "        self.claims.discard(request_id)\n", ""),
     (LEDGER, "            self.lending.leave(request_id)\n", "            pass\n"),
@@ -35,9 +39,16 @@ BREAKS = (
     (LENDING, "self._attach(name, guest, owner)", "self._attach(name, guest, None)"),
 )
 
+BREAKS = {
+    "ledger": [(*each, TESTS, each[1].strip()) for each in LEDGERS],
+    "instruments": list(INSTRUMENTS),
+}
+"""File, line, what becomes of it, tests, name."""
+
 
 @click.command()
-def main() -> None:
+@click.argument("which", type=click.Choice(list(BREAKS)), default="ledger")
+def main(which: str) -> None:
     """Break each line and count how many breaks a test notices."""
     noticed = 0
     with tempfile.TemporaryDirectory() as name:
@@ -45,22 +56,34 @@ def main() -> None:
         for folder in ("src", "tests"):
             shutil.copytree(ROOT / folder, copy / folder)
         shutil.copy(ROOT / "pyproject.toml", copy)
-        for file, line, broken in BREAKS:
+        for file, line, broken, tests, what in BREAKS[which]:
             text = (ROOT / file).read_text(encoding="utf-8")
             if line not in text:
                 raise click.ClickException(f"{file} has no line {line!r} any more.")
             (copy / file).write_text(text.replace(line, broken, 1), encoding="utf-8")
-            command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *TESTS]
-            environment = {**os.environ, "PYTHONPATH": str(copy / "src")}
-            done = subprocess.run(
-                command, check=False, cwd=copy, env=environment, capture_output=True
-            )
+            word, first = outcome(copy, tests)
             (copy / file).write_text(text, encoding="utf-8")
-            noticed += done.returncode == 1
-            word = {0: "NOT NOTICED", 1: "noticed"}.get(done.returncode, "did not run")
-            click.echo(f"{word}: {Path(file).name}: {line.strip()}")
-    click.echo(f"{noticed} of {len(BREAKS)} noticed")
-    sys.exit(noticed != len(BREAKS))
+            noticed += word == "noticed"
+            click.echo(f"{word}: {Path(file).name}: {what}{first}")
+    click.echo(f"{noticed} of {len(BREAKS[which])} noticed")
+    sys.exit(noticed != len(BREAKS[which]))
+
+
+def outcome(copy: Path, tests: tuple[str, ...]) -> tuple[str, str]:
+    """Run *tests* in *copy*; return what came of it, and the test that failed."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
+    environment = {**os.environ, "PYTHONPATH": str(copy / "src")}
+    try:
+        done = subprocess.run(
+            command, check=False, cwd=copy, env=environment, capture_output=True, text=True,
+            timeout=WITHIN_S,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return "noticed", " (by hanging)"
+    failed = next((x for x in done.stdout.splitlines() if x.startswith("FAILED ")), "")
+    first = failed.partition("::")[2].partition(" ")[0]
+    word = {0: "NOT NOTICED", 1: "noticed"}.get(done.returncode, "did not run")
+    return word, f" ({first})" if first else ""
 
 
 if __name__ == "__main__":

@@ -56,6 +56,8 @@ def jsonl(path: Path, *rows: object) -> Path:
         ("lengths", LENGTHS + "10,0,10,1\n", "(1 row with 0 output tokens skipped)"),
         ("lengths", LENGTHS + "10\n", "line 2: the column 'num_decode_tokens' is missing"),
         ("lengths", LENGTHS + "10,2.5,12,1\n", "line 2: num_decode_tokens must be a whole"),
+        ("lengths", LENGTHS + "10,2,12,1,7\n", "line 2: 5 fields under a header of 4"),
+        ("lengths", LENGTHS.strip() + ",\n10,2,12,1,7\n", "line 2: 5 fields under a header of 4"),
         ("empty", "", "is empty"),
         ("blank", "\n \n", "is empty"),
         ("prose", "once upon a time\n", "known are"),

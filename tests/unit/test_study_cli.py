@@ -246,7 +246,16 @@ def test_an_option_about_the_trace_changes_the_run(tmp_path: Path) -> None:
         (("capacity", *SMALL, "--time-unit", "ms"), "--time-unit is about a trace file"),
         (("bench", "--hash-tokens", "16"), "--hash-tokens is about a trace file"),
         (("bench", "--workload", "{trace}"), "line 4: arrived_at goes back"),
-        (("replay", "{trace}", "--any-rate"), "--any-rate makes no sense here"),
+        *(
+            (("replay", "{trace}", *option), f"{option[0]} is about trace files, and replay")
+            for option in (
+                ("--time-unit", "ms"),
+                ("--hash-tokens", "16"),
+                ("--sort",),
+                ("--column", "arrived=x"),
+                ("--any-rate",),
+            )
+        ),
         (("simulate", "--trace", "{trace}"), "line 4: arrived_at goes back"),
         (("simulate", "--trace", "{trace}", "--column", "when=x"), "--column must be ROLE=NAME"),
         (("capacity", "--trace", "{trace}", "--column", "arrived=x"), "no column 'x'"),

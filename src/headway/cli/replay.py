@@ -98,8 +98,7 @@ def _check(given: Mapping[str, Any], kv_scale: float | None) -> None:
     """
     for flag in SAID_BY_THE_RECORDING:
         if given[flag]:
-            name = flag.replace("_", "-")
-            raise UserError(f"--{name} makes no sense here: the recording says all of it.")
+            raise UserError(_makes_no_sense(flag))
     if kv_scale is not None and given["kv_tokens"] is not None:
         raise UserError("Give either --kv-tokens or --kv-scale, not both.")
 
@@ -126,6 +125,16 @@ def _runs(
     with progress(console, "replay", len(specs) + len(baseline)) as advance:
         done = run_all([*specs, *baseline], Ledger(keep=keep), workers, lambda s, r: advance())
     return [done[spec.key()] for spec in specs], done[same.key()] if same is not None else None
+
+
+def _makes_no_sense(flag: str) -> str:
+    option = f"--{flag.replace('_', '-')}"
+    if flag in OPTION_NAMES:
+        return (
+            f"{option} is about trace files, and replay reads recordings, which leave nothing open;"
+            " a trace goes to headway simulate --trace."
+        )
+    return f"{option} makes no sense here: the recording says all of it."
 
 
 def _chosen(

@@ -66,10 +66,6 @@ class Journal:
         self._entries.append((view, now_s, plan, time.perf_counter() - begun_s))
         return plan
 
-    def validate(self) -> None:
-        """Let the core recompute its books."""
-        self.core.validate()
-
     def observe(self, event: Event) -> None:
         """Let the core hear of *event*, and the readers when it is time."""
         self._entries.append(event)

@@ -87,11 +87,15 @@ class Timeline:
             column = np.asarray(table[field.name], dtype=float)
             if column.ndim != 1 or not np.isfinite(column).all():
                 raise ValueError(f"timeline.{field.name} is not a list of numbers")
+            if field.name not in ("begins_s", "ends_s") and (column < 0).any():
+                raise ValueError(f"timeline.{field.name} has a negative number")
             columns[field.name] = column
         if len({len(column) for column in columns.values()}) != 1:
             raise ValueError("the lists of the timeline differ in length")
         if (np.diff(columns["begins_s"]) < 0).any():
             raise ValueError("the steps of the timeline are not in order")
+        if (columns["ends_s"] < columns["begins_s"]).any():
+            raise ValueError("a step of the timeline ends before it begins")
         return cls(**columns, capacity_tokens=int(table.get("capacity_tokens") or 0))
 
 
@@ -129,6 +133,11 @@ class KeptRequest:
                 raise ValueError(f"phase {name!r:.60} is not one of {', '.join(PHASES)}")
         if any(before[0] > after[0] for before, after in pairwise(phases)):
             raise ValueError(f"the phases of request {row['id']!r:.60} are not in order")
+        instants_s = (float(row["arrived_at_s"]), *(float(at_s) for at_s in row["emitted_at_s"]))
+        if any(before_s > after_s for before_s, after_s in pairwise(instants_s)):
+            raise ValueError(
+                f"the tokens of request {row['id']!r:.60} are not in order, or came before it"
+            )
         return cls(
             id=str(row["id"]),
             slo=Slo(
@@ -137,8 +146,8 @@ class KeptRequest:
                 jct_s=promised.get("jct_s"),
                 class_name=str(row.get("slo_class") or "none"),
             ),
-            arrived_at_s=float(row["arrived_at_s"]),
-            emitted_at_s=tuple(float(at_s) for at_s in row["emitted_at_s"]),
+            arrived_at_s=instants_s[0],
+            emitted_at_s=instants_s[1:],
             outcome=str(row["outcome"]),
             attained=bool(row["attained"]),
             phases=phases,

@@ -92,11 +92,12 @@ def kv_over_time(timeline: Timeline) -> go.Figure:
 def steps_over_time(timeline: Timeline) -> go.Figure:
     """Return the time of the steps against their promise, their tokens, and the queue."""
     bins, spans_s = Bins.of(timeline), timeline.spans_s
-    plan_s = np.where(np.isfinite(timeline.planned_s), timeline.planned_s, 0.0)
-    drawn = sorted({*bins.worst(spans_s), *bins.worst(spans_s - plan_s)})
+    has_plan = np.isfinite(timeline.planned_s)
+    furthest_over = [i for i in bins.worst(spans_s - timeline.planned_s) if has_plan[i]]
+    drawn = sorted({*bins.worst(spans_s), *furthest_over})
     over = [i for i in drawn if spans_s[i] > timeline.planned_s[i]]
     kept = [i for i in drawn if spans_s[i] <= timeline.planned_s[i]]
-    promised = [i for i in drawn if plan_s[i]]
+    promised = [i for i in drawn if has_plan[i]]
     figure = make_subplots(
         rows=3, cols=1, shared_xaxes=True, vertical_spacing=0.07, row_heights=[0.44, 0.28, 0.28]
     )
@@ -155,8 +156,11 @@ def waterfall(rows: Sequence[KeptRequest], found: Mapping[str, Verdict]) -> go.F
     late, broken, refused = (Segments.empty() for _ in range(3))
     for row, request in enumerate(rows):
         text = _story(request, found[request.id])
-        edges = [*(at_s for at_s, _ in request.phases), request.last_seen_at_s]
-        for (_, phase), (from_s, to_s) in zip(request.phases, pairwise(edges), strict=True):
+        phases = list(request.phases)
+        if not phases or phases[0][0] > request.arrived_at_s:
+            phases.insert(0, (request.arrived_at_s, "queued"))  # Until something is told, it waits.
+        edges = [*(at_s for at_s, _ in phases), request.last_seen_at_s]
+        for (_, phase), (from_s, to_s) in zip(phases, pairwise(edges), strict=True):
             bars[phase].add(round(from_s, 4), round(to_s, 4), row, text)
         for before_s, after_s in pairwise(request.emitted_at_s):
             if request.slo.tbt_s is not None and after_s - before_s > request.slo.tbt_s:

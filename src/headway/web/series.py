@@ -87,10 +87,13 @@ def points(runs: Iterable[Run], figure: Figure) -> list[Point]:
         value = figure(run)
         if value is not None:
             values.setdefault(load_rps(run), []).append(float(value))
-    return [
-        Point(at_rps, sum(found) / len(found), min(found), max(found), len(found))
-        for at_rps, found in sorted(values.items())
-    ]
+    return [_point(at_rps, found) for at_rps, found in sorted(values.items())]
+
+
+def _point(at_rps: float, found: Sequence[float]) -> Point:
+    # The mean of three times 0.1 is greater than 0.1: an error bar of less than nothing.
+    low, high = min(found), max(found)
+    return Point(at_rps, min(max(sum(found) / len(found), low), high), low, high, len(found))
 
 
 def quantile(name: str, which: str) -> Figure:

@@ -156,7 +156,8 @@ def curve(spans_s: Sequence[float], total: int) -> list[tuple[float, float]]:
     """Return points (span in seconds, percent of *total* within it) of sorted *spans_s*."""
     step = max(1, len(spans_s) // MAX_CURVE_POINTS)
     picked = sorted({*range(0, len(spans_s), step), len(spans_s) - 1} - {-1})
-    return [(round(spans_s[i], 4), round(100 * (i + 1) / total, 3)) for i in picked]
+    # To the microsecond, as files have it: a wait just beyond its promise must not be drawn within.
+    return [(round(spans_s[i], 6), round(100 * (i + 1) / total, 3)) for i in picked]
 
 
 def _add_curve(

@@ -82,7 +82,7 @@ def _of_json(path: Path, numbered: Iterator[NumberedRow], is_document: bool = Fa
 def _csv(path: Path) -> Rows:
     reader = csv.reader(text_lines(path), skipinitialspace=True)
     cells = _cells(path, reader)
-    header = [name.strip() for name in next((row for row in cells if any(row)), [])]
+    header = next((row for row in cells if any(row)), [])
     while header and not header[-1]:
         header.pop()
     twice = next((name for i, name in enumerate(header) if name and name in header[:i]), None)
