@@ -55,7 +55,7 @@ PRESETS: dict[str, Callable[..., Parts | Planner]] = {
     "fcfs": fcfs.parts,
     "sarathi": sarathi.parts,
     "slack": slack.parts,
-    "accelgen": accelgen.parts,
+    "accelgen": accelgen.planner,
     "headway": headway,
     "cacheopt": cacheopt.parts,
     "orca": orca.parts,
@@ -63,10 +63,10 @@ PRESETS: dict[str, Callable[..., Parts | Planner]] = {
     "fastgen": fastgen.parts,
     "s3": s3.parts,
     "rlp": rlp.parts,
-    "fastserve": fastserve.parts,
+    "fastserve": fastserve.planner,
     "pastfuture": pastfuture.parts,
     "qoserve": qoserve.parts,
-    "xllm": xllm.parts,
+    "xllm": xllm.planner,
     "sliding": sliding.parts,
 }
 

@@ -118,7 +118,7 @@ def test_a_promise_scales_the_saturating_step(fake_engine: Any) -> None:
     engine.step()
     view = engine.view
     contexts: list[Any] = []
-    engine.core.planner.parts.holder.hold = lambda draft: contexts.append(draft) or ()
+    engine.core.planner.hold = lambda draft: contexts.append(draft) or ()
     engine.core.plan(view, engine.now_s)
     budget = DynamicChunk(with_context=False)
     tokens = [budget.tokens(contexts[0], s) for s in (0.037, 0.0185, 1e-9, math.inf, 0.148)]
@@ -161,7 +161,7 @@ def test_sizes_of_an_exact_step(fake_engine: Any) -> None:
     engine.arrive("r", 1, 5)
     engine.step()
     contexts: list[Any] = []
-    engine.core.planner.parts.holder.hold = lambda draft: contexts.append(draft) or ()
+    engine.core.planner.hold = lambda draft: contexts.append(draft) or ()
     engine.core.plan(engine.view, engine.now_s)
     budget = DynamicChunk(with_context=False, exact=True)
     promises_s = (0.037, 0.0185, 1e-9, math.inf, 0.148)

@@ -251,7 +251,7 @@ def test_pastfuture_draws_from_the_past(fake_engine: Any) -> None:
 def fastserve(fake_engine: Any, **engine: Any) -> tuple[Any, Any]:
     options = {"quantum_s": 0.04, **engine.pop("options", {})}
     made = server(fake_engine, "fastserve", flat(), options=options, **engine)
-    return made, made.core.planner.parts.prioritizer._ranking
+    return made, made.core.planner.ranking
 
 
 def test_fastserve_skips_levels_by_the_first_iteration(fake_engine: Any) -> None:
@@ -399,7 +399,7 @@ def test_sliding_orders_by_protection_urgency_and_work(fake_engine: Any) -> None
 def test_a_context_is_walked_once(fake_engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Holder, prioritiser and batcher report one decision."""
     engine, _ = fastserve(fake_engine)
-    step = engine.core.planner.parts.holder
+    step = engine.core.planner
     seen: list[Draft] = []
     walk = step._walk
     monkeypatch.setattr(step, "_walk", lambda draft: (seen.append(draft), walk(draft))[1])

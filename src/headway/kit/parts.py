@@ -58,17 +58,6 @@ class Batcher(Protocol):
         """Return the chunks of the step; ``draft.num_spare_blocks`` shrinks with them."""
 
 
-class Holder(Part, Protocol):
-    """Decides which running decodes sit a step out, keeping their KV."""
-
-    def begin(self, draft: Draft) -> None:
-        """Forget the last plan; most holders remember nothing."""
-        return
-
-    def hold(self, draft: Draft) -> tuple[str, ...]:
-        """Return their ids; ``draft.shape`` is left with the decodes that do run."""
-
-
 class Funder(Protocol):
     """Sees to it that running requests have the KV they are about to need."""
 
@@ -81,10 +70,11 @@ class Parts:
     """What a preset is made of; each part can be switched on its own.
 
     ``max_wait_s`` bounds how long a request may wait for its next token. A preset that heeds no
-    promises treats every request as if it had none. ``holder`` replaces the core's own rule
-    (streams without a promised gap yield to those with one), ``funder`` the rule that blocks are
-    found for the next step only. Parts that reckon with the KV running requests will hold share a
-    ``ledger``; ``shared`` are parts of parts that remember something for one plan.
+    promises treats every request as if it had none. Where ``everyone_decodes`` no stream sits a
+    step out, else those without a promised gap yield to those with one. ``funder`` replaces the
+    rule that blocks are found for the next step only. Parts that reckon with the KV running
+    requests will hold share a ``ledger``; ``shared`` are parts of parts that remember something
+    for one plan.
     """
 
     predictor: Predictor
@@ -96,7 +86,7 @@ class Parts:
     preemptor: Preemptor
     max_wait_s: float = math.inf
     heeds_promises: bool = True
-    holder: Holder | None = None
+    everyone_decodes: bool = False
     funder: Funder | None = None
     ledger: KvLedger | None = None
     swap: SwapChoice = field(default_factory=AlwaysRecompute)
@@ -133,22 +123,17 @@ class Composed(Planner):
         parts = self.parts
         if parts.ledger is not None:
             parts.ledger.layout = draft.given.layout
-        for part in (parts.chunker, parts.gate, parts.holder, *parts.shared):
-            if part is not None:
-                part.begin(draft)
+        remembering: tuple[Part, ...] = (parts.chunker, parts.gate, *parts.shared)
+        for part in remembering:
+            part.begin(draft)
 
     def set_aside(self, draft: Draft) -> tuple[set[str], float]:
         """As the feasibility test says."""
         return self.parts.feasibility.set_aside(draft, self.chunker)
 
-    def decides_decodes(self, draft: Draft) -> bool:
-        """Whoever brings a holder may want some decodes to wait for others."""
-        return self.parts.holder is not None and bool(draft.given.live.decoding)
-
     def hold(self, draft: Draft) -> tuple[str, ...]:
-        """As the holder says, else as the default policy does."""
-        holder = self.parts.holder
-        return hold(draft, self.chunker) if holder is None else holder.hold(draft)
+        """As the default policy does, or nobody."""
+        return () if self.parts.everyone_decodes else hold(draft, self.chunker)
 
     def fund(self, draft: Draft, preemptor: Preemptor) -> tuple[Preempt, ...]:
         """As the funder says."""

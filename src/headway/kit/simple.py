@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from headway.kit.lengths import MaxTokens
-from headway.kit.parts import Feasibility, Holder, Parts, Prioritizer
+from headway.kit.parts import Feasibility, Parts, Prioritizer
 from headway.latency.model import StepShape
 from headway.policy.admit import Gate
 from headway.policy.batch import InOrder
@@ -103,14 +103,6 @@ class Youngest(Preemptor):
     def for_claim(self, draft: Draft, claim: Request) -> Iterator[Request]:
         """Yield nobody."""
         yield from ()
-
-
-class EveryoneDecodes(Holder):
-    """No decode ever sits out."""
-
-    def hold(self, draft: Draft) -> tuple[str, ...]:
-        """Return nobody."""
-        return ()
 
 
 def plain_parts(chunk_tokens: int | None = None) -> Parts:

@@ -15,13 +15,11 @@ from dataclasses import dataclass
 
 from headway.kit.lengths import MaxTokens
 from headway.kit.options import positive_count, positive_s
-from headway.kit.parts import Parts
-from headway.kit.simple import AllFeasible, FixedChunk, FreeBlocks
 from headway.latency.model import StepShape
 from headway.policy.draft import Draft
 from headway.policy.swap_choice import SwapChoice, copyable_blocks
 from headway.request import Request
-from headway.rivals.ranked import RankedStep, Ranking
+from headway.rivals.ranked import Ranked, Ranking
 
 RATIO = 2.0
 """Of one level's quantum to that of the level above."""
@@ -171,13 +169,13 @@ class WhereverItFits(SwapChoice):
         return "swap" if copyable_blocks(draft, victim) else "recompute"
 
 
-def parts(
+def planner(
     num_levels: int = 6,
     quantum_s: float | None = None,
     starve_s: float = 300.0,
     max_batch: int | None = None,
-) -> Parts:
-    """Return the parts.
+) -> Ranked:
+    """Return the planner.
 
     Args:
         quantum_s: Of the first level; ``None`` takes the predicted time of one decode alone.
@@ -190,16 +188,4 @@ def parts(
     if max_batch is not None:
         positive_count("max_batch", max_batch)
     queue = SkipJoin(num_levels, quantum_s, starve_s=positive_s("starve_s", starve_s))
-    step = RankedStep(queue, max_batch)
-    return Parts(
-        predictor=MaxTokens(),
-        feasibility=AllFeasible(),
-        prioritizer=step,
-        chunker=FixedChunk(),
-        gate=FreeBlocks(),
-        batcher=step,
-        preemptor=step,
-        heeds_promises=False,
-        holder=step,
-        swap=WhereverItFits(),
-    )
+    return Ranked(queue, MaxTokens(), max_batch, heeds_promises=False, swap=WhereverItFits())

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from headway.kit.lengths import SlidingHistogram
 from headway.kit.options import positive_s
 from headway.kit.parts import Feasibility, Parts, Prioritizer
-from headway.kit.simple import EveryoneDecodes, FreeBlocks, Youngest
+from headway.kit.simple import FreeBlocks, Youngest
 from headway.latency.model import StepShape
 from headway.policy.batch import InOrder
 from headway.policy.chunk import Chunker, largest_chunk
@@ -197,5 +197,5 @@ def parts(alpha_s: float | None = None) -> Parts:
         gate=FreeBlocks(),
         batcher=InOrder(),
         preemptor=Youngest(),
-        holder=EveryoneDecodes(),
+        everyone_decodes=True,
     )

@@ -1,24 +1,24 @@
 """A step composed in one order of importance over *all* live requests, decodes included.
 
-FastServe and xLLM do not let every running stream decode: the step is given to the most
-important, be it a token or a prompt, until it is full; the rest keep their KV and sit out.
-One walk decides everything; the parts of the plan only report what it chose.
+FastServe and xLLM do not let every running stream decode.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
-from headway.kit.parts import Batcher, Holder, Part, Prioritizer
+from headway.kit.one_walk import OneWalk
+from headway.kit.parts import Part
+from headway.kit.simple import FixedChunk
 from headway.latency.model import StepShape
-from headway.policy.admit import Gate
 from headway.policy.batch import Filled, cap_partial
-from headway.policy.chunk import Chunker, largest_chunk
+from headway.policy.chunk import largest_chunk
 from headway.policy.draft import Draft
 from headway.policy.plan import Chunk, Preempt
+from headway.policy.predict import Predictor
 from headway.policy.preempt import Preemptor
 from headway.policy.price import LEAST_CHUNK_TOKENS
 from headway.request import Request, State
@@ -49,35 +49,41 @@ class Choice:
     shape: StepShape = field(default_factory=StepShape)
     decodes: StepShape = field(default_factory=StepShape)
     chunks: list[Chunk] = field(default_factory=list)
-    taken: list[Request] = field(default_factory=list)
     held: list[str] = field(default_factory=list)
     victims: dict[str, tuple[Request, str]] = field(default_factory=dict)
     is_full: bool = False
     is_blocked: bool = False
 
 
-class RankedStep(Holder, Prioritizer, Batcher, Preemptor):
+class Ranked(OneWalk):
     """Composes steps by a :class:`Ranking`.
 
     Args:
         max_batch: Requests computed in one step; ``None`` leaves it to the engine.
         least_partial_tokens: A prompt is not cut to fewer tokens than this.
+        walk: See :class:`~headway.kit.one_walk.OneWalk`.
     """
 
     def __init__(
-        self, ranking: Ranking, max_batch: int | None = None, least_partial_tokens: int = 1
+        self,
+        ranking: Ranking,
+        lengths: Predictor,
+        max_batch: int | None = None,
+        least_partial_tokens: int = 1,
+        **walk: Any,
     ) -> None:
-        self._ranking = ranking
+        super().__init__(lengths, FixedChunk(), **walk)
+        self.ranking = ranking
         self._max_batch = max_batch
         self._least_partial_tokens = least_partial_tokens
         self._choice: Choice | None = None
 
-    # -- the parts ------------------------------------------------------------------------
+    # -- the decisions --------------------------------------------------------------------
 
-    def begin(self, draft: Draft) -> None:
+    def forget(self, draft: Draft) -> None:
         """Forget the last plan's step."""
         self._choice = None
-        self._ranking.begin(draft)
+        self.ranking.begin(draft)
 
     def hold(self, draft: Draft) -> tuple[str, ...]:
         """Return the decodes the walk found no room for."""
@@ -85,18 +91,7 @@ class RankedStep(Holder, Prioritizer, Batcher, Preemptor):
         draft.shape = choice.decodes
         return tuple(choice.held)
 
-    def candidates(self, draft: Draft) -> Iterator[Request]:
-        """Yield the prompts the walk took."""
-        yield from self._choose(draft).taken
-
-    def fill(
-        self,
-        draft: Draft,
-        candidates: Iterable[Request],
-        chunker: Chunker,
-        gate: Gate,
-        preemptor: Preemptor,
-    ) -> Filled:
+    def fill(self, draft: Draft, preemptor: Preemptor) -> Filled:
         """Return what the walk chose."""
         choice = self._choose(draft)
         filled = Filled(choice.shape, list(choice.chunks))
@@ -109,13 +104,9 @@ class RankedStep(Holder, Prioritizer, Batcher, Preemptor):
 
     def for_running(self, draft: Draft) -> Iterator[Request]:
         """Yield running requests, the least important first."""
-        for request in reversed(self._ranking.order(draft)):
+        for request in reversed(self.ranking.order(draft)):
             if request.state is State.RUNNING:
                 yield request
-
-    def for_claim(self, draft: Draft, claim: Request) -> Iterator[Request]:
-        """Yield nobody: the walk has decided who makes room."""
-        yield from ()
 
     # -- the walk -------------------------------------------------------------------------
 
@@ -133,10 +124,10 @@ class RankedStep(Holder, Prioritizer, Batcher, Preemptor):
             num_batch_left=self._max_batch or view.max_num_running,
             num_slots_left=view.max_num_running - num_running,
             num_spare_blocks=draft.num_spare_blocks,
-            limit_s=self._ranking.limit_s(draft),
+            limit_s=self.ranking.limit_s(draft),
         )
         gone = draft.gone.union(draft.given.live.hindered)
-        order = [r for r in self._ranking.order(draft) if r.request_id not in gone]
+        order = [r for r in self.ranking.order(draft) if r.request_id not in gone]
         for rank, request in enumerate(order):
             if request.request_id in choice.victims:
                 continue
@@ -177,7 +168,6 @@ class RankedStep(Holder, Prioritizer, Batcher, Preemptor):
             return
         why = "its rank" if waits else "prompt in progress"
         choice.chunks.append(Chunk(request.request_id, num_tokens, waits, why))
-        choice.taken.append(request)
         choice.shape = choice.shape.with_chunk(num_tokens, request.num_computed_tokens)
         choice.num_tokens_left -= num_tokens
         choice.num_batch_left -= 1
@@ -208,7 +198,7 @@ class RankedStep(Holder, Prioritizer, Batcher, Preemptor):
             if (
                 resident.state is State.RUNNING
                 and resident.request_id not in choice.victims
-                and self._ranking.displaces(draft, request, resident)
+                and self.ranking.displaces(draft, request, resident)
             ):
                 victims.append(resident)
                 slots, spare = slots + 1, spare + draft.given.freed_blocks(resident)

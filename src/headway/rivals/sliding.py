@@ -17,7 +17,7 @@ import numpy as np
 
 from headway.kit.lengths import SlidingHistogram
 from headway.kit.parts import Feasibility, Parts, Prioritizer
-from headway.kit.simple import EveryoneDecodes, FreeBlocks, Youngest
+from headway.kit.simple import FreeBlocks, Youngest
 from headway.latency.model import StepShape
 from headway.policy.admit import Job
 from headway.policy.batch import InOrder
@@ -189,5 +189,5 @@ def parts() -> Parts:
         gate=FreeBlocks(),
         batcher=InOrder(),
         preemptor=Youngest(),
-        holder=EveryoneDecodes(),
+        everyone_decodes=True,
     )

@@ -13,12 +13,10 @@ from __future__ import annotations
 import math
 
 from headway.kit.lengths import SlidingHistogram
-from headway.kit.parts import Parts
-from headway.kit.simple import AllFeasible, FixedChunk, FreeBlocks
 from headway.latency.model import StepShape
 from headway.policy.draft import Draft
 from headway.request import Request
-from headway.rivals.ranked import RankedStep, Ranking
+from headway.rivals.ranked import Ranked, Ranking
 
 LEAST_GAP_SHARE = 0.65
 """Share of the tightest gap a step may always take (xLLM's constant)."""
@@ -128,16 +126,7 @@ def _rank(
     return (not is_urgent, by, request.order)
 
 
-def parts() -> Parts:
-    """Return the parts."""
-    step = RankedStep(Urgency(), least_partial_tokens=LEAST_PARTIAL_TOKENS)
-    return Parts(
-        predictor=SlidingHistogram(),
-        feasibility=AllFeasible(),
-        prioritizer=step,
-        chunker=FixedChunk(),
-        gate=FreeBlocks(),
-        batcher=step,
-        preemptor=step,
-        holder=step,
-    )
+def planner() -> Ranked:
+    """Return the planner."""
+    lengths = SlidingHistogram()
+    return Ranked(Urgency(), lengths, least_partial_tokens=LEAST_PARTIAL_TOKENS)

@@ -13,17 +13,14 @@ from __future__ import annotations
 from typing import Any
 
 from headway.errors import UserError
-from headway.kit.lengths import SlidingHistogram
 from headway.kit.options import positive_s
-from headway.kit.parts import Parts
-from headway.kit.simple import AllFeasible, FreeBlocks
 from headway.papers.accelgen.a1_chunk import Budget, DynamicChunk, EngineStep
 from headway.papers.accelgen.a2_order import ByArrivalTime, ByTimeLeft, Order
 from headway.papers.accelgen.a3_packing import PACKERS
-from headway.papers.accelgen.step import PackedStep
+from headway.papers.accelgen.step import AccelGen
 
 
-def parts(
+def planner(
     chunking: bool = True,
     ordering: bool = True,
     packing: bool = True,
@@ -34,8 +31,8 @@ def parts(
     careful: bool = True,
     exact_chunk: bool = False,
     max_wait_s: float = 300.0,
-) -> Parts:
-    """Return the parts.
+) -> AccelGen:
+    """Return the planner.
 
     Args:
         chunking: A1. Without it a step has the engine's budget and prompts are not cut.
@@ -67,18 +64,8 @@ def parts(
         budget = DynamicChunk(is_on["with_context"], is_on["exact_chunk"])
     order: Order = ByTimeLeft(is_on["late_last"]) if is_on["ordering"] else ByArrivalTime()
     chosen = PACKERS[packer]() if is_on["packing"] else None
-    step = PackedStep(order, budget, chosen, gamma_s, is_on["careful"])
-    return Parts(
-        predictor=SlidingHistogram(),
-        feasibility=AllFeasible(),
-        prioritizer=step,
-        chunker=budget,
-        gate=FreeBlocks(),
-        batcher=step,
-        preemptor=step,
-        max_wait_s=positive_s("max_wait_s", max_wait_s),
-        holder=step,
-    )
+    wait_s = positive_s("max_wait_s", max_wait_s)
+    return AccelGen(order, budget, chosen, gamma_s, is_on["careful"], wait_s)
 
 
 def _switches(**given: Any) -> dict[str, bool]:

@@ -1,23 +1,22 @@
 """One step by AccelGen's rules (arXiv 2503.13737): the urgent first, the rest packed.
 
 A walk over all live requests decides everything at once: who decodes, who sits out, whose
-prompt goes on, who starts and who makes room. The parts of the plan only report it.
+prompt goes on, who starts and who makes room.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
-from headway.kit.parts import Batcher, Holder, Prioritizer
+from headway.kit.lengths import SlidingHistogram
+from headway.kit.one_walk import OneWalk
 from headway.latency.model import StepShape
 from headway.papers.accelgen.a1_chunk import Budget
 from headway.papers.accelgen.a2_order import Order, Task
 from headway.papers.accelgen.a3_packing import Amount, Packer
 from headway.papers.accelgen.composition import Composition
-from headway.policy.admit import Gate
 from headway.policy.batch import Filled, cap_partial
-from headway.policy.chunk import Chunker
 from headway.policy.draft import Draft
 from headway.policy.preempt import Preemptor
 from headway.request import Request, State
@@ -29,8 +28,8 @@ LEARN = 0.05
 """Weight of the newest step in the mean chunk."""
 
 
-class PackedStep(Holder, Prioritizer, Batcher, Preemptor):
-    """Composes steps.
+class AccelGen(OneWalk):
+    """The planner.
 
     Args:
         order: Who can wait how long (A2).
@@ -50,7 +49,9 @@ class PackedStep(Holder, Prioritizer, Batcher, Preemptor):
         packer: Packer | None,
         gamma_s: float = 0.75,
         careful: bool = True,
+        max_wait_s: float = 300.0,
     ) -> None:
+        super().__init__(SlidingHistogram(), budget, max_wait_s=max_wait_s)
         self._order = order
         self._budget = budget
         self._packer = packer
@@ -60,9 +61,9 @@ class PackedStep(Holder, Prioritizer, Batcher, Preemptor):
         self._tasks: list[Task] | None = None
         self._made: Composition | None = None
 
-    # -- the parts ------------------------------------------------------------------------
+    # -- the decisions --------------------------------------------------------------------
 
-    def begin(self, draft: Draft) -> None:
+    def forget(self, draft: Draft) -> None:
         """Forget the last plan's step."""
         self._tasks = self._made = None
 
@@ -73,18 +74,7 @@ class PackedStep(Holder, Prioritizer, Batcher, Preemptor):
         gone = {v.request_id for v in made.victims}
         return tuple(i for i in made.held if i not in gone)
 
-    def candidates(self, draft: Draft) -> Iterator[Request]:
-        """Yield the prompts chosen."""
-        yield from (draft.given.live.requests[c.request_id] for c in self._compose(draft).chunks)
-
-    def fill(
-        self,
-        draft: Draft,
-        candidates: Iterable[Request],
-        chunker: Chunker,
-        gate: Gate,
-        preemptor: Preemptor,
-    ) -> Filled:
+    def fill(self, draft: Draft, preemptor: Preemptor) -> Filled:
         """Return what was chosen."""
         made = self._compose(draft)
         filled = Filled(made.shape, made.chunks, preempt=made.victims)
@@ -102,10 +92,6 @@ class PackedStep(Holder, Prioritizer, Batcher, Preemptor):
         running = [t for t in self._ranked(draft) if t.request.state is State.RUNNING]
         yield from (t.request for t in reversed(running) if not t.request.has_claim)
         yield from (t.request for t in reversed(running) if t.request.has_claim)
-
-    def for_claim(self, draft: Draft, claim: Request) -> Iterator[Request]:
-        """Yield nobody: the walk has decided who makes room."""
-        yield from ()
 
     # -- the walk -------------------------------------------------------------------------
 
