@@ -8,6 +8,7 @@ case at a time; what is there is not run again.
 
     python experiments/price/run.py                     # two ways, about half an hour
     python experiments/price/run.py --only mixed --seeds 1
+    python experiments/price/run.py --overload refuse --every 3 --seeds 1 --out refuse.json
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +54,15 @@ SHARES = (0.01, 0.05, 0.2)
 
 
 def case(
-    name: str, rate: float, ask: str, share: float, seed: int, way: str, num: int, policy: str
+    name: str,
+    rate: float,
+    ask: str,
+    share: float,
+    seed: int,
+    way: str,
+    num: int,
+    policy: str,
+    overload: str,
 ) -> dict[str, Any]:
     """Run one case one way; return what the few and the others kept."""
     requests = named.make(name, num, rate, seed)
@@ -71,7 +81,7 @@ def case(
         max_num_batched_tokens=GPU.max_num_batched_tokens,
         max_num_seqs=GPU.max_num_seqs,
     )
-    core = registry.build(policy)
+    core = registry.build(policy, overload=overload)
     outcomes = SimRun(engine, Truth(GPU), core, book=named.book(name)).run(told)
     good = {}
     for call in calls:
@@ -89,45 +99,52 @@ def case(
     }
 
 
-def cases(only: Sequence[str], asks: Sequence[str], seeds: int) -> Iterator[tuple[Any, ...]]:
-    """Yield every case."""
+def cases(
+    only: Sequence[str], asks: Sequence[str], seeds: Sequence[int], every: int
+) -> Iterator[tuple[Any, ...]]:
+    """Yield every case, or one in so many: as often of each rate, and of each ask and share."""
     for name, rates in LOADS.items():
-        for rate in rates:
-            for ask in ASKS:
-                for share in SHARES:
-                    for seed in range(1, seeds + 1):
-                        if (not only or name in only) and (not asks or ask in asks):
-                            yield name, rate, ask, share, seed
+        for (i, rate), (j, ask), (k, share) in product(
+            enumerate(rates), enumerate(ASKS), enumerate(SHARES)
+        ):
+            is_wanted = (not only or name in only) and (not asks or ask in asks)
+            if is_wanted and (i + j + k) % every == 0:
+                for seed in seeds:
+                    yield name, rate, ask, share, seed
 
 
 @click.command()
 @click.option("--as", "named_as", default="ours", help="Name of what is run: ours or served.")
 @click.option("--only", multiple=True, help="A workload; all by default.")
 @click.option("--ask", multiple=True, help="What the few ask for; all by default.")
-@click.option("--seeds", default=2)
+@click.option("--seeds", default="1,2", show_default=True)
+@click.option("--every", default=1, help="One case in so many, evenly chosen.")
+@click.option("--overload", default="demote", type=click.Choice(["demote", "refuse"]))
 @click.option("--requests", default=600)
 @click.option("--policy", default="headway")
-@click.option("--out", default=str(HERE / "results.json"))
+@click.option("--out", default="results.json", help="Beside this file.")
 def main(
     named_as: str,
     only: tuple[str, ...],
     ask: tuple[str, ...],
-    seeds: int,
+    seeds: str,
+    every: int,
+    overload: str,
     requests: int,
     policy: str,
     out: str,
 ) -> None:
     """Run what is not in the file yet."""
-    path = Path(out)
+    path = HERE / out
     known = json.loads(path.read_text()) if path.exists() else {}
-    for one in cases(only, ask, seeds):
+    for one in cases(only, ask, [int(seed) for seed in seeds.split(",")], every):
         for way in {"ours": ("ours", "ignored"), "ignored": ("ignored",)}.get(
             named_as, (named_as,)
         ):
             key = "|".join(str(part) for part in (*one, way))
             if key in known:
                 continue
-            known[key] = case(*one, way, requests, policy)
+            known[key] = case(*one, way, requests, policy, overload)
             click.echo(f"{key} {known[key]}")
             path.write_text(json.dumps(known, indent=0) + "\n")
 

@@ -169,6 +169,23 @@ def test_a_long_answer_does_not_make_it_warm_for_prompts() -> None:
     assert model.predict_s(chunk) == pytest.approx(truth_s(chunk), rel=0.15)
 
 
+GUESSES = (Roofline(), Roofline(1e5, 4e5, 512.0, 1024.0), Roofline(8e9, 1.6e10, flops_per_s=4e14))
+"""Ours for a small model on a CPU; of far too small a model; of a large one on a GPU."""
+
+
+@pytest.mark.parametrize("guess", GUESSES)
+@pytest.mark.parametrize("sizes", [(3451,), (4224, 3451), (3000,) * 4])
+def test_long_steps_make_no_short_one_long(guess: Roofline, sizes: tuple[int, ...]) -> None:
+    """Who saw only long prompts does not take the few tokens of a cached one for as long."""
+    model = OnlineModel(guess)
+    prompts = [StepShape().with_chunk(size, 0) for size in sizes]
+    for shape in (*prompts, *(StepShape(0, 0, 1, 20 + i) for i in range(80))):
+        model.observe(shape, truth_s(shape))
+    short, like_them = StepShape().with_chunk(20, 3000), StepShape().with_chunk(3400, 0)
+    assert model.predict_s(short) < 5.0 * truth_s(short)
+    assert model.predict_s(like_them) == pytest.approx(truth_s(like_them), rel=0.25)
+
+
 def test_a_changed_machine_is_noticed() -> None:
     """When every step takes twice as long, 600 steps later the model says so."""
     rng = np.random.default_rng(6)

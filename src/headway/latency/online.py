@@ -154,7 +154,11 @@ class OnlineModel(LatencyModel):
         # Each coefficient is pulled to the guess as hard as PRIOR_STEPS average steps pull;
         # one that no step has exercised stays at the guess.
         pull = PRIOR_STEPS * np.diag(gram) / num_steps + 1e-12 / (prior + 1e-12) ** 2
-        pull[prior == 0.0] = 1e-12  # The guess knows nothing of these: no pull, only a rank.
+        # What the guess knows nothing of is an extra of steps with prompts. It is taken for nothing
+        # until steps of several sizes show it: else it takes all the time of steps that are alike,
+        # and a short step seems to last as long as they did.
+        unknown, num_mixed = prior == 0.0, max(self._weight[True], 1.0)
+        pull[unknown] = PRIOR_STEPS * np.diag(gram)[unknown] / num_mixed + 1e-12
         gram = gram + np.diag(pull)
         moment = moment + pull * prior
         # Unit diagonal first: columns differ by ten orders of magnitude.
