@@ -91,13 +91,13 @@ def pair(
         asynchronous=asynchronous,
         headway={"policy": policy, "overload": workload.overload},
     )
-    theirs = lab.VirtualRun(engine, lab.truth(seed))
+    theirs = lab.VirtualRun(engine, lab.truth(seed), keep_steps=True)
     core = registry.build(
         policy,
         overload=workload.overload,
         latency=OnlineModel(roofline(theirs.scheduler.vllm_config)),
     )
-    sim = SimRun(sim_engine(engine), lab.truth(seed), core, keep_schedule=True)
+    sim = SimRun(sim_engine(engine), lab.truth(seed), core, keep_schedule=True, keep_steps=True)
     calls = workload.calls(seed)
     return theirs, sim, theirs.run(calls), sim.run(calls)
 
@@ -118,6 +118,7 @@ def assert_same(theirs: Any, sim: SimRun, served: Any, simulated: Any) -> None:
         assert a == b, f"step {number} differs"
         assert list(a[1]) == list(b[1]), f"the order in step {number} differs"
     assert len(theirs.steps) == len(sim.schedule)
+    assert theirs.rows == sim.steps, "the timelines of a report"
     assert sum(sim.num_preemptions.values()) >= theirs.num_preemptions
     assert list(served) == list(simulated)
     for request_id, one in served.items():

@@ -110,7 +110,7 @@ class Outcome:
     phases: list[tuple[float, str]] = field(default_factory=list)
 
 
-class Link:
+class HostLink:
     """The link to host memory: one copy at a time, so that a step waits for those before it.
 
     Attributes:

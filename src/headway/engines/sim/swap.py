@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from headway.engines.sim.job import Job
-from headway.engines.virtual import Link, VirtualEngine
+from headway.engines.virtual import HostLink, VirtualEngine
 
 
 class HostPool:
@@ -16,7 +16,7 @@ class HostPool:
 
     def __init__(self, engine: VirtualEngine) -> None:
         self._block_size = engine.block_size
-        self.link = Link(engine.block_copy_s)
+        self.link = HostLink(engine.block_copy_s)
         self.num_free = engine.host_blocks
 
     def try_store(self, job: Job, now_s: float) -> bool:

@@ -34,7 +34,7 @@ from vllm.v1.outputs import KVConnectorOutput
 from vllm.v1.structured_output import StructuredOutputManager
 
 from headway.engines.attention import FULL
-from headway.engines.virtual import Link, VirtualEngine
+from headway.engines.virtual import HostLink, VirtualEngine
 from headway.engines.vllm.attention import groups_of
 from headway.engines.vllm.scheduler import AsyncHeadway, SyncHeadway
 from headway.engines.vllm.swap import CopyTimes, SwapMetadata, transfer_config
@@ -160,7 +160,7 @@ def _config_of(engine: Engine, folder: Path) -> tuple[VllmConfig, list[Any]]:
     return config, groups
 
 
-class Swaps(Link):
+class Swaps(HostLink):
     """The workers' copies under a virtual clock; ``num_swapped`` requests were copied out."""
 
     num_swapped = 0
