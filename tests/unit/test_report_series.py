@@ -145,7 +145,7 @@ def test_no_step_contradicts_the_others(steps: list[Any]) -> None:
 def test_a_bar_is_the_whole_life_of_its_request(requests: list[Any], steps: list[Any]) -> None:
     """From its arrival to what was last seen of it, in phases without a hole or an overlap."""
     run = kept(steps, requests, is_known=True)
-    figure = run_figures.waterfall(run.requests, run.timeline)
+    figure = run_figures.waterfall(run.requests, lateness.of_run(run))
     bars: dict[int, list[tuple[float, float]]] = {}
     late: dict[int, list[tuple[float, float]]] = {}
     num_marks = 0
@@ -172,7 +172,7 @@ def test_a_bar_is_the_whole_life_of_its_request(requests: list[Any], steps: list
 def test_a_curve_of_waits_says_who_came_in_time(requests: list[Any]) -> None:
     """Shares rise from 0 to at most 100, and at the promise are those whose promise was kept."""
     run = kept([], requests, is_known=True)
-    one = Shown("p", "#000000", {}, run)
+    one = Shown("p", "#000000", {}, run, lateness.of_run(run))
     for figure, spans_of, promise_of in (
         (wait_figures.first_token_waits([one]), first_waits_s, lambda slo: slo.ttft_s),
         (wait_figures.gap_waits([one]), gap_waits_s, lambda slo: slo.tbt_s),
@@ -219,7 +219,7 @@ def test_lateness_is_the_sum_of_its_causes(
 ) -> None:
     """In the bars as in the table; nobody is counted twice, no cause is negative."""
     run = kept(steps, requests, is_known)
-    found = lateness.of_run(run)
+    found = lateness.by_class(run.requests, lateness.of_run(run))
     assert sum(late.num_requests for late in found.values()) == len(run.requests)
     broken = sum(not request.attained for request in run.requests)
     assert sum(late.num_late + late.num_unanswered for late in found.values()) == broken
