@@ -145,6 +145,21 @@ class PlanContext:
             if not (num_tokens := request.num_tokens + ahead) % every
         }
 
+    def draft_blocks(self) -> int:
+        """Return the blocks beyond :meth:`growth_blocks` that decodes take if all have drafts.
+
+        Nobody is preempted for them, but a prompt that started in them would not start at all.
+        """
+        most = self.view.num_drafts
+        if not most:
+            return 0
+        kept, first = self.layout.kept_blocks, self.view.num_steps_in_flight
+        return sum(
+            kept(request.num_tokens + first + most) - kept(request.num_tokens + first)
+            for request_id, request in self.live.decoding.items()
+            if request_id not in self.gone
+        )
+
     def prompt_blocks(self) -> int:
         """Return the blocks that the prompts in progress will keep and do not hold yet."""
         return sum(self.missing_blocks(r) for r in self.live.prefilling.values())
@@ -168,7 +183,7 @@ class PlanContext:
         return blocks(request.num_tokens) - held - blocks(request.num_computed_tokens)
 
     def blocks_to_start(self, request: Request, num_step_tokens: int) -> int:
-        """Return the spare blocks a waiting request must find.
+        """Return the spare blocks a waiting request must find; only some of them it takes.
 
         Bounded groups hold a step's prompt tokens until the next step is planned: beside what all
         keep, room for the steps under way is enough, of all their prompts together.
@@ -177,7 +192,10 @@ class PlanContext:
             num_step_tokens: Prompt tokens of this step, the request's chunk included.
         """
         num_tokens = num_step_tokens * (1 + self.view.num_steps_in_flight)
-        return self.lasting_blocks(request) + self.layout.passing_blocks(num_tokens)
+        needed = self.lasting_blocks(request) + self.layout.passing_blocks(num_tokens)
+        if request.request_id in self.view.loads:  # Prompts in progress have theirs already.
+            needed += max(self.view.num_kept_blocks - self.prompt_blocks(), 0)
+        return needed
 
     def passing_tokens(self, request: Request, num_step_tokens: int, most_tokens: int) -> int:
         """Return how many of a prompt's next tokens bounded groups have room for in this step.

@@ -228,8 +228,7 @@ class Scheduler(Tracker):
                 needed -= growing.get(victim.request_id, 0)
                 if victim.request_id in live.prefilling:
                     prompts -= ctx.missing_blocks(victim)
-        drafts = view.num_drafts * len(live.decoding) // layout.block_size_tokens
-        ctx.num_spare_blocks = max(free - needed - drafts - prompts, 0)
+        ctx.num_spare_blocks = max(free - needed - ctx.draft_blocks() - prompts, 0)
         return tuple(victims)
 
     def _hold(self, ctx: PlanContext) -> tuple[str, ...]:

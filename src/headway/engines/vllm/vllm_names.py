@@ -28,6 +28,7 @@ ATTRIBUTES = (
     "lora_config",
     "pause_state",
     "defer_block_free",
+    "_spec_decode_step_blocks",
     "max_model_len",
     "is_encoder_decoder",
     "need_mamba_block_aligned_split",
@@ -78,6 +79,7 @@ CLASSES = {
         "_free_request",
         "_preempt_request",
         "_request_blocks_can_be_freed",
+        "_inflight_prefill_reserved_blocks",
     ),
     "vllm.v1.request.Request": (
         "request_id",
@@ -114,7 +116,7 @@ CLASSES = {
         "get_finished_reason",
     ),
     "vllm.sampling_params.SamplingParams": ("extra_args", "stop"),
-    "vllm.v1.core.kv_cache_utils.KVCacheBlock": ("ref_cnt",),
+    "vllm.v1.core.kv_cache_utils.KVCacheBlock": ("block_hash", "ref_cnt"),
     "vllm.v1.core.kv_cache_manager.KVCacheBlocks": ("get_block_ids", "blocks"),
     "vllm.v1.core.single_type_kv_cache_manager.SingleTypeKVCacheManager": (
         "block_size",
