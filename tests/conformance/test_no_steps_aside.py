@@ -22,10 +22,15 @@ TRUTH = Truth(profile.load("llama-3.1-8b@h100"))
 
 
 def num_aside(
-    lab: Any, calls: list[Call], extras: dict[str, Extra] | None = None, **engine: Any
+    lab: Any,
+    calls: list[Call],
+    extras: dict[str, Extra] | None = None,
+    max_wait_s: float = 300.0,
+    **engine: Any,
 ) -> int:
     """Serve *calls* and return how often Headway stepped aside."""
-    run = FeatureRun(lab.Engine(**engine, headway={"policy": "headway"}), TRUTH, extras or {})
+    headway = {"policy": "headway", "options": {"max_wait_s": max_wait_s}}
+    run = FeatureRun(lab.Engine(**engine, headway=headway), TRUTH, extras or {})
     outcomes = run.run(calls, 30_000)
     assert all(o.emitted_at_s for o in outcomes.values())
     lab.is_clean(run)
@@ -59,3 +64,33 @@ def test_a_prefix_that_nobody_holds_any_more(lab: Any) -> None:
     calls += [Call(f"c{i}", 0.3, 2_007 + 7 * (i % 7), 60 + i % 5, **about) for i in range(24)]
     engine: dict[str, Any] = {"groups": ("full", "full"), "prefix_caching": True}
     assert num_aside(lab, calls, num_blocks=270, **engine) == 0
+
+
+def test_loaded_kv_that_the_longest_waiting_one_lacks(lab: Any) -> None:
+    """Where nobody runs, a request whose KV is loaded goes on, though another is overdue."""
+    calls = [
+        Call("x", 0.0, 1_600, 30),
+        Call("overdue", 0.01, 5_000, 5),
+        Call("loaded", 0.02, 3_200, 5),
+    ]
+    extras = {"loaded": Extra(remote_tokens=3_184, load_s=0.4)}
+    assert num_aside(lab, calls, extras, 0.1, transfer=TRANSFER, num_blocks=337) == 0
+
+
+def test_loaded_kv_without_a_slot_for_its_adapter(lab: Any) -> None:
+    """A request whose KV has come still waits for its adapter's slot, and is not planned."""
+    calls = [Call("loaded", 0.0, 640, 5), Call("stream", 0.01, 40, 100)]
+    extras = {
+        "stream": Extra(adapter=1),
+        "loaded": Extra(adapter=2, remote_tokens=624, load_s=0.05),
+    }
+    assert num_aside(lab, calls, extras, transfer=TRANSFER, max_loras=1) == 0
+
+
+def test_a_transfer_takes_no_slot_of_an_adapter(lab: Any) -> None:
+    """Whose KV has come may use the slot while the KV of others is still fetched."""
+    calls = [Call("loaded", 0.0, 640, 5)]
+    calls += [Call(f"c{i}", 0.045 + 0.001 * i, 640, 5, {"slo_ttft_ms": 9e3}) for i in range(10)]
+    extras = {c.request_id: Extra(adapter=2, remote_tokens=320, load_s=0.05) for c in calls}
+    extras["loaded"] = Extra(adapter=1, remote_tokens=320, load_s=0.05)
+    assert num_aside(lab, calls, extras, transfer=TRANSFER, max_loras=1) == 0

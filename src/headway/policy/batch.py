@@ -73,10 +73,14 @@ class InOrder(Batcher):
             if request.request_id in ctx.gone:
                 continue
             waits = request.state is not State.RUNNING
-            if waits and (num_running >= ctx.view.max_num_running or blocked > self._may_pass):
-                if not ctx.live.prefilling:
+            no_place = num_running >= ctx.view.max_num_running
+            if waits and (no_place or blocked > self._may_pass):
+                if num_running and not ctx.live.prefilling:
                     break
-                continue  # Prompts in progress may still come.
+                # Prompts in progress may still come. And where nobody runs, who has KV loaded for
+                # it holds what the first lacks, and gives it back only when it is served.
+                if no_place or num_running or not request.num_computed_tokens:
+                    continue
             overdue = ctx.is_overdue(request)
             prefix = max(request.num_ready_tokens, ctx.coming_tokens(request))
             wanted = request.prefill_target_tokens - prefix

@@ -49,10 +49,14 @@ class External:
     def view(self) -> dict[str, Any]:
         """Return what :class:`~headway.policy.view.EngineView` tells of transfers to be begun."""
         requests = self._scheduler.requests
-        loads = tuple(i for i in self._transfers if not requests[i].num_computed_tokens)
+        loads = tuple(i for i in self._transfers if self.is_transfer(requests[i]))
         if not loads:
             return {}
         return {"loads": loads, "num_kept_blocks": compat.blocks_kept_from_loads(self._scheduler)}
+
+    def is_transfer(self, request: Any) -> bool:
+        """Return whether a request starts with a transfer, in which nothing is computed."""
+        return request.request_id in self._transfers and not request.num_computed_tokens
 
     def forget(self, request_id: str) -> None:
         """A request ended, or computes what could not be loaded."""
