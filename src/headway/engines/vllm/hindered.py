@@ -118,9 +118,9 @@ class Hindrances:
         return adapters_of(self._scheduler.running)
 
     def _why(self, request: Request) -> str:
-        if request.status == RequestStatus.WAITING_FOR_REMOTE_KVS:
-            if request.request_id not in self._scheduler.finished_recving_kv_req_ids:
-                return LOADING  # Once it is here, what hinders others may hinder this one too.
+        is_here = request.request_id in self._scheduler.finished_recving_kv_req_ids
+        if request.status == RequestStatus.WAITING_FOR_REMOTE_KVS and not is_here:
+            return LOADING
         if request.status == RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR:
             asked = request.structured_output_request
             if asked is not None and asked.grammar is None:

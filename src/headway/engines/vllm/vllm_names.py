@@ -263,16 +263,13 @@ def found(path: str) -> Any:
     try:
         return getattr(import_module(module), name, None)
     except ModuleNotFoundError as error:
-        if error.name is None or not module.startswith(error.name):
-            raise
-        return None
+        if error.name and module.startswith(error.name):
+            return None
+        raise
 
 
 def names_of(kind: Any) -> set[str]:
-    """Return the names that objects of a class have: defined, declared, or set when they are made.
-
-    Of a constructor all names count that it touches: those it sets are among them.
-    """
+    """Return the names that a class's objects have: defined, declared, or touched when made."""
     names = set(dir(kind))
     for base in kind.__mro__:
         names.update(vars(base), vars(base).get("__annotations__", ()))
