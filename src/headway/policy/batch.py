@@ -58,12 +58,14 @@ class InOrder:
             if request.request_id in draft.gone:
                 continue
             waits = request.state is not State.RUNNING
-            if waits and (
-                num_running >= draft.given.view.max_num_running or blocked > self._may_pass
-            ):
-                if not draft.given.live.prefilling:
+            no_place = num_running >= draft.given.view.max_num_running
+            if waits and (no_place or blocked > self._may_pass):
+                if num_running and not draft.given.live.prefilling:
                     break
-                continue  # Prompts in progress may still come.
+                # Prompts in progress may still come. And where nobody runs, who has KV loaded for
+                # it holds what the first lacks, and gives it back only when it is served.
+                if no_place or num_running or not request.num_computed_tokens:
+                    continue
             overdue = draft.given.is_overdue(request)
             prefix = max(request.num_ready_tokens, draft.coming_tokens(request))
             wanted = request.prefill_target_tokens - prefix
