@@ -17,6 +17,7 @@ from headway.kit.lengths import SlidingHistogram
 from headway.kit.options import positive_s
 from headway.kit.parts import Parts
 from headway.kit.simple import AllFeasible, FreeBlocks
+from headway.kit.tightest import TightestRecent
 from headway.papers.accelgen.a1_chunk import Budget, DynamicChunk, EngineStep
 from headway.papers.accelgen.a2_order import ByArrivalTime, ByTimeLeft, Order
 from headway.papers.accelgen.a3_packing import PACKERS
@@ -63,8 +64,9 @@ def parts(
         exact_chunk=exact_chunk,
     )
     budget: Budget = EngineStep()
+    tightest = TightestRecent()
     if is_on["chunking"]:
-        budget = DynamicChunk(is_on["with_context"], is_on["exact_chunk"])
+        budget = DynamicChunk(is_on["with_context"], is_on["exact_chunk"], tightest)
     order: Order = ByTimeLeft(is_on["late_last"]) if is_on["ordering"] else ByArrivalTime()
     chosen = PACKERS[packer]() if is_on["packing"] else None
     step = PackedStep(order, budget, chosen, gamma_s, is_on["careful"])
@@ -78,6 +80,7 @@ def parts(
         preemptor=step,
         max_wait_s=positive_s("max_wait_s", max_wait_s),
         holder=step,
+        tightest=tightest,
     )
 
 
