@@ -7,7 +7,7 @@ from collections.abc import Callable, Set
 from dataclasses import dataclass, field
 
 from headway.latency.model import StepShape
-from headway.policy.inputs import Inputs
+from headway.policy.inputs import MISS_RATE, Inputs
 from headway.policy.plan import Preempt
 from headway.policy.swap_choice import AlwaysRecompute, SwapChoice
 from headway.request import Request, State
@@ -128,7 +128,7 @@ class Draft:
         What else the step takes on delays that token too.
         """
         given = self.given
-        until_s = (claim.due_at_s - given.ref_s) / given.latency.margin(True, 0.05)
+        until_s = (claim.due_at_s - given.ref_s) / given.latency.margin(True, MISS_RATE)
         if given.latency.predict_s(shape) <= until_s:
             self.until_s = min(self.until_s, until_s)
 

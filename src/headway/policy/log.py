@@ -20,11 +20,7 @@ from typing import Any, get_args
 import msgspec
 
 from headway.errors import UserError
-from headway.policy.events import (
-    Arrived,
-    Event,
-    StepScheduled,
-)
+from headway.policy.events import Arrived, Event, StepScheduled
 from headway.policy.plan import StepPlan
 from headway.policy.scheduler import Scheduler
 from headway.policy.view import EngineView
@@ -115,21 +111,6 @@ def event_in(where: str, row: dict[str, Any]) -> Event | None:
     if row.keys().isdisjoint(NOTES):
         raise UserError(f"{where}: expected a line of a recording, with event, view or plan.")
     return None
-
-
-def events_in(rows: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[Event]:
-    """Yield the events of a recording.
-
-    Args:
-        rows: Place (for the error sentence) and parsed line, as a reader of JSONL yields them.
-
-    Raises:
-        UserError: A line is none of a recording.
-    """
-    for where, row in rows:
-        event = event_in(where, row)
-        if event is not None:
-            yield event
 
 
 def replay(lines: Iterable[str], scheduler: Scheduler) -> Iterator[str]:
