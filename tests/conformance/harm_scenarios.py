@@ -56,7 +56,7 @@ class Features:
     """What people leave on. Which request uses it follows from ``seed``.
 
     Attributes:
-        groups: Groups of layers, as :mod:`headway.engines.vllm.attention` names them.
+        groups: Groups of layers, as :mod:`headway.engines.vllm.kv_cache_specs` names them.
         num_slots: Adapters a step may use; 0 serves none.
         grammars: Whether some requests wait for a grammar.
         connector: Whether some prompts' KV lies elsewhere.

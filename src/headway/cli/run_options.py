@@ -15,7 +15,7 @@ from headway import registry
 from headway.cli.stacked import Command, stacked
 from headway.cli.trace_options import read_options, trace_options
 from headway.cli.values import whole
-from headway.engines.attention import FULL, kinds_of
+from headway.engines.attention_kinds import FULL, kinds_of
 from headway.errors import UserError
 from headway.latency import profile as profiles
 from headway.study.on_sim import router_of

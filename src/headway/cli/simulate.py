@@ -24,7 +24,7 @@ from headway.cli.run_options import (
 )
 from headway.cli.trace_options import tell
 from headway.cli.values import progress, save, say, whole, writable
-from headway.engines.attention import FULL
+from headway.engines.attention_kinds import FULL
 from headway.errors import UserError
 from headway.study import stock
 from headway.study.bounds import bound_of, check_bound
