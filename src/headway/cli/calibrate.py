@@ -16,7 +16,7 @@ from rich.console import Console
 from headway.cli import values
 from headway.cli.values import save, writable, write
 from headway.errors import UserError
-from headway.latency import calibrate as source
+from headway.latency import calibration as source
 from headway.latency import shapes as sizes
 from headway.latency.profile import FitError, Profile, StepCost
 from headway.study.history import History

@@ -11,7 +11,7 @@ from typing import Any
 from headway import registry
 from headway.engines.virtual import GIB
 from headway.errors import UserError
-from headway.latency.calibrate import HOLD_OUT_EVERY, LEAST_STEPS, Listener, fit_steps
+from headway.latency.calibration import HOLD_OUT_EVERY, LEAST_STEPS, Listener, fit_steps
 from headway.latency.profile import Profile
 from headway.metrics.record import RequestRecord, RunFacts, summarise
 from headway.policy.events import Arrived, Event, Finished, StepDone, StepScheduled
