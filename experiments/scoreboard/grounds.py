@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from headway import registry
-from headway.study.capacity import highest_rate
+from headway.study.highest_rate import highest_rate
 from headway.study.paper import Contender, RunMany, Traffic
 from headway.study.spec import Machine, RunSpec
 from headway.study.sweep import mean_attainment

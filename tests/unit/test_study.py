@@ -16,7 +16,7 @@ from headway.errors import UserError
 from headway.metrics import kept
 from headway.slo import Slo
 from headway.study import recorded, stock
-from headway.study.capacity import highest_rate, over_seeds
+from headway.study.highest_rate import highest_rate, over_seeds
 from headway.study.requests import book_of, calls_of, class_ranks, requests_of
 from headway.study.run import execute, parse_drift, record_of
 from headway.study.spec import Knobs, Load, Machine, RunSpec

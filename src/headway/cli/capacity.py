@@ -24,7 +24,7 @@ from headway.cli.trace_options import tell
 from headway.cli.values import progress, save, say, whole, writable
 from headway.errors import UserError
 from headway.latency import profile as profiles
-from headway.study.capacity import Capacity, highest_rate, over_seeds
+from headway.study.highest_rate import Capacity, highest_rate, over_seeds
 from headway.study.on_sim import engine_of
 from headway.study.requests import TooLong, reading_of, requests_of, too_long
 from headway.study.spec import STOCK, STOCK_WAYS, RunSpec

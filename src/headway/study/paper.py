@@ -13,8 +13,8 @@ from typing import Any
 
 from headway import registry
 from headway.study import stock
-from headway.study.capacity import crossing
 from headway.study.drawn import Drawn
+from headway.study.highest_rate import crossing
 from headway.study.spec import STOCK_WAYS, EngineName, Load, Machine, RunSpec
 from headway.study.sweep import Run
 from headway.workloads import named
