@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from scipy.optimize import lsq_linear
 
 from headway.errors import InvariantError
-from headway.kit.curve import UsageCurve
 from headway.kit.ledger import KvLedger
 from headway.kit.lengths import SlidingHistogram
+from headway.kit.usage_curve import UsageCurve
 from headway.latency import online
 from headway.latency.conformal import NEAR_MISSES, RatioWindow
 from headway.latency.model import StepShape
