@@ -8,7 +8,7 @@ import click
 
 from headway.cli import values
 from headway.errors import UserError
-from headway.web.inputs import load
+from headway.web.material import load
 
 
 @click.command()

@@ -11,7 +11,7 @@ from headway.errors import UserError
 from headway.metrics import lateness
 from headway.metrics.lateness import ClassLateness
 from headway.web import load_figures, run_figures, tables, wait_figures
-from headway.web.inputs import Material, load_rps
+from headway.web.material import Material, load_rps
 from headway.web.page import Page
 from headway.web.sentences import (
     first_of,

@@ -8,7 +8,7 @@ from html import escape
 import numpy as np
 
 from headway.metrics.lateness import ClassLateness
-from headway.web.inputs import Run, band, load_rps
+from headway.web.material import Run, band, load_rps
 from headway.web.series import Group, percent_of, points
 from headway.web.theme import CAUSE_NAMES
 from headway.web.wait_figures import Shown

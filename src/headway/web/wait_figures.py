@@ -15,7 +15,7 @@ from headway.metrics.lateness import of_run as lateness_of
 from headway.metrics.record import RequestRecord
 from headway.metrics.tale import Verdict
 from headway.slo import Slo
-from headway.web.inputs import KeptFile, Run
+from headway.web.material import KeptFile, Run
 from headway.web.theme import CAUSE_COLOURS, CAUSE_NAMES, INK, lay_out
 
 MAX_CLASSES = 6
