@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from headway.latency.model import StepShape
 from headway.policy.admit import Job
 from headway.policy.draft import Draft
-from headway.policy.live import LiveRequests
+from headway.policy.live_requests import LiveRequests
 from headway.policy.view import EngineView
 from headway.request import Request, State
 from headway.rivals.fastserve import SkipJoin

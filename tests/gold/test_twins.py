@@ -21,7 +21,7 @@ from headway.latency.model import StepShape
 from headway.latency.roofline import Roofline
 from headway.policy.admit import Job, largest_feasible
 from headway.policy.chunk import largest_chunk
-from headway.policy.live import LiveRequests
+from headway.policy.live_requests import LiveRequests
 from headway.request import Request, Standing, State
 from headway.slo import Slo
 

@@ -10,7 +10,7 @@ from headway.latency.fixed import FixedModel
 from headway.latency.model import StepShape
 from headway.policy.admit import Job, MooreHodgson, largest_feasible, prefill_time
 from headway.policy.draft import Draft
-from headway.policy.live import LiveRequests
+from headway.policy.live_requests import LiveRequests
 from headway.policy.view import EngineView
 from headway.request import Request
 from headway.slo import Slo

@@ -15,7 +15,7 @@ from headway.latency.fixed import FixedModel
 from headway.policy.admit import MooreHodgson, prefill_time
 from headway.policy.batch import Filled, InOrder
 from headway.policy.chunk import SlackChunk
-from headway.policy.live import LiveRequests
+from headway.policy.live_requests import LiveRequests
 from headway.policy.preempt import BestEffortFirst
 from headway.policy.prioritize import ByDeadline
 from headway.policy.view import EngineView

@@ -18,7 +18,7 @@ from headway.metrics.prometheus import exposition
 from headway.metrics.story import SlackLedger
 from headway.metrics.tally import Tallies, combine
 from headway.policy.events import Arrived, Finished, StepScheduled
-from headway.policy.live import LiveRequests
+from headway.policy.live_requests import LiveRequests
 from headway.policy.log import event_line, parse_event
 from headway.policy.plan import Preempt, StepPlan
 from headway.policy.view import EngineView

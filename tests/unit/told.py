@@ -10,7 +10,7 @@ from headway.engines.journal import Reader
 from headway.metrics.board import Board
 from headway.metrics.observed import Observed
 from headway.policy.events import Arrived, Finished, StepDone, StepScheduled
-from headway.policy.live import LiveRequests
+from headway.policy.live_requests import LiveRequests
 from headway.policy.log import Entry, encode_lines, rows_of
 from headway.request import Request
 from headway.slo import Slo

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from headway.errors import UserError
 from headway.latency.model import StepShape
 from headway.metrics.observed import wanted_tokens
-from headway.policy.live import LiveRequests
+from headway.policy.live_requests import LiveRequests
 from headway.policy.plan import StepPlan
 
 GIB = 1024**3

@@ -24,7 +24,7 @@ from headway.metrics.tally import (
     promise_of,
 )
 from headway.policy.events import Arrived, Finished, StepDone, StepScheduled
-from headway.policy.live import LiveRequests
+from headway.policy.live_requests import LiveRequests
 from headway.policy.plan import StepPlan
 from headway.policy.view import EngineView
 from headway.request import Request

@@ -21,7 +21,7 @@ from headway.policy.events import (
 )
 from headway.policy.finishes import Finishes
 from headway.policy.inputs import OVERDUE_SHARE
-from headway.policy.live import LiveRequests
+from headway.policy.live_requests import LiveRequests
 from headway.policy.pace import Pace
 from headway.policy.predict import Predictor
 from headway.policy.price import StepPrice

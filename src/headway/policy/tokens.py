@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from headway.policy.live import LiveRequests
+from headway.policy.live_requests import LiveRequests
 from headway.request import Request, Standing, State
 
 

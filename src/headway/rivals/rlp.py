@@ -20,7 +20,7 @@ from headway.kit.parts import Parts, Prioritizer
 from headway.kit.simple import AllFeasible, FixedChunk, Youngest
 from headway.policy.batch import InOrder
 from headway.policy.draft import Draft
-from headway.policy.live import LiveRequests
+from headway.policy.live_requests import LiveRequests
 from headway.request import Request
 from headway.rivals.overrun import Bucketed, Evicting
 from headway.rivals.reserved import Reserved
