@@ -24,7 +24,7 @@ from typing import Any
 import click
 import numpy as np
 
-from headway.bench.machine import commit
+from headway.bench.provenance import commit
 from headway.engines.virtual import Call, Outcome
 from headway.latency import profile as profiles
 from headway.latency.truth import Truth

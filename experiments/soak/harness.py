@@ -30,7 +30,7 @@ from typing import Any
 import click
 import psutil
 
-from headway.bench.machine import commit
+from headway.bench.provenance import commit
 from headway.engines import wire
 from headway.engines.journal import Journal
 from headway.engines.virtual import Call, Outcome

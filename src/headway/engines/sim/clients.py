@@ -10,8 +10,8 @@ from typing import cast
 from headway.engines import wire
 from headway.engines.journal import Journal
 from headway.engines.sim.job import Job
-from headway.engines.sim.machine import Machine
 from headway.engines.sim.steady import Steady
+from headway.engines.sim.steered_engine import Machine
 from headway.engines.virtual import Call, Outcome, VirtualEngine
 from headway.errors import UserError
 from headway.policy.events import Arrived, Finished

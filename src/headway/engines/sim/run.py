@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from headway.engines import wire
 from headway.engines.journal import Journal
 from headway.engines.sim.clients import Clients
-from headway.engines.sim.machine import Launch
 from headway.engines.sim.steady import Steady, is_plain
+from headway.engines.sim.steered_engine import Launch
 from headway.engines.virtual import Call, Outcome, StepRow, VirtualEngine
 from headway.latency.model import StepShape
 from headway.policy.events import Finished, StepDone, StepScheduled
