@@ -20,7 +20,7 @@ from headway.errors import UserError
 from headway.latency.profile import StepCost
 from headway.metrics import define
 from headway.oracle.bound import bound
-from headway.oracle.model import Server, StepModel
+from headway.oracle.fast_model import Server, StepModel
 from headway.oracle.policy import scheduler
 from headway.oracle.search import search
 from headway.oracle.simulated import Simulated

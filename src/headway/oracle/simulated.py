@@ -13,7 +13,7 @@ from headway.engines.virtual import Call, VirtualEngine
 from headway.latency.model import StepShape
 from headway.latency.profile import StepCost
 from headway.metrics import define
-from headway.oracle.model import Server, StepModel
+from headway.oracle.fast_model import Server, StepModel
 from headway.oracle.policy import scheduler
 from headway.oracle.search import Found
 from headway.slo import Slo, SloBook

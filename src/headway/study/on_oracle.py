@@ -13,7 +13,7 @@ from headway.errors import UserError
 from headway.latency.profile import Profile
 from headway.latency.truth import Truth
 from headway.oracle.bound import scaled
-from headway.oracle.model import StepModel
+from headway.oracle.fast_model import StepModel
 from headway.oracle.policy import scheduler
 from headway.oracle.search import search
 from headway.oracle.simulated import Simulated, server_of
