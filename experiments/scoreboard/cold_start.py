@@ -13,7 +13,7 @@ import click
 from grounds import TRACES, grounds, unit_rps
 
 from headway import registry
-from headway.study.paper import Contender
+from headway.study.paper_grid import Contender
 from headway.study.run import execute
 from headway.study.spec import RunSpec
 from headway.study.sweep import Ledger, in_parallel, run_all

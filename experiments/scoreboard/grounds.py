@@ -8,7 +8,7 @@ from pathlib import Path
 
 from headway import registry
 from headway.study.highest_rate import highest_rate
-from headway.study.paper import Contender, RunMany, Traffic
+from headway.study.paper_grid import Contender, RunMany, Traffic
 from headway.study.spec import Machine, RunSpec
 from headway.study.sweep import mean_attainment
 from headway.workloads.public import traces

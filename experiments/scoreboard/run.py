@@ -28,7 +28,7 @@ from read import OURS, Row, markdown
 from rich.console import Console
 
 from headway.cli.values import progress
-from headway.study.paper import ATTAINMENT, Contender, Grid, mean_of, run_grid
+from headway.study.paper_grid import ATTAINMENT, Contender, Grid, mean_of, run_grid
 from headway.study.spec import STOCK_WAYS, RunSpec
 from headway.study.sweep import Ledger, Run, run_all
 

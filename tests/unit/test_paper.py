@@ -17,7 +17,7 @@ from headway.study import stock
 from headway.study.drawn import Drawn
 from headway.study.experiments import ACCELGEN, CACHEOPT, Experiment
 from headway.study.on_oracle import ORACLE
-from headway.study.paper import Contender, Traffic, capacity_of, gains
+from headway.study.paper_grid import Contender, Traffic, capacity_of, gains
 from headway.study.requests import requests_of
 from headway.study.run import execute
 from headway.study.spec import STOCK_WAYS, Load, Machine, RunSpec

@@ -17,7 +17,7 @@ from headway.metrics.kept import KeptRun, Timeline
 from headway.metrics.lateness import of_run
 from headway.metrics.record import RequestRecord, RunFacts, summarise
 from headway.slo import Slo
-from headway.web import load_figures, material, report, run_figures, series, tables, theme
+from headway.web import load_figures, material, report_page, run_figures, series, tables, theme
 
 SLOS = {
     "chat": Slo(ttft_s=0.5, tbt_s=0.06, class_name="chat"),
@@ -182,7 +182,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def page(folder: Path) -> str:
-    return report.page_of(material.load([folder]))
+    return report_page.page_of(material.load([folder]))
 
 
 def without_script(page: str) -> str:
@@ -230,7 +230,7 @@ def test_the_page_has_every_section(page: str) -> None:
 
 def test_the_same_input_gives_the_same_bytes(folder: Path, page: str) -> None:
     """A report can be compared and cached: nothing random is in it."""
-    assert report.page_of(material.load([folder])) == page
+    assert report_page.page_of(material.load([folder])) == page
 
 
 def test_lines_are_means_over_seeds_with_their_spread(folder: Path, page: str) -> None:
@@ -287,14 +287,14 @@ def test_inside_is_the_heaviest_common_load_or_the_one_asked_for(folder: Path) -
     without = [k for k in material.kept if k.run["policy"] == "fcfs" or k.run["rate_rps"] < 20]
     assert {k.run["rate_rps"] for k in series.chosen(without, groups, labels, None)} == {12.0}
     with pytest.raises(UserError, match=r"No kept run has a rate of 7 .* 6, 12, 20"):
-        report.page_of(material, rate_rps=7.0)
+        report_page.page_of(material, rate_rps=7.0)
 
 
 def test_one_run_without_details(tmp_path: Path) -> None:
     """A single summary run becomes bars, and the page says how to see more."""
     run = kept_document("fcfs", 6.0, 0, 4096)["run"]
     (tmp_path / "one.json").write_text(json.dumps({"schema": 1, "runs": [run]}))
-    page = report.page_of(material.load([tmp_path / "one.json"]))
+    page = report_page.page_of(material.load([tmp_path / "one.json"]))
     assert "--keep FOLDER" in page
     assert data_of(page, 1)[0]["type"] == "bar"
     assert "At 6 requests a second, fcfs kept" in page
@@ -308,10 +308,10 @@ def test_nulls_and_nothing_attained() -> None:
          "per_class": {"chat": None}, "preemptions": {"recompute": None, "swap": None}}
         for rate in (None, 2.0)
     ]  # fmt: skip
-    page = report.page_of(material.Material(runs, [], ["x.json"]))
+    page = report_page.page_of(material.Material(runs, [], ["x.json"]))
     assert "kept 0\u00a0% of promises" in page
     assert "no figure to draw" in page
-    unknown = report.page_of(material.Material([{"policy": "fcfs"}], [], []))
+    unknown = report_page.page_of(material.Material([{"policy": "fcfs"}], [], []))
     assert "No run says how many promises it kept." in unknown
 
 
@@ -321,7 +321,7 @@ def test_refused_requests_are_counted_and_marked(tmp_path: Path) -> None:
     refused = sum(r["outcome"] == "refused" for r in document["requests"])
     assert refused > 0
     material = material.load([kept_file(tmp_path, document)])
-    page = report.page_of(material)
+    page = report_page.page_of(material)
     assert "requests broke their promise without a wait to measure" in page
     kept = material.kept[0].open()
     figure = run_figures.waterfall(kept.requests, of_run(kept))
@@ -334,7 +334,7 @@ def test_a_kept_run_without_steps_or_requests(tmp_path: Path) -> None:
     document = kept_document("fcfs", 6.0, 0, 4096)
     document["requests"] = []
     document["timeline"] = {name: [] for name in COLUMNS} | {"capacity_tokens": None}
-    page = report.page_of(material.load([kept_file(tmp_path, document)]))
+    page = report_page.page_of(material.load([kept_file(tmp_path, document)]))
     assert "Inside fcfs" in page
     assert "The KV cache" not in page
 

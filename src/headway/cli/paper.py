@@ -18,7 +18,16 @@ from headway.cli.values import progress, save, whole
 from headway.errors import UserError
 from headway.study.experiments import ACCELGEN, CACHEOPT, Experiment
 from headway.study.experiments import Table as Setup
-from headway.study.paper import FIGURES, SHOWN, Gain, Grid, capacity_of, gains, mean_of, run_grid
+from headway.study.paper_grid import (
+    FIGURES,
+    SHOWN,
+    Gain,
+    Grid,
+    capacity_of,
+    gains,
+    mean_of,
+    run_grid,
+)
 from headway.study.spec import RunSpec
 from headway.study.sweep import Ledger, Run, run_all
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from headway.study.drawn import Drawn
-from headway.study.paper import Contender, Traffic, variants
+from headway.study.paper_grid import Contender, Traffic, variants
 from headway.study.spec import Machine
 
 
