@@ -40,8 +40,8 @@ from headway.request import Request
 from headway.slo import Slo
 from headway.study.on_sim import engine_of
 from headway.study.requests import book_of, calls_of, requests_of
-from headway.study.run import truth_of
 from headway.study.spec import Load, Machine
+from headway.study.virtual_run import truth_of
 
 HERE = Path(__file__).parent
 LOOK_EVERY_S = 0.25

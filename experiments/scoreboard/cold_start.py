@@ -14,9 +14,9 @@ from grounds import TRACES, grounds, unit_rps
 
 from headway import registry
 from headway.study.paper_grid import Contender
-from headway.study.run import execute
 from headway.study.spec import RunSpec
 from headway.study.sweep import Ledger, in_parallel, run_all
+from headway.study.virtual_run import execute
 
 LOADS = (0.5, 1.0, 1.5)
 

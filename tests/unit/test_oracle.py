@@ -28,8 +28,8 @@ from headway.policy.scheduler import Scheduler
 from headway.slo import NO_PROMISE, Slo
 from headway.study.bounds import bound_of
 from headway.study.on_oracle import ORACLE
-from headway.study.run import execute
 from headway.study.spec import Load, Machine, RunSpec
+from headway.study.virtual_run import execute
 from headway.workloads.schema import WorkloadRequest
 
 COST = StepCost(32, 0.01, 1e-4, 4e-4, 2e-6, 1e-4, 1e-6, 5e-4)

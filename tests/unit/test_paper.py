@@ -19,8 +19,8 @@ from headway.study.experiments import ACCELGEN, CACHEOPT, Experiment
 from headway.study.on_oracle import ORACLE
 from headway.study.paper_grid import Contender, Traffic, capacity_of, gains
 from headway.study.requests import requests_of
-from headway.study.run import execute
 from headway.study.spec import STOCK_WAYS, Load, Machine, RunSpec
+from headway.study.virtual_run import execute
 
 TINY = Experiment(
     name="tiny",

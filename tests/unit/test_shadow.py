@@ -35,9 +35,9 @@ from headway.study import recorded
 from headway.study.history import History, StepMeter
 from headway.study.on_sim import engine_of
 from headway.study.requests import book_of, calls_of, requests_of
-from headway.study.run import profiles
 from headway.study.shadow import MOST_SHARE, RESTS, Found, Pace, Shadow, message
 from headway.study.spec import Load, Machine
+from headway.study.virtual_run import profiles
 from headway.workloads.record_files import file_name, rows, run_of
 
 RUN = "20261123T061745Z-4711-e0"

@@ -14,8 +14,8 @@ from headway.latency import profile as profiles
 from headway.latency.truth import Truth
 from headway.slo import SloBook
 from headway.study.requests import book_of, calls_of, requests_of
-from headway.study.run import execute, record_of
 from headway.study.spec import Load, Machine, RunSpec
+from headway.study.virtual_run import execute, record_of
 
 GPU = "llama-3.1-8b@h100"
 PRESSED = Machine(GPU, kv_tokens=41_408, noise=0.05)

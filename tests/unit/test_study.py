@@ -18,9 +18,9 @@ from headway.slo import Slo
 from headway.study import recorded, stock
 from headway.study.highest_rate import highest_rate, over_seeds
 from headway.study.requests import book_of, calls_of, class_ranks, requests_of
-from headway.study.run import execute, parse_drift, record_of
 from headway.study.spec import Knobs, Load, Machine, RunSpec
 from headway.study.sweep import Ledger, run_all
+from headway.study.virtual_run import execute, parse_drift, record_of
 from headway.workloads.schema import WorkloadRequest, write_jsonl
 
 MACHINE = Machine("llama-3.1-8b@h100", kv_tokens=20_000)

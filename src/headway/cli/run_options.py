@@ -20,8 +20,8 @@ from headway.errors import UserError
 from headway.latency import profile as profiles
 from headway.study.on_sim import router_of
 from headway.study.requests import book_of, is_file, requests_of, shares_prefixes
-from headway.study.run import parse_drift
 from headway.study.spec import STOCK_WAYS, Load, Machine, RunSpec
+from headway.study.virtual_run import parse_drift
 from headway.workloads.schema import number
 
 DEFAULT_GPU = "llama-3.1-8b@h100"

@@ -35,8 +35,8 @@ from headway.study.history import History, Seen
 from headway.study.on_sim import engine_of
 from headway.study.recorded import workload
 from headway.study.requests import calls_of
-from headway.study.run import record_of
 from headway.study.spec import Machine
+from headway.study.virtual_run import record_of
 from headway.workloads.record_files import Row, RunFiles, rows, runs_in
 
 SCHEMA = 1

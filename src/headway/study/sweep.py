@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from headway.metrics.kept import read_json
-from headway.study.run import execute, kept_path
 from headway.study.spec import RunSpec
+from headway.study.virtual_run import execute, kept_path
 
 Run = dict[str, Any]
 OnDone = Callable[[RunSpec, Run], None]
