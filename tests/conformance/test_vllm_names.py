@@ -20,8 +20,8 @@ import vllm
 
 import headway
 from headway.engines.vllm import vllm_names as names
+from headway.engines.vllm.driver import HeadwayMixin, SyncHeadway
 from headway.engines.vllm.queue import GatedQueue
-from headway.engines.vllm.scheduler import HeadwayMixin, SyncHeadway
 from headway.engines.vllm.serve import _parse_vllm_args
 from headway.engines.vllm.steering import Steering
 from headway.engines.vllm.swap import SwapConnector

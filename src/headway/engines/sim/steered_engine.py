@@ -1,6 +1,6 @@
 """What the steered engine does with a plan: who computes how much, who loses its KV.
 
-The rules are those of vLLM's loop as Headway steers it (``engines/vllm/scheduler.py``),
+The rules are those of vLLM's loop as Headway steers it (``engines/vllm/driver.py``),
 written from its behaviour: ``tests/conformance/test_two_engines.py`` holds the two together.
 """
 
