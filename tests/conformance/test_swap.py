@@ -19,7 +19,7 @@ from vllm.config import ParallelConfig
 from headway import registry
 from headway.engines.sim.run import SimRun
 from headway.engines.virtual import VirtualEngine
-from headway.engines.vllm import serve, swap
+from headway.engines.vllm import api_server, swap
 from headway.engines.vllm.edge import SLO_FILE_VARIABLE
 from headway.engines.vllm.shapes import roofline
 from headway.engines.vllm.swap_scheduler import HostSlots
@@ -475,20 +475,20 @@ def test_ranks_report_the_slower_copy() -> None:
 # -- mistakes --------------------------------------------------------------------------------
 
 
-def serve_options(**given: Any) -> serve.ServeOptions:
-    return serve.ServeOptions("m", given.pop("policy", None), None, None, (), **given)
+def serve_options(**given: Any) -> api_server.ServeOptions:
+    return api_server.ServeOptions("m", given.pop("policy", None), None, None, (), **given)
 
 
 @pytest.mark.parametrize("gib", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_size_that_is_none_is_told(gib: float) -> None:
     """Before vLLM is asked for anything."""
     with pytest.raises(UserError, match="--swap-gib must be a number of GiB greater than 0"):
-        serve.check(serve_options(swap_gib=gib))
+        api_server.check(serve_options(swap_gib=gib))
 
 
 def test_stock_ignores_it(capsys: pytest.CaptureFixture[str]) -> None:
     """Plain vLLM has no swap; that is said, not refused."""
-    serve.check(serve_options(policy="stock", swap_gib=1.0))
+    api_server.check(serve_options(policy="stock", swap_gib=1.0))
     assert "ignores --overload, --slo, --swap-gib, --record and --shadow" in capsys.readouterr().err
 
 
@@ -509,20 +509,20 @@ def test_serve_puts_the_connector_on(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.delenv(SLO_FILE_VARIABLE, raising=False)
     args = arguments()
-    serve._plug_in(args, serve_options(swap_gib=0.5))
+    api_server._plug_in(args, serve_options(swap_gib=0.5))
     given = args.kv_transfer_config
     assert given.kv_connector_extra_config == {"host_bytes": 2**29}
     assert KVConnectorFactory.get_connector_class(given) is swap.SwapConnector
     assert not given.is_kv_consumer, "vLLM would hold freed blocks back"
     args = arguments()
-    serve._plug_in(args, serve_options())
+    api_server._plug_in(args, serve_options())
     assert args.kv_transfer_config is None
 
 
 def test_two_connectors_are_one_too_many() -> None:
     """The sentence names both options."""
     with pytest.raises(UserError, match="--kv-transfer-config; drop one"):
-        serve._plug_in(arguments(kv_transfer_config=object()), serve_options(swap_gib=1.0))
+        api_server._plug_in(arguments(kv_transfer_config=object()), serve_options(swap_gib=1.0))
 
 
 @pytest.mark.parametrize(

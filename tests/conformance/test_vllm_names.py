@@ -20,9 +20,9 @@ import vllm
 
 import headway
 from headway.engines.vllm import vllm_names as names
+from headway.engines.vllm.api_server import _parse_vllm_args
 from headway.engines.vllm.driver import HeadwayMixin, SyncHeadway
 from headway.engines.vllm.queue import GatedQueue
-from headway.engines.vllm.serve import _parse_vllm_args
 from headway.engines.vllm.steering import Steering
 from headway.engines.vllm.swap import SwapConnector
 from headway.errors import UserError

@@ -19,7 +19,7 @@ from headway.cli.main import main
 from headway.config import Settings
 from headway.engines.journal import Journal
 from headway.engines.sim.run import SimRun
-from headway.engines.vllm import serve, shadow
+from headway.engines.vllm import api_server, shadow_process
 from headway.engines.vllm.recorder import start_of
 from headway.errors import UserError
 from headway.latency.model import StepShape
@@ -313,9 +313,9 @@ def test_an_unknown_shadow_is_a_users_mistake(tmp_path: Path) -> None:
     """At the command line, and in its own process."""
     with pytest.raises(UserError, match="slack"):
         Shadow(tmp_path, "penumbra", lambda: None)
-    options = serve.ServeOptions("m", None, None, None, (), shadow="penumbra")
+    options = api_server.ServeOptions("m", None, None, None, (), shadow="penumbra")
     with pytest.raises(UserError, match="--shadow 'penumbra' is not known"):
-        serve.check(options)
+        api_server.check(options)
 
 
 def test_readers_hear_of_both_policies() -> None:
@@ -354,14 +354,14 @@ def test_a_shadow_sees_to_something_to_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A folder of its own, unless there is one; one file is not enough."""
-    monkeypatch.setattr(shadow.tempfile, "mkdtemp", lambda prefix: str(tmp_path))
-    monkeypatch.setattr(shadow.atexit, "register", lambda *args, **kwargs: None)
+    monkeypatch.setattr(shadow_process.tempfile, "mkdtemp", lambda prefix: str(tmp_path))
+    monkeypatch.setattr(shadow_process.atexit, "register", lambda *args, **kwargs: None)
     settings: dict[str, Any] = {}
-    shadow.see_to_recording(settings)
-    assert settings == {"record": str(tmp_path), "record_gib": shadow.RECORD_GIB}
+    shadow_process.see_to_recording(settings)
+    assert settings == {"record": str(tmp_path), "record_gib": shadow_process.RECORD_GIB}
     Settings.parse(settings)
     own = {"record": "/var/log/headway"}
-    shadow.see_to_recording(own)
+    shadow_process.see_to_recording(own)
     assert own == {"record": "/var/log/headway"}
     with pytest.raises(UserError, match="not one"):
-        shadow.see_to_recording({"record": "x.jsonl"})
+        shadow_process.see_to_recording({"record": "x.jsonl"})
