@@ -21,7 +21,7 @@ from headway.engines.sim.run import SimRun
 from headway.engines.virtual import VirtualEngine
 from headway.engines.vllm import api_server, swap
 from headway.engines.vllm.edge import SLO_FILE_VARIABLE
-from headway.engines.vllm.shapes import roofline
+from headway.engines.vllm.model_roofline import roofline
 from headway.engines.vllm.swap_scheduler import HostSlots
 from headway.engines.vllm.swap_worker import HostCopies
 from headway.errors import InvariantError, UserError

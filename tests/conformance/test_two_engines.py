@@ -19,7 +19,7 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 from headway import registry
 from headway.engines.sim.run import SimRun
 from headway.engines.virtual import Call, VirtualEngine
-from headway.engines.vllm.shapes import roofline
+from headway.engines.vllm.model_roofline import roofline
 from headway.latency.online import OnlineModel
 from headway.slo import SloBook
 from headway.study.requests import calls_of

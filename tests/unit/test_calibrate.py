@@ -15,7 +15,7 @@ import pytest
 
 from headway.cli.main import main
 from headway.errors import UserError
-from headway.latency import calibration, fit, profile, shapes
+from headway.latency import calibration, fit, model_shapes, profile
 from headway.latency.model import StepShape
 from headway.latency.profile import StepCost
 from headway.latency.truth import Hiccups, Truth
@@ -287,7 +287,7 @@ def test_what_the_tables_lack(model: str, gpu: str, num_gpus: int, says: str) ->
 
 def test_vllm_defaults_by_memory() -> None:
     """The class of a GPU follows from its memory, and the A100 is the exception."""
-    assert shapes.batch_defaults(80 * 2**30, "h100_sxm") == (8192, 1024)
-    assert shapes.batch_defaults(80 * 2**30, "A100_sxm") == (2048, 256)
-    assert shapes.batch_defaults(24 * 2**30, "l4") == (2048, 256)
-    assert shapes.batch_defaults(180 * 2**30, "b200_sxm") == (16_384, 1024)
+    assert model_shapes.batch_defaults(80 * 2**30, "h100_sxm") == (8192, 1024)
+    assert model_shapes.batch_defaults(80 * 2**30, "A100_sxm") == (2048, 256)
+    assert model_shapes.batch_defaults(24 * 2**30, "l4") == (2048, 256)
+    assert model_shapes.batch_defaults(180 * 2**30, "b200_sxm") == (16_384, 1024)

@@ -11,8 +11,8 @@ from headway.errors import UserError
 from headway.slo import Slo
 from headway.workloads import named, synthetic
 from headway.workloads.arrivals import Arrivals
+from headway.workloads.length_distribution import Lengths, lognormal
 from headway.workloads.schema import slo_of
-from headway.workloads.shapes import Lengths, lognormal
 
 PUBLISHED = {
     "sharegpt": ((2340, 1730, 6563, 7434), (439, 415, 920, 998)),

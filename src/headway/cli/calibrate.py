@@ -17,7 +17,7 @@ from headway.cli import values
 from headway.cli.values import save, writable, write
 from headway.errors import UserError
 from headway.latency import calibration as source
-from headway.latency import shapes as sizes
+from headway.latency import model_shapes as sizes
 from headway.latency.profile import FitError, Profile, StepCost
 from headway.study.history import History
 from headway.workloads.record_files import rows, run_of

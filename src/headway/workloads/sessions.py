@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from headway.workloads.arrivals import Arrivals, times_s
+from headway.workloads.length_distribution import Lengths, lognormal
 from headway.workloads.schema import WorkloadRequest
-from headway.workloads.shapes import Lengths, lognormal
 
 SEED_TAG = 0x5E55
 """Keeps these random numbers apart from others with the same seed."""

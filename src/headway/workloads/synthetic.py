@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from headway.errors import UserError
+from headway.workloads.length_distribution import Lengths, lognormal
 from headway.workloads.schema import WorkloadRequest
-from headway.workloads.shapes import Lengths, lognormal
 
 SEED_TAG = 0x5E17
 """Keeps the lengths' random numbers apart from those of arrival times with the same seed."""
