@@ -24,7 +24,7 @@ from headway.engines.vllm.api_server import _parse_vllm_args
 from headway.engines.vllm.driver import HeadwayMixin, SyncHeadway
 from headway.engines.vllm.queue import GatedQueue
 from headway.engines.vllm.steering import Steering
-from headway.engines.vllm.swap import SwapConnector
+from headway.engines.vllm.swap_connector import SwapConnector
 from headway.errors import UserError
 
 SOURCE = Path(headway.__file__).parent

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from headway.engines.prefix import Prefixes
 from headway.engines.sim.blocks import BlockPool, PrefixPool
+from headway.engines.sim.host_pool import HostPool
 from headway.engines.sim.job import Job
-from headway.engines.sim.swap import HostPool
 from headway.engines.virtual import VirtualEngine
 from headway.latency.model import StepShape
 from headway.policy.plan import StepPlan

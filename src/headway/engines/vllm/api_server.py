@@ -205,7 +205,7 @@ def _plug_in_swap(args: argparse.Namespace, swap_gib: float) -> None:
         )
     from vllm.config import KVTransferConfig
 
-    from headway.engines.vllm.swap import transfer_config
+    from headway.engines.vllm.swap_connector import transfer_config
 
     args.kv_transfer_config = KVTransferConfig(**transfer_config(int(swap_gib * 1024**3)))
 

@@ -37,7 +37,7 @@ from headway.engines.attention_kinds import FULL
 from headway.engines.virtual import HostLink, VirtualEngine
 from headway.engines.vllm.driver import AsyncHeadway, SyncHeadway
 from headway.engines.vllm.kv_cache_specs import groups_of
-from headway.engines.vllm.swap import CopyTimes, SwapMetadata, transfer_config
+from headway.engines.vllm.swap_connector import CopyTimes, SwapMetadata, transfer_config
 
 MODEL = {
     "architectures": ["LlamaForCausalLM"],

@@ -30,7 +30,7 @@ from headway.engines.vllm.model_roofline import roofline
 from headway.engines.vllm.queue import gated
 from headway.engines.vllm.recorder import recording_of
 from headway.engines.vllm.steering import Steering
-from headway.engines.vllm.swap import swap_connector
+from headway.engines.vllm.swap_connector import swap_connector
 from headway.engines.vllm.watch import watch_of
 from headway.errors import UserError
 from headway.latency.online import OnlineModel
