@@ -269,25 +269,25 @@ def test_scaled_step_times_are_a_band_and_a_chart_each(folder: Path) -> None:
 
 def test_a_run_in_a_summary_and_kept_counts_once(folder: Path) -> None:
     """Twelve plain runs and twelve scaled ones, six of them also kept, are twenty-four."""
-    material = material.load([folder])
-    assert len(material.runs) == 24
-    assert len(material.kept) == 6
-    assert all(run["workload"] == "mixed.jsonl" for run in material.runs if run["seed"] == 0
+    loaded = material.load([folder])
+    assert len(loaded.runs) == 24
+    assert len(loaded.kept) == 6
+    assert all(run["workload"] == "mixed.jsonl" for run in loaded.runs if run["seed"] == 0
                and not material.band(run))  # fmt: skip
-    assert material.sources[-1] == "out.json"
+    assert loaded.sources[-1] == "out.json"
 
 
 def test_inside_is_the_heaviest_common_load_or_the_one_asked_for(folder: Path) -> None:
     """Policies are compared at one load; a load nobody kept is the user's mistake."""
-    material = material.load([folder])
-    labels = series.Labels(material.runs)
-    groups = series.groups_of(material.runs, labels)
-    assert {k.run["rate_rps"] for k in series.chosen(material.kept, groups, labels, None)} == {20.0}
-    assert {k.run["rate_rps"] for k in series.chosen(material.kept, groups, labels, 6.0)} == {6.0}
-    without = [k for k in material.kept if k.run["policy"] == "fcfs" or k.run["rate_rps"] < 20]
+    loaded = material.load([folder])
+    labels = series.Labels(loaded.runs)
+    groups = series.groups_of(loaded.runs, labels)
+    assert {k.run["rate_rps"] for k in series.chosen(loaded.kept, groups, labels, None)} == {20.0}
+    assert {k.run["rate_rps"] for k in series.chosen(loaded.kept, groups, labels, 6.0)} == {6.0}
+    without = [k for k in loaded.kept if k.run["policy"] == "fcfs" or k.run["rate_rps"] < 20]
     assert {k.run["rate_rps"] for k in series.chosen(without, groups, labels, None)} == {12.0}
     with pytest.raises(UserError, match=r"No kept run has a rate of 7 .* 6, 12, 20"):
-        report_page.page_of(material, rate_rps=7.0)
+        report_page.page_of(loaded, rate_rps=7.0)
 
 
 def test_one_run_without_details(tmp_path: Path) -> None:
@@ -320,10 +320,10 @@ def test_refused_requests_are_counted_and_marked(tmp_path: Path) -> None:
     document = kept_document("fcfs", 60.0, 0, 4096)
     refused = sum(r["outcome"] == "refused" for r in document["requests"])
     assert refused > 0
-    material = material.load([kept_file(tmp_path, document)])
-    page = report_page.page_of(material)
+    loaded = material.load([kept_file(tmp_path, document)])
+    page = report_page.page_of(loaded)
     assert "requests broke their promise without a wait to measure" in page
-    kept = material.kept[0].open()
+    kept = loaded.kept[0].open()
     figure = run_figures.waterfall(kept.requests, of_run(kept))
     crosses = next(trace for trace in figure.data if trace.name == "no answer")
     assert len(crosses.x) == refused
@@ -406,10 +406,10 @@ def test_a_tuned_baseline_keeps_its_name_inside(tmp_path: Path) -> None:
     ways = [{**chosen["run"], "policy": name} for name in ("stock-static", "stock-hindsight")]
     (tmp_path / "out.json").write_text(json.dumps({"schema": 1, "runs": ways}))
     (tmp_path / "capacity.json").write_text(json.dumps({"schema": 1, "capacities": []}))
-    material = material.load([tmp_path, tmp_path / "a.run.json.gz"])
-    assert [f.run["policy"] for f in material.kept] == ["stock-static", "stock-hindsight"]
-    assert len(material.runs) == 2
-    assert material.num_left_out == 1
+    loaded = material.load([tmp_path, tmp_path / "a.run.json.gz"])
+    assert [f.run["policy"] for f in loaded.kept] == ["stock-static", "stock-hindsight"]
+    assert len(loaded.runs) == 2
+    assert loaded.num_left_out == 1
 
 
 def test_colours() -> None:

@@ -64,7 +64,7 @@ class ServeOptions:
     swap_gib: float | None = None
     page: bool = False
     record: Path | None = None
-    shadow_process: str | None = None
+    shadow: str | None = None
 
     @property
     def is_stock(self) -> bool:
