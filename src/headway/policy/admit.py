@@ -21,7 +21,7 @@ CLAIMS_A_STEP = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class DueWork:
     """One claim as the feasibility test sees it: work to do before an instant."""
 
     key: str
@@ -30,7 +30,7 @@ class Job:
     weight: float = 1.0
 
 
-def largest_feasible(jobs: Iterable[Job]) -> tuple[set[str], float]:
+def largest_feasible(jobs: Iterable[DueWork]) -> tuple[set[str], float]:
     """Return the jobs to set aside so that the most others end on time.
 
     Moore (1968) with Hodgson's proof: in order of due times, whenever the running total is
@@ -88,7 +88,7 @@ class MooreHodgson:
             self._decided_at_step = draft.given.step
         return self._last
 
-    def _jobs(self, draft: Draft, chunker: Chunker) -> list[Job]:
+    def _jobs(self, draft: Draft, chunker: Chunker) -> list[DueWork]:
         """Return one job a claim that waits or whose prompt is in progress.
 
         What several have in common with a prompt in progress is the work of the first of them.
@@ -98,7 +98,7 @@ class MooreHodgson:
         running = [r for r in draft.given.live.prefilling.values() if r.has_claim]
         shared = draft.given.live.shared_tokens()
         return [
-            Job(
+            DueWork(
                 r.request_id,
                 # A token comes out when its step ends, on average half a step after the work.
                 r.due_at_s - draft.given.ref_s - 0.5 * prefill.step_s,
