@@ -15,7 +15,7 @@ import pytest
 from headway import registry
 from headway.cli.main import main
 from headway.engines.sim.run import SimRun
-from headway.engines.virtual import Call, Outcome, VirtualEngine
+from headway.engines.virtual import Outcome, VirtualCall, VirtualEngine
 from headway.errors import UserError
 from headway.latency.profile import StepCost
 from headway.metrics import define
@@ -68,14 +68,14 @@ def engine_of(kv_tokens: int, asynchronous: bool = False) -> VirtualEngine:
     )
 
 
-def calls_of(requests: list[WorkloadRequest], slos: dict[str, Slo]) -> list[Call]:
+def calls_of(requests: list[WorkloadRequest], slos: dict[str, Slo]) -> list[VirtualCall]:
     calls = []
     for request in requests:
         slo = slos[request.id]
         fields = {"slo_ttft_ms": slo.ttft_s, "slo_tbt_ms": slo.tbt_s, "slo_jct_ms": slo.jct_s}
         xargs = {name: value * 1000 for name, value in fields.items() if value is not None}
         sizes = (request.num_prompt_tokens, request.num_output_tokens)
-        calls.append(Call(request.id, request.arrived_at_s, *sizes, xargs))
+        calls.append(VirtualCall(request.id, request.arrived_at_s, *sizes, xargs))
     return calls
 
 

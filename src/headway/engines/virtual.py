@@ -62,7 +62,7 @@ class VirtualEngine:
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class VirtualCall:
     """One request of a virtual run; ``xargs`` as a client would send them.
 
     Attributes:
@@ -102,7 +102,7 @@ class Outcome:
             ``swapped`` when the host keeps the KV of a preempted request.
     """
 
-    call: Call
+    call: VirtualCall
     emitted_at_s: list[float] = field(default_factory=list)
     finish_reason: str | None = None
     stop_reason: str | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from headway.engines.sim.run import SimRun
-from headway.engines.virtual import Call, VirtualEngine
+from headway.engines.virtual import VirtualCall, VirtualEngine
 from headway.latency.model import StepShape
 from headway.latency.profile import StepCost
 from headway.metrics import define
@@ -41,7 +41,7 @@ class Simulated(StepModel):
     def __init__(
         self,
         requests: Sequence[WorkloadRequest],
-        calls: Sequence[Call],
+        calls: Sequence[VirtualCall],
         slos: Mapping[str, Slo],
         engine: VirtualEngine,
         cost: StepCost,

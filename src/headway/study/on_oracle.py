@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from headway.engines.virtual import Call
+from headway.engines.virtual import VirtualCall
 from headway.errors import UserError
 from headway.latency.profile import Profile
 from headway.latency.truth import Truth
@@ -55,7 +55,7 @@ def serve(
     profile: Profile,
     truth: Truth,
     requests: Sequence[WorkloadRequest],
-    calls: Sequence[Call],
+    calls: Sequence[VirtualCall],
     slos: Mapping[str, Slo],
     book: SloBook,
     keep_steps: bool,

@@ -10,7 +10,7 @@ from headway.engines.journal import Journal, PlanTimes
 from headway.engines.sim.fleet import Fleet, FleetResult
 from headway.engines.sim.routers import LeastKv, LeastWork, RoundRobin, Router
 from headway.engines.sim.run import SimRun
-from headway.engines.virtual import Call, StepRow, VirtualEngine
+from headway.engines.virtual import StepRow, VirtualCall, VirtualEngine
 from headway.errors import UserError
 from headway.kit.lengths import Oracle
 from headway.latency.profile import Profile
@@ -43,7 +43,7 @@ def serve(
     spec: RunSpec,
     profile: Profile,
     truth_of: Callable[[int], Truth],
-    calls: Sequence[Call],
+    calls: Sequence[VirtualCall],
     book: SloBook,
     keep_steps: bool,
 ) -> Served:
@@ -72,7 +72,7 @@ def serve_alone(
     engine: VirtualEngine,
     truth: Truth,
     policy: Scheduler,
-    calls: Sequence[Call],
+    calls: Sequence[VirtualCall],
     book: SloBook,
     keep_steps: bool,
 ) -> Served:
@@ -98,7 +98,9 @@ def _served(
     )
 
 
-def _tell_lengths(policy: Scheduler, calls: Sequence[Call], spread: float, seed: int) -> None:
+def _tell_lengths(
+    policy: Scheduler, calls: Sequence[VirtualCall], spread: float, seed: int
+) -> None:
     """Let the policy's padding rest on the true lengths, off by a log-normal factor.
 
     Raises:

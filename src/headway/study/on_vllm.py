@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from headway.engines.journal import Journal, PlanTimes
-from headway.engines.virtual import Call
+from headway.engines.virtual import VirtualCall
 from headway.errors import UserError
 from headway.latency.profile import Profile
 from headway.latency.truth import Truth
@@ -24,7 +24,7 @@ def serve(
     spec: RunSpec,
     profile: Profile,
     truth_of: Callable[[int], Truth],
-    calls: Sequence[Call],
+    calls: Sequence[VirtualCall],
     book: SloBook,
     keep_steps: bool,
 ) -> Served:
