@@ -17,7 +17,7 @@ from headway.policy.live_requests import LiveRequests
 from headway.policy.view import EngineView
 from headway.request import Request, State
 from headway.rivals.fastserve import SkipJoin
-from headway.rivals.pastfuture import History, future_peak
+from headway.rivals.pastfuture import RecentLengths, future_peak
 from headway.rivals.reserved import Reserved, reserved_blocks
 from headway.rivals.sliding import SHARES, best_first_chunk, most_weight_on_time
 from headway.slo import NO_PROMISE
@@ -44,7 +44,7 @@ def test_future_peak_is_what_a_walk_finds(residents: list[tuple[int, int]]) -> N
 )
 def test_draws_come_from_the_longer_ones(lengths: list[int], asked: list[tuple[int, int]]) -> None:
     """Each draw is one of the last lengths above what was generated, or the bound."""
-    history = History(window=20, seed=3)
+    history = RecentLengths(window=20, seed=3)
     for length in lengths:
         done = Request("done", NO_PROMISE, 0.0, 1, 99)
         done.num_output_tokens = length
@@ -65,7 +65,7 @@ def test_draws_come_from_the_longer_ones(lengths: list[int], asked: list[tuple[i
 
 def test_draws_are_spread_like_the_past() -> None:
     """Over many draws each remembered length above the progress comes up equally often."""
-    history = History(window=10, seed=1)
+    history = RecentLengths(window=10, seed=1)
     for length in range(1, 11):
         done = Request("done", NO_PROMISE, 0.0, 1, 99)
         done.num_output_tokens = length

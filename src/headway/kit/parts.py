@@ -102,7 +102,7 @@ class Promiseless(Known):
         request.standing = Standing.UNPROMISED
 
 
-class Composed(Planner):
+class ComposedPlanner(Planner):
     """A planner of parts."""
 
     def __init__(self, parts: Parts) -> None:

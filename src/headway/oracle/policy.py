@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from headway.kit.curve_gate import CurveGate
 from headway.kit.ledger import KvLedger
-from headway.kit.parts import Composed, Feasibility, Parts, Prioritizer
+from headway.kit.parts import ComposedPlanner, Feasibility, Parts, Prioritizer
 from headway.latency.model import LatencyModel, StepShape
 from headway.oracle.search import Found
 from headway.policy.batch import InOrder
@@ -131,4 +131,4 @@ def scheduler(
         preemptor=BestEffortFirst(),
         ledger=ledger,
     )
-    return Scheduler("oracle", Composed(parts), KnownTime(truth), overload)
+    return Scheduler("oracle", ComposedPlanner(parts), KnownTime(truth), overload)

@@ -19,7 +19,7 @@ from headway.latency.model import StepShape
 from headway.policy.draft import Draft
 from headway.policy.swap_choice import SwapChoice, copyable_blocks
 from headway.request import Request
-from headway.rivals.ranked import Ranked, Ranking
+from headway.rivals.ranked import RankedPlanner, Ranking
 
 RATIO = 2.0
 """Of one level's quantum to that of the level above."""
@@ -174,7 +174,7 @@ def planner(
     quantum_s: float | None = None,
     starve_s: float = 300.0,
     max_batch: int | None = None,
-) -> Ranked:
+) -> RankedPlanner:
     """Return the planner.
 
     Args:
@@ -188,4 +188,4 @@ def planner(
     if max_batch is not None:
         positive_count("max_batch", max_batch)
     queue = SkipJoin(num_levels, quantum_s, starve_s=positive_s("starve_s", starve_s))
-    return Ranked(queue, MaxTokens(), max_batch, heeds_promises=False, swap=WhereverItFits())
+    return RankedPlanner(queue, MaxTokens(), max_batch, heeds_promises=False, swap=WhereverItFits())

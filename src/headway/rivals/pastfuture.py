@@ -41,7 +41,7 @@ def future_peak(held_tokens: Float, remaining_tokens: Float) -> float:
     return float(np.max(held + count * remaining_tokens[longest_first]))
 
 
-class History(Predictor):
+class RecentLengths(Predictor):
     """The lengths of the last outputs, of all classes together, and draws from them.
 
     Args:
@@ -90,7 +90,7 @@ class PastFuture(Gate):
     cache starts when nobody else runs.
     """
 
-    def __init__(self, history: History, reserve_share: float = 0.05) -> None:
+    def __init__(self, history: RecentLengths, reserve_share: float = 0.05) -> None:
         self._history = history
         self._reserve_share = reserve_share
         self._is_new = True
@@ -136,7 +136,7 @@ def parts(window: int = 200, reserve_share: float = 0.05, seed: int = 0) -> Part
         reserve_share: Share of the cache kept free of predictions.
         seed: Of the draws.
     """
-    history = History(positive_count("window", window), seed)
+    history = RecentLengths(positive_count("window", window), seed)
     return Parts(
         predictor=history,
         feasibility=AllFeasible(),

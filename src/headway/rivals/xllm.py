@@ -16,7 +16,7 @@ from headway.kit.lengths import SlidingHistogram
 from headway.latency.model import StepShape
 from headway.policy.draft import Draft
 from headway.request import Request
-from headway.rivals.ranked import Ranked, Ranking
+from headway.rivals.ranked import RankedPlanner, Ranking
 
 LEAST_GAP_SHARE = 0.65
 """Share of the tightest gap a step may always take (xLLM's constant)."""
@@ -126,7 +126,7 @@ def _rank(
     return (not is_urgent, by, request.order)
 
 
-def planner() -> Ranked:
+def planner() -> RankedPlanner:
     """Return the planner."""
     lengths = SlidingHistogram()
-    return Ranked(Urgency(), lengths, least_partial_tokens=LEAST_PARTIAL_TOKENS)
+    return RankedPlanner(Urgency(), lengths, least_partial_tokens=LEAST_PARTIAL_TOKENS)
