@@ -29,7 +29,7 @@ from headway.study.paper_grid import (
     run_grid,
 )
 from headway.study.spec import RunSpec
-from headway.study.sweep import Ledger, Run, run_all
+from headway.study.sweep import FinishedRuns, Run, run_all
 
 _SHARED = [
     click.option("--out", default="paper-out", show_default=True,
@@ -78,7 +78,7 @@ def run_experiment(
     """Run the tables of *experiment* and write ``NAME.json`` and ``NAME-runs.json`` into *out*."""
     out.mkdir(parents=True, exist_ok=True)
     console = Console()
-    ledger = Ledger(out / f"{experiment.name}.part")
+    ledger = FinishedRuns(out / f"{experiment.name}.part")
     count = whole("--requests", requests) or 400
     numbers, processes = seeds_of(seeds), whole("--workers", workers)
     tuned = seeds_of(tuning_seeds) if tuning_seeds else numbers

@@ -28,7 +28,7 @@ from headway.errors import UserError
 from headway.study import recorded
 from headway.study.recorded import Recorded
 from headway.study.spec import STOCK, STOCK_WAYS, Machine, RunSpec
-from headway.study.sweep import Ledger, Run, run_all
+from headway.study.sweep import FinishedRuns, Run, run_all
 from headway.workloads.record_files import run_of
 
 AS_RECORDED = "the recorded machine"
@@ -123,7 +123,9 @@ def _runs(
     workers = whole("--workers", given["workers"])
     baseline = [same] if same is not None and same.key() not in {s.key() for s in specs} else []
     with progress(console, "replay", len(specs) + len(baseline)) as advance:
-        done = run_all([*specs, *baseline], Ledger(keep=keep), workers, lambda s, r: advance())
+        done = run_all(
+            [*specs, *baseline], FinishedRuns(keep=keep), workers, lambda s, r: advance()
+        )
     return [done[spec.key()] for spec in specs], done[same.key()] if same is not None else None
 
 

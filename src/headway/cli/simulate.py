@@ -31,7 +31,7 @@ from headway.study.bounds import bound_of, check_bound
 from headway.study.on_oracle import ORACLE, check_oracle
 from headway.study.requests import TooLong, reading_of
 from headway.study.spec import STOCK, STOCK_WAYS, RunSpec
-from headway.study.sweep import Ledger, Run, in_parallel, mean_attainment, run_all
+from headway.study.sweep import FinishedRuns, Run, in_parallel, mean_attainment, run_all
 from headway.units import format_s
 
 
@@ -59,7 +59,7 @@ def simulate(
     if keep is not None:
         keep.mkdir(exist_ok=True)
     console = Console()
-    ledger = Ledger(json_path.with_suffix(".part") if json_path else None, keep)
+    ledger = FinishedRuns(json_path.with_suffix(".part") if json_path else None, keep)
     workers = whole("--workers", given["workers"])
     bands = bands_of(base, given["step_time_band"])
     bounds = _bounds(console, bands, policies, rates, seeds, workers) if bound else {}
@@ -129,7 +129,7 @@ def _plain(
     policies: Sequence[str],
     rates: Sequence[float | None],
     seeds: Sequence[int],
-    ledger: Ledger,
+    ledger: FinishedRuns,
     workers: int | None,
 ) -> list[Run]:
     specs = [
@@ -151,7 +151,7 @@ def _stock_ways(
     policies: Sequence[str],
     rates: Sequence[float | None],
     seeds: Sequence[int],
-    ledger: Ledger,
+    ledger: FinishedRuns,
     workers: int | None,
 ) -> list[Run]:
     ways = [policy for policy in policies if policy in STOCK_WAYS[1:]]

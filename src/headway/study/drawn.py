@@ -29,7 +29,7 @@ POOL = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
+class DrawnMix:
     """AccelGen's mix and promises (arXiv 2503.13737, setup, as third parties report it).
 
     Attributes:

@@ -20,7 +20,7 @@ OnDone = Callable[[RunSpec, Run], None]
 
 
 @dataclass(slots=True)
-class Ledger:
+class FinishedRuns:
     """Finished runs by key; with a file, a line each, so that a stopped sweep can go on.
 
     Args:
@@ -63,7 +63,7 @@ class Ledger:
 
 def run_all(
     specs: Iterable[RunSpec],
-    ledger: Ledger,
+    ledger: FinishedRuns,
     workers: int | None = None,
     on_done: OnDone = lambda spec, run: None,
 ) -> dict[str, Run]:
