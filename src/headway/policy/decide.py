@@ -23,7 +23,7 @@ from headway.policy.planner import Planner
 from headway.policy.preempt import BestEffortFirst, Preemptor
 from headway.policy.prioritize import ByDeadline
 from headway.policy.swap_choice import SwapChoice
-from headway.policy.weigh import Lengths, Weighed
+from headway.policy.weigh import ExpectedLengths, Weighed
 
 
 class Headway(Planner):
@@ -39,7 +39,7 @@ class Headway(Planner):
         self.chunker = SlackChunk()
         self.preemptor = BestEffortFirst()
         self.swap = swap
-        self._lengths = Lengths()
+        self._lengths = ExpectedLengths()
         self._feasibility = MooreHodgson()
         self._order = ByDeadline()
         self.gate = AllOf(StepGate(), Weighed(self._lengths, self.chunker))

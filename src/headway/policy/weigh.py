@@ -25,7 +25,7 @@ WORTH_TELLING = 0.05
 """Expected preemptions from which a plan says what they buy."""
 
 
-class Lengths(Predictor):
+class ExpectedLengths(Predictor):
     """Expected lengths, from :class:`~headway.policy.kv.forecast.Lifetimes` that it feeds."""
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class Lengths(Predictor):
 class Weighed(Gate):
     """Admit when the promises that waiting would cost outweigh those that overflow would."""
 
-    def __init__(self, lengths: Lengths, chunker: Chunker) -> None:
+    def __init__(self, lengths: ExpectedLengths, chunker: Chunker) -> None:
         self._lifetimes = lengths.lifetimes
         self._chunker = chunker
         self._claims: Forecast | None = None
