@@ -11,7 +11,7 @@ from headway.engines import wire
 from headway.engines.journal import Journal
 from headway.engines.sim.job import Job
 from headway.engines.sim.steady import Steady
-from headway.engines.sim.steered_engine import Machine
+from headway.engines.sim.steered_engine import SteeredEngine
 from headway.engines.virtual import Outcome, VirtualCall, VirtualEngine
 from headway.errors import UserError
 from headway.policy.events import Arrived, Finished
@@ -30,7 +30,7 @@ class Clients:
     ) -> None:
         self.engine = engine
         self.policy = policy
-        self.machine = Machine(engine)
+        self.machine = SteeredEngine(engine)
         self.now_s = 0.0
         self.outcomes: dict[str, Outcome] = {}
         self._book = book or SloBook.empty()

@@ -30,7 +30,7 @@ class Launch:
     shape: StepShape
 
 
-class Machine:
+class SteeredEngine:
     """Jobs, blocks and the rules of one step. Knows no time but what it is told."""
 
     def __init__(self, engine: VirtualEngine) -> None:
