@@ -23,7 +23,7 @@ from headway.oracle.bound import bound
 from headway.oracle.fast_model import Server, StepModel
 from headway.oracle.policy import scheduler
 from headway.oracle.search import search
-from headway.oracle.simulated import Simulated
+from headway.oracle.simulated import SimulatedPlayer
 from headway.policy.scheduler import Scheduler
 from headway.slo import NO_PROMISE, Slo
 from headway.study.bounds import bound_of
@@ -250,7 +250,7 @@ def test_the_oracle_keeps_the_most() -> None:
         requests, slos = load(seed, 30, 30)
         fast = StepModel(requests, slos, Server(COST, 1200, STEP_TOKENS))
         calls, engine = calls_of(requests, slos), engine_of(1200)
-        last_word = Simulated(requests, calls, slos, engine, COST, COST.step_s)
+        last_word = SimulatedPlayer(requests, calls, slos, engine, COST, COST.step_s)
         start = search(fast, seed=seed, max_plays=60)
         found = search(last_word, seed=seed, max_plays=10, start=start)
         for name in ("oracle", "fcfs", "accelgen", "slack"):

@@ -35,7 +35,7 @@ from headway.study import recorded
 from headway.study.history import History, StepMeter
 from headway.study.on_sim import engine_of
 from headway.study.requests import book_of, calls_of, requests_of
-from headway.study.shadow import MOST_SHARE, RESTS, Found, Pace, Shadow, message
+from headway.study.shadow import MOST_SHARE, RESTS, Comparison, CpuShare, Shadow, message
 from headway.study.spec import Load, Machine
 from headway.study.virtual_run import profiles
 from headway.workloads.record_files import file_name, rows, run_of
@@ -260,7 +260,7 @@ def test_its_share_of_a_core_is_bounded_whatever_it_does() -> None:
     """After every rest, from the start of the process on, imports included."""
     clock = Clock()
     clock.work(2.0)
-    pace = Pace(lambda: clock.cpu_s, clock.rest)
+    pace = CpuShare(lambda: clock.cpu_s, clock.rest)
     pace()
     for number in range(1000):
         clock.work(0.001 * (number % 7))
@@ -322,7 +322,7 @@ def test_readers_hear_of_both_policies() -> None:
     """The gauge has a row a policy; without traffic it has none, rather than an old one."""
     board = Board()
     counts = {"kind": "counts", "engine": "0", "unix_s": 1.0, "counts": {"classes": {}}, "now": {}}
-    found = Found(("fcfs", "slack"), (0.25, 0.75), 8)
+    found = Comparison(("fcfs", "slack"), (0.25, 0.75), 8)
     told = json.loads(json.dumps(message("0", found, 1.25)))
     now_s = told["unix_s"]
     assert board.take(told)

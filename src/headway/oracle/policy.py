@@ -13,7 +13,7 @@ from headway.kit.curve_gate import CurveGate
 from headway.kit.ledger import KvLedger
 from headway.kit.parts import ComposedPlanner, Feasibility, Parts, Prioritizer
 from headway.latency.model import LatencyModel, StepShape
-from headway.oracle.search import Found
+from headway.oracle.search import SearchResult
 from headway.policy.batch import InOrder
 from headway.policy.chunk import Chunker, SlackChunk
 from headway.policy.draft import Draft
@@ -60,7 +60,7 @@ class KnownLengths(Predictor):
         """Nothing is left to learn."""
 
 
-class Chosen(Feasibility):
+class ChosenClaims(Feasibility):
     """The claims given up in advance are set aside; the others are served at full pressure."""
 
     def __init__(self, dropped: frozenset[str]) -> None:
@@ -106,7 +106,7 @@ class ByRank(Prioritizer):
 
 
 def scheduler(
-    found: Found,
+    found: SearchResult,
     requests: Sequence[WorkloadRequest],
     truth: Callable[[StepShape], float],
     overload: str = "demote",
@@ -123,7 +123,7 @@ def scheduler(
     ledger = KvLedger()
     parts = Parts(
         predictor=KnownLengths(lengths),
-        feasibility=Chosen(found.dropped),
+        feasibility=ChosenClaims(found.dropped),
         prioritizer=ByRank(found.rank),
         chunker=EveryGap(),
         gate=CurveGate(ledger, reserve_share=0.0),

@@ -16,7 +16,7 @@ from headway.oracle.bound import scaled
 from headway.oracle.fast_model import StepModel
 from headway.oracle.policy import scheduler
 from headway.oracle.search import search
-from headway.oracle.simulated import Simulated, server_of
+from headway.oracle.simulated import SimulatedPlayer, server_of
 from headway.slo import Slo, SloBook
 from headway.study.on_sim import engine_of, serve_alone
 from headway.study.served import Served
@@ -74,7 +74,7 @@ def serve(
     cost, told = scaled(profile.cost, scale), Truth(profile, scale=scale)
     seed = spec.load.seed
     found = search(StepModel(requests, slos, server_of(engine, cost)), seed=seed)
-    player = Simulated(requests, calls, slos, engine, cost, told, book, spec.overload)
+    player = SimulatedPlayer(requests, calls, slos, engine, cost, told, book, spec.overload)
     found = search(player, seed=seed, max_plays=SIMULATED_PLAYS, start=found)
     policy = scheduler(found, requests, told, spec.overload)
     return serve_alone(engine, truth, policy, calls, book, keep_steps)
