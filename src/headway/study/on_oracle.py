@@ -19,7 +19,7 @@ from headway.oracle.search import search
 from headway.oracle.simulated import SimulatedPlayer, server_of
 from headway.slo import Slo, SloBook
 from headway.study.on_sim import engine_of, serve_alone
-from headway.study.served import Served
+from headway.study.run_outcome import RunOutcome
 from headway.study.spec import RunSpec
 from headway.workloads.schema import WorkloadRequest
 
@@ -59,7 +59,7 @@ def serve(
     slos: Mapping[str, Slo],
     book: SloBook,
     keep_steps: bool,
-) -> Served:
+) -> RunOutcome:
     """Search an order for exactly these requests, and serve them in it.
 
     Args:

@@ -18,7 +18,7 @@ from headway.latency.truth import Truth
 from headway.papers.cacheopt.c1_lengths import HoeffdingPadding
 from headway.policy.scheduler import Scheduler
 from headway.slo import SloBook
-from headway.study.served import Served, quantiles_us
+from headway.study.run_outcome import RunOutcome, quantiles_us
 from headway.study.spec import Machine, RunSpec
 
 ROUTERS: dict[str, Callable[[], Router]] = {
@@ -46,7 +46,7 @@ def serve(
     calls: Sequence[VirtualCall],
     book: SloBook,
     keep_steps: bool,
-) -> Served:
+) -> RunOutcome:
     """Run *calls* through the simulator; steps are kept for a single server only."""
     machine = spec.machine
     engine = engine_of(machine, profile)
@@ -75,7 +75,7 @@ def serve_alone(
     calls: Sequence[VirtualCall],
     book: SloBook,
     keep_steps: bool,
-) -> Served:
+) -> RunOutcome:
     """Run *calls* through one simulated server."""
     times = PlanTimes()
     journal = Journal(policy, times)
@@ -87,8 +87,8 @@ def serve_alone(
 
 def _served(
     engine: VirtualEngine, run: SimRun | FleetResult, rows: list[StepRow], plan_s: Sequence[float]
-) -> Served:
-    return Served(
+) -> RunOutcome:
+    return RunOutcome(
         outcomes=run.outcomes,
         rows=rows,
         capacity_tokens=engine.num_blocks * engine.block_size,

@@ -13,7 +13,7 @@ from headway.latency.profile import Profile
 from headway.latency.truth import Truth
 from headway.slo import SloBook
 from headway.study import on_sim
-from headway.study.served import Served, quantiles_us
+from headway.study.run_outcome import RunOutcome, quantiles_us
 from headway.study.spec import RunSpec
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def serve(
     calls: Sequence[VirtualCall],
     book: SloBook,
     keep_steps: bool,
-) -> Served:
+) -> RunOutcome:
     """Run *calls* through vLLM's scheduler under a virtual clock.
 
     Raises:
@@ -50,7 +50,7 @@ def serve(
     outcomes = run.run(calls)
     if not spec.is_stock:
         journal.close()
-    return Served(
+    return RunOutcome(
         outcomes=outcomes,
         rows=run.rows,
         capacity_tokens=run.capacity_tokens,

@@ -31,7 +31,7 @@ from headway.errors import HeadwayError
 from headway.latency.profile import Profile
 from headway.latency.truth import Truth
 from headway.slo import SloBook
-from headway.study.history import History, Seen
+from headway.study.history import History, RecordedRequest
 from headway.study.on_sim import engine_of
 from headway.study.recorded import workload
 from headway.study.requests import calls_of
@@ -178,7 +178,7 @@ class Shadow:
         return self._profiles.get(engine)
 
     def attainment(
-        self, seen: Sequence[Seen], machine: Machine, profile: Profile, **policy: Any
+        self, seen: Sequence[RecordedRequest], machine: Machine, profile: Profile, **policy: Any
     ) -> float:
         """Return the share of promises kept when *seen* is served again.
 

@@ -26,7 +26,7 @@ from headway.web.sentences import (
     why_late,
 )
 from headway.web.series import Group, Labels, chosen, classes_of, groups_of
-from headway.web.wait_figures import Shown
+from headway.web.wait_figures import ComparedRun
 
 MAX_CLASSES = 6
 MAX_INSIDE = 6
@@ -69,7 +69,7 @@ def page_of(
         )
     colour_of = {group.label: group.colour for group in groups}
     shown = [
-        Shown.of(labels.of(file.run), colour_of[labels.of(file.run)], file)
+        ComparedRun.of(labels.of(file.run), colour_of[labels.of(file.run)], file)
         for file in picked[:MAX_INSIDE]
     ]
     page = Page()
@@ -142,7 +142,7 @@ def _over_load(page: Page, groups: Sequence[Group], class_names: Sequence[str]) 
     )
 
 
-def _compared(page: Page, shown: Sequence[Shown], num_kept: int) -> None:
+def _compared(page: Page, shown: Sequence[ComparedRun], num_kept: int) -> None:
     """Add what kept runs say side by side."""
     if not shown:
         return
@@ -174,7 +174,7 @@ def _lateness(found: Mapping[str, Mapping[str, ClassLateness]]) -> list[go.Figur
     return [wait_figures.lateness(found), table] if some else [table]
 
 
-def _inside(page: Page, one: Shown) -> None:
+def _inside(page: Page, one: ComparedRun) -> None:
     """Add one kept run from the inside."""
     timeline, requests = one.kept.timeline, one.kept.requests
     rows = run_figures.worst_stretch(requests)

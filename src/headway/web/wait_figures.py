@@ -42,7 +42,7 @@ class Waits(NamedTuple):
     requests: Sequence[AnyRequest]
 
 
-class Shown(NamedTuple):
+class ComparedRun(NamedTuple):
     """A kept run in a comparison."""
 
     label: str
@@ -52,7 +52,7 @@ class Shown(NamedTuple):
     verdicts: Mapping[str, Verdict]
 
     @classmethod
-    def of(cls, label: str, colour: str, file: KeptFile) -> Shown:
+    def of(cls, label: str, colour: str, file: KeptFile) -> ComparedRun:
         """Return the run in a file."""
         kept = file.open()
         return cls(label, colour, file.run, kept, lateness_of(kept))
@@ -63,7 +63,7 @@ class Shown(NamedTuple):
         return self.kept.requests
 
 
-Compared = Shown | Waits
+Compared = ComparedRun | Waits
 
 
 def first_token_waits(shown: Sequence[Compared]) -> go.Figure | None:
