@@ -10,7 +10,7 @@ from typing import Protocol
 from headway.kit.ledger import KvLedger
 from headway.latency.model import LatencyModel
 from headway.policy.admit import Gate
-from headway.policy.batch import Filled
+from headway.policy.batch import StepFill
 from headway.policy.chunk import Chunker
 from headway.policy.draft import Draft
 from headway.policy.hold import hold
@@ -54,7 +54,7 @@ class Batcher(Protocol):
         chunker: Chunker,
         gate: Gate,
         preemptor: Preemptor,
-    ) -> Filled:
+    ) -> StepFill:
         """Return the chunks of the step; ``draft.num_spare_blocks`` shrinks with them."""
 
 
@@ -142,7 +142,7 @@ class ComposedPlanner(Planner):
             return super().fund(draft, preemptor)
         return funder.fund(draft, self.parts.predictor, preemptor)
 
-    def fill(self, draft: Draft, preemptor: Preemptor) -> Filled:
+    def fill(self, draft: Draft, preemptor: Preemptor) -> StepFill:
         """Let the batcher fill the step with what the prioritizer says is next."""
         parts = self.parts
         order = parts.prioritizer.candidates(draft)

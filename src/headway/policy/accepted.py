@@ -14,7 +14,7 @@ RECENT = 0.01
 """Weight of one stream's newest step: some hundred streams' steps are remembered a class."""
 
 
-class Accepted:
+class AcceptedTokens:
     """Tokens a step by class; 1 until a step has shown more."""
 
     def __init__(self) -> None:

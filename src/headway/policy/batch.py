@@ -22,7 +22,7 @@ One late step in 200 is half of what a promised gap forgives.
 
 
 @dataclass(slots=True)
-class Filled:
+class StepFill:
     """What a batcher decided: the prompt work, whom it preempts, and the step's shape."""
 
     shape: StepShape
@@ -49,9 +49,9 @@ class InOrder:
         chunker: Chunker,
         gate: Gate,
         preemptor: Preemptor,
-    ) -> Filled:
+    ) -> StepFill:
         """See :class:`Batcher`."""
-        filled = Filled(draft.shape)
+        filled = StepFill(draft.shape)
         num_running = draft.given.live.num_running
         blocked = 0
         for request in candidates:
@@ -99,7 +99,7 @@ class InOrder:
         tokens: int,
         gate: Gate,
         preemptor: Preemptor,
-        filled: Filled,
+        filled: StepFill,
     ) -> bool:
         """Return whether a waiting request gets its KV, preempting for it when allowed."""
         needed = draft.blocks_to_start(request, filled.shape.num_prefill_tokens + tokens)
@@ -115,7 +115,7 @@ class InOrder:
         return True
 
     def _give_up(
-        self, draft: Draft, request: Request, victims: list[Request], filled: Filled
+        self, draft: Draft, request: Request, victims: list[Request], filled: StepFill
     ) -> None:
         """Take the victims' KV for *request*."""
         for victim in victims:
@@ -129,7 +129,7 @@ class InOrder:
         request: Request,
         needed: int,
         preemptor: Preemptor,
-        filled: Filled,
+        filled: StepFill,
     ) -> list[Request]:
         """Return requests whose KV together suffices, or none when that is impossible."""
         if not draft.comes_first(request):
@@ -167,7 +167,7 @@ def _why(draft: Draft, request: Request) -> str:
     return "first token due" if request.has_claim else "best effort"
 
 
-def cap_partial(draft: Draft, filled: Filled) -> None:
+def cap_partial(draft: Draft, filled: StepFill) -> None:
     """Make a cut-short prompt in progress fit engines that have one cap for all chunks.
 
     vLLM gives running requests their tokens before new ones. A prompt in progress that must

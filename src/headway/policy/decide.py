@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from headway.latency.model import LatencyModel
 from headway.policy.admit import AllOf, MooreHodgson, StepGate
-from headway.policy.batch import Filled, InOrder
+from headway.policy.batch import InOrder, StepFill
 from headway.policy.chunk import SlackChunk
 from headway.policy.draft import Draft
 from headway.policy.hold import hold
@@ -62,7 +62,7 @@ class Headway(Planner):
         """Streams without a promised gap yield to those with one."""
         return hold(draft, self.chunker)
 
-    def fill(self, draft: Draft, preemptor: Preemptor) -> Filled:
+    def fill(self, draft: Draft, preemptor: Preemptor) -> StepFill:
         """By due time, while the step and the KV have room."""
         order = self._order.candidates(draft)
         return self._batcher.fill(draft, order, self.chunker, self.gate, preemptor)

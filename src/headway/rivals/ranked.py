@@ -14,7 +14,7 @@ from headway.kit.one_walk import OneWalk
 from headway.kit.parts import Part
 from headway.kit.simple import FixedChunk
 from headway.latency.model import StepShape
-from headway.policy.batch import Filled, cap_partial
+from headway.policy.batch import StepFill, cap_partial
 from headway.policy.chunk import largest_chunk
 from headway.policy.draft import Draft
 from headway.policy.plan import Chunk, Preempt
@@ -91,10 +91,10 @@ class RankedPlanner(OneWalk):
         draft.shape = choice.decodes
         return tuple(choice.held)
 
-    def fill(self, draft: Draft, preemptor: Preemptor) -> Filled:
+    def fill(self, draft: Draft, preemptor: Preemptor) -> StepFill:
         """Return what the walk chose."""
         choice = self._choose(draft)
-        filled = Filled(choice.shape, list(choice.chunks))
+        filled = StepFill(choice.shape, list(choice.chunks))
         for victim, why in choice.victims.values():
             draft.gone.add(victim.request_id)
             filled.preempt.append(Preempt(victim.request_id, "recompute", why))
