@@ -282,7 +282,7 @@ async def test_a_stream_without_its_end_gets_nothing() -> None:
 
     for body in (b'data: {"error":{"message":"no"}}\n\ndata: [DONE]\n\n', b'data: {"id":"a', b""):
         sent.clear()
-        out = account.Accounted(send)
+        out = account.AccountedAnswer(send)
         out.accounts.append(LATE)
         await respond(out, [body, b""], b"text/event-stream")
         assert b"".join(message.get("body", b"") for message in sent) == body
@@ -301,7 +301,7 @@ async def test_other_answers_pass_untouched() -> None:
         async def send(message: Any, sent: list[Any] = sent) -> None:
             sent.append(message)
 
-        out = account.Accounted(send)
+        out = account.AccountedAnswer(send)
         await out(
             {
                 "type": "http.response.start",

@@ -13,7 +13,7 @@ from told import Silent
 from headway.engines.journal import Journal
 from headway.metrics.kept import KeptRequest, Timeline
 from headway.metrics.lateness import verdicts
-from headway.metrics.observed import Observed
+from headway.metrics.scheduler_counts import SchedulerCounts
 from headway.metrics.story import SlackLedger
 from headway.metrics.tale import Verdict
 from headway.metrics.tally import Tallies
@@ -279,7 +279,7 @@ def timeline(run: Any) -> Timeline:
     return Timeline.parse({**table, "capacity_tokens": run.capacity_tokens})
 
 
-class Heard(Observed):
+class Heard(SchedulerCounts):
     """Keeps every verdict."""
 
     def __init__(self) -> None:

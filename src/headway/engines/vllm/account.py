@@ -2,7 +2,7 @@
 
 The scheduler's process keeps the verdicts of such requests (:func:`watch`) and sends each with
 the output that ends its request (:func:`put_into`); the HTTP edge takes it out again and adds it
-to the answer (:class:`Accounted`). Spans are milliseconds, as everywhere in HTTP.
+to the answer (:class:`AccountedAnswer`). Spans are milliseconds, as everywhere in HTTP.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def worst(accounts: Iterable[Told]) -> Told | None:
     return max(accounts, key=lambda a: (a.get("kept") is False, a["late_ms"]), default=None)
 
 
-class Accounted:
+class AccountedAnswer:
     """Passes an answer on with ``usage.headway`` in it: the worst of ``accounts``, or null.
 
     Args:

@@ -34,7 +34,7 @@ SCHEMA = 1
 NATURAL_ENDS = ("stopped", "length")
 
 
-class Observed:
+class SchedulerCounts:
     """Counts of one scheduler since its start. Instants are its driver's clock, in seconds."""
 
     def __init__(self, policy: str = "", overload: str = "") -> None:
