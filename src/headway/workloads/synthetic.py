@@ -63,25 +63,35 @@ KINDS = {
     ),
     "azure-code": Kind(
         _quantiles(3, 17, 75, 147, 578, 1469, 2744, 5188, 7303, 7436, 7437),
-        LengthDistribution(((0.0, 6), (0.10, 7), (0.25, 9), (0.50, 13), (0.75, 24), (0.90, 55), (0.95, 90),
-                 (0.99, 251), (0.995, 359), (0.999, 825), (1.0, 1_899))),
+        LengthDistribution((
+            (0.0, 6), (0.10, 7), (0.25, 9), (0.50, 13), (0.75, 24), (0.90, 55), (0.95, 90),
+            (0.99, 251), (0.995, 359), (0.999, 825), (1.0, 1_899),
+        )),
         "Azure LLM inference trace 2023, code (CC-BY-4.0; Splitwise, arXiv 2311.18677, section 3:"
         " medians 1500 and 13). Mean/p50/p95/p99: prompt 2048/1469/7303/7436, output 28/13/90/251.",
     ),
     "azure-chat": Kind(
-        LengthDistribution(((0.0, 3), (0.05, 100), (0.25, 460), (0.5, 1_020), (0.75, 1_440),
-                 (0.95, 2_900), (0.99, 4_100), (1.0, 14_000))),
-        LengthDistribution(((0.0, 5), (0.05, 20), (0.25, 60), (0.5, 129), (0.75, 330), (0.95, 610),
-                 (0.99, 800), (1.0, 1_000))),
+        LengthDistribution((
+            (0.0, 3), (0.05, 100), (0.25, 460), (0.5, 1_020), (0.75, 1_440),
+            (0.95, 2_900), (0.99, 4_100), (1.0, 14_000),
+        )),
+        LengthDistribution((
+            (0.0, 5), (0.05, 20), (0.25, 60), (0.5, 129), (0.75, 330), (0.95, 610),
+            (0.99, 800), (1.0, 1_000),
+        )),
         "Azure LLM inference trace 2023, conversation (Splitwise, arXiv 2311.18677, section 3:"
         " medians 1020 and 129; means of the file 1155 and 211, as later papers state them)."
         " The other quantiles are assumed, chosen to meet those means.",
     ),
     "reasoning": Kind(
-        LengthDistribution(((0.0, 5), (0.25, 60), (0.5, 208), (0.75, 350), (0.9, 1_300), (0.95, 6_714),
-                 (0.99, 23_423), (1.0, 48_000))),
-        LengthDistribution(((0.0, 10), (0.25, 320), (0.5, 792), (0.75, 1_400), (0.95, 5_701),
-                 (0.99, 12_607), (1.0, 25_000))),
+        LengthDistribution((
+            (0.0, 5), (0.25, 60), (0.5, 208), (0.75, 350), (0.9, 1_300), (0.95, 6_714),
+            (0.99, 23_423), (1.0, 48_000),
+        )),
+        LengthDistribution((
+            (0.0, 10), (0.25, 320), (0.5, 792), (0.75, 1_400), (0.95, 5_701),
+            (0.99, 12_607), (1.0, 25_000),
+        )),
         "DeepSeek-R1 clients of ServeGen (arXiv 2505.09999). Mean/p50/p95/p99: prompt"
         " 1268/208/6714/23423, output 1527/792/5701/12607; the other quantiles are assumed,"
         " chosen to meet the means.",
