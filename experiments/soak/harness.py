@@ -148,7 +148,7 @@ def left_behind(run: VirtualRun) -> dict[str, int]:
         "core_requests": len(core.live.requests) + core.live.num_waiting + core.live.num_running,
         "ledger": len(core.known.finishes),
         "steps_in_flight": len(core.known.pace.in_flight),
-        "stories": len(core.observed.ledger.tales),
+        "stories": len(core.observed.book.live),
     }
 
 

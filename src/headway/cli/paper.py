@@ -78,7 +78,7 @@ def run_experiment(
     """Run the tables of *experiment* and write ``NAME.json`` and ``NAME-runs.json`` into *out*."""
     out.mkdir(parents=True, exist_ok=True)
     console = Console()
-    ledger = FinishedRuns(out / f"{experiment.name}.part")
+    finished = FinishedRuns(out / f"{experiment.name}.part")
     count = whole("--requests", requests) or 400
     numbers, processes = seeds_of(seeds), whole("--workers", workers)
     tuned = seeds_of(tuning_seeds) if tuning_seeds else numbers
@@ -86,7 +86,7 @@ def run_experiment(
 
     def run_many(specs: Sequence[RunSpec]) -> Mapping[str, Run]:
         with progress(console, experiment.name, len(specs)) as advance:
-            runs = run_all(specs, ledger, processes, lambda spec, run: advance())
+            runs = run_all(specs, finished, processes, lambda spec, run: advance())
         every.update(runs)
         return runs
 

@@ -22,7 +22,7 @@ to the next decode is ``preemption``, the prompt's second computation included, 
 the host kept its KV, the wait for its turn included. A preemption counts from the end of the last
 step, not from the instant of the decision.
 
-The rule is carried out in :mod:`headway.metrics.story`, while requests run;
+The rule is carried out in :mod:`headway.metrics.lateness_book`, while requests run;
 :mod:`headway.metrics.lateness` tells it of runs that are over.
 """
 

@@ -164,7 +164,7 @@ def _compared(page: Page, shown: Sequence[ComparedRun], num_kept: int) -> None:
             " 99 % of its own gaps do, so the curve has to be close to the top at the dotted line.",
             gaps,
         )
-    found = {one.label: lateness.by_class(one.kept.requests, one.verdicts) for one in shown}
+    found = {one.label: lateness.by_class(one.kept.requests, one.late) for one in shown}
     page.section("Where lateness came from", which + why_late(found), *_lateness(found))
 
 
@@ -189,7 +189,7 @@ def _inside(page: Page, one: ComparedRun) -> None:
             else ""
         )
         + "</p>",
-        run_figures.waterfall(rows, one.verdicts),
+        run_figures.waterfall(rows, one.late),
     ]
     if len(timeline):
         every = run_figures.Bins.of(timeline).num_steps

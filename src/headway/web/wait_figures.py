@@ -13,7 +13,7 @@ from headway.metrics.kept import KeptRequest, KeptRun
 from headway.metrics.lateness import ClassLateness
 from headway.metrics.lateness import of_run as lateness_of
 from headway.metrics.record import RequestRecord
-from headway.metrics.tale import Verdict
+from headway.metrics.request_lateness import Lateness
 from headway.slo import Slo
 from headway.web.material import KeptFile, Run
 from headway.web.theme import CAUSE_COLOURS, CAUSE_NAMES, INK, lay_out
@@ -49,7 +49,7 @@ class ComparedRun(NamedTuple):
     colour: str
     run: Run
     kept: KeptRun
-    verdicts: Mapping[str, Verdict]
+    late: Mapping[str, Lateness]
 
     @classmethod
     def of(cls, label: str, colour: str, file: KeptFile) -> ComparedRun:

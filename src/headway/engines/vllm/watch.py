@@ -73,8 +73,8 @@ class Watch(Reader):
         if request is None:
             return
         broken = observed.finished(event, request)
-        if request_id in self._explained and observed.verdict is not None:
-            self.accounts[request_id] = account_of(observed.verdict, request.slo)
+        if request_id in self._explained and observed.lateness is not None:
+            self.accounts[request_id] = account_of(observed.lateness, request.slo)
         self._explained.discard(request_id)
         if broken is not None and self._sender.has_readers:
             broken.update(engine=self._engine, unix_s=time.time())

@@ -12,10 +12,10 @@ from told import Kept
 from headway import registry
 from headway.engines.journal import Journal
 from headway.engines.vllm.watch import Watch
+from headway.metrics.lateness_book import LatenessBook
 from headway.metrics.overdue import MOST_SHOWN, overdue
 from headway.metrics.prometheus import exposition
 from headway.metrics.scheduler_counts import SchedulerCounts
-from headway.metrics.story import SlackLedger
 from headway.metrics.tally import Tallies, combine
 from headway.policy.events import Arrived, Finished, StepScheduled
 from headway.policy.live_requests import LiveRequests
@@ -109,7 +109,7 @@ def test_who_ends_without_a_token_is_late_unless_turned_away(reason: str, late_s
 
 def test_the_overdue_are_told_with_what_they_break() -> None:
     """One waits for its first token, one in a pause, one is an old job; the fourth is in time."""
-    books = SlackLedger(Tallies())
+    books = LatenessBook(Tallies())
     books.arrived("paused", Slo(tbt_s=1.0, class_name="code"), 0.0, 10)
     books.arrived("job", Slo(ttft_s=99.0, jct_s=3.0, class_name="batch"), 0.0, 10)
     books.scheduled(0.0, {"paused": 0, "job": 0}, math.inf)
@@ -120,7 +120,7 @@ def test_the_overdue_are_told_with_what_they_break() -> None:
     books.arrived("plain", Slo(), 0.0, 10)
     books.scheduled(1.0, {}, math.inf)
     books.done(8.0, {"job": 1}, 0)
-    num_late, rows = overdue(books.tales.values(), 8.0)
+    num_late, rows = overdue(books.live.values(), 8.0)
     assert num_late == 3
     assert rows == [
         {"id": "paused", "class": "code", "breaks": "tbt", "late_s": 6.0, "stage": "preempted",
@@ -134,12 +134,12 @@ def test_the_overdue_are_told_with_what_they_break() -> None:
 
 def test_a_late_first_token_that_came_is_overdue_no_more() -> None:
     """It is told when its request ends; who decodes in step is on time now."""
-    books = SlackLedger(Tallies())
+    books = LatenessBook(Tallies())
     books.arrived("a", Slo(ttft_s=1.0, tbt_s=0.1), 0.0, 10)
     books.scheduled(0.0, {"a": 0}, math.inf)
-    assert overdue(books.tales.values(), 4.0)[0] == 1
+    assert overdue(books.live.values(), 4.0)[0] == 1
     books.done(5.0, {"a": 1}, 0)
-    assert overdue(books.tales.values(), 5.0) == (0, [])
+    assert overdue(books.live.values(), 5.0) == (0, [])
 
 
 def test_a_crowd_is_counted_and_its_head_is_shown() -> None:

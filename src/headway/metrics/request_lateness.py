@@ -1,4 +1,4 @@
-"""One request as the slack ledger follows it, and the verdict at its end. Spans in seconds."""
+"""One request as the book of lateness follows it, and its lateness at its end. Spans in seconds."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class InStep:
 
 
 @dataclass(slots=True)
-class Tale:
+class LiveLateness:
     """One live request: its stage, and its seconds by cause.
 
     ``open_s`` are the seconds since the last token (or the arrival) up to ``since_s``;
@@ -85,7 +85,7 @@ class Tale:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Lateness:
     """How a request ended up against its promise; ``late_s`` by cause adds up to its lateness."""
 
     attained: bool
