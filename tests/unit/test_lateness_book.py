@@ -1,4 +1,4 @@
-"""The book of lateness: by hand where the answer is known, and against the rule for finished runs."""
+"""The book of lateness: by hand where the answer is known, and against finished runs' rule."""
 
 from __future__ import annotations
 
@@ -311,7 +311,7 @@ class Heard(SchedulerCounts):
 def test_it_agrees_with_the_rule_for_finished_runs(
     lab: Any, policy: str, num_blocks: int, asynchronous: bool, host_blocks: int, hang_up: bool
 ) -> None:
-    """On vLLM's own scheduler, overloaded: same promises kept, same lateness, nearly the same split."""
+    """On vLLM's own scheduler, overloaded: the same kept and as late, nearly the same split."""
     from headway.engines.vllm.watch import Watch
 
     engine = lab.Engine(

@@ -113,11 +113,11 @@ def _counters(timeline: Timeline) -> Iterator[Event]:
 
 def _request_events(request: KeptRequest, found: Lateness) -> Iterator[Event]:
     """Yield a request's slice, its phases inside it, and marks for the tokens that came late."""
-    end = "kept" if request.attained else "broken"
+    fate = "kept" if request.attained else "broken"
     if request.outcome != "finished":
-        end = request.outcome
+        fate = request.outcome
     track = {"cat": "request", "pid": REQUESTS_PID, "tid": 0, "id": request.id}
-    whole = {**track, "name": f"{request.id} {request.slo.class_name}: {verdict}"}
+    whole = {**track, "name": f"{request.id} {request.slo.class_name}: {fate}"}
     end_us = _us(request.last_seen_at_s)
     late_s = {} if request.attained else found.late_s
     yield {

@@ -16,18 +16,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from headway.metrics.causes import CAUSES
+from headway.metrics.causes import CAUSES, Split, add, charge
 from headway.metrics.define import GAPS_KEPT_PERCENT
-from headway.metrics.request_lateness import (
-    InStep,
-    Lateness,
-    LiveLateness,
-    Mark,
-    Split,
-    Stage,
-    add,
-    charge,
-)
+from headway.metrics.request_lateness import InStep, Lateness, LiveLateness, Mark, Stage
 from headway.metrics.tally import Tallies
 from headway.slo import Slo
 
@@ -253,12 +244,10 @@ class LatenessBook:
         elif live.stage is Stage.PREEMPTED:
             add(live.open_s, {live.lost_to: span_s})
         else:
-            self._close_lag(live, until_s, span_s, brought_token)
+            self._lag(live, until_s, span_s, brought_token)
         live.since_s = max(until_s, live.since_s)
 
-    def _close_lag(
-        self, live: LiveLateness, until_s: float, span_s: float, brought_token: bool
-    ) -> None:
+    def _lag(self, live: LiveLateness, until_s: float, span_s: float, brought_token: bool) -> None:
         """Charge a pause of a decode: the steps without it, and the one that brought a token."""
         run_s = self._run_s - live.run_at_lag_s
         if self._in_flight:  # It ends after the instant, and so brought nothing.

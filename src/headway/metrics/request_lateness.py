@@ -7,11 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
+from headway.metrics.causes import Split
 from headway.metrics.tally import ClassTally
 from headway.slo import Slo
-
-Split = dict[str, float]
-"""Seconds by cause."""
 
 
 class Stage(Enum):
@@ -99,19 +97,3 @@ class Lateness:
     def total_late_s(self) -> float:
         """Seconds late, all broken promises of the request together."""
         return math.fsum(self.late_s.values())
-
-
-def add(into: Split, seconds: Mapping[str, float], factor: float = 1.0) -> None:
-    """Add seconds by cause, times *factor*, to others."""
-    for cause, value in seconds.items():
-        if value:
-            into[cause] = into.get(cause, 0.0) + factor * value
-
-
-def charge(into: Split, seconds: Mapping[str, float], late_s: float) -> None:
-    """Charge lateness to causes in proportion to the seconds each took."""
-    total_s = math.fsum(seconds.values())
-    if total_s > 0:
-        add(into, seconds, late_s / total_s)
-    else:
-        add(into, {"other": late_s})

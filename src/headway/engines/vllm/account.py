@@ -66,9 +66,7 @@ def account_of(lateness: Lateness, slo: Slo) -> dict[str, Any]:
 
     ``kept`` is ``None`` when nothing was promised; a span is ``None`` when there was no token.
     """
-    by_cause_ms = {
-        cause: _ms(seconds) for cause, seconds in lateness.late_s.items() if _ms(seconds)
-    }
+    by_cause_ms = {cause: _ms(s) for cause, s in lateness.late_s.items() if _ms(s)}
     return {
         "kept": lateness.attained if slo.is_promise else None,
         "late_ms": round(sum(by_cause_ms.values()), 3),
