@@ -175,9 +175,10 @@ def planner(
     starve_s: float = 300.0,
     max_batch: int | None = None,
 ) -> RankedPlanner:
-    """Return the planner.
+    """Levels by attained service; promises decide nothing.
 
     Args:
+        num_levels: Levels of the queue, each of twice the quantum of the one above.
         quantum_s: Of the first level; ``None`` takes the predicted time of one decode alone.
         starve_s: How long a request may go without computing before it is promoted.
         max_batch: Requests computed in one step; ``None`` leaves it to the engine.

@@ -129,7 +129,7 @@ class PastFuture(Gate):
 
 
 def parts(window: int = 200, reserve_share: float = 0.05, seed: int = 0) -> Parts:
-    """Return the parts.
+    """Starts whom the drawn future of the cache has room for; promises decide nothing.
 
     Args:
         window: Outputs remembered.

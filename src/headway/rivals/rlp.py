@@ -74,7 +74,7 @@ class LengthBatches(Prioritizer):
 
 
 def parts(predictor: str = "histogram", bucket_tokens: int = 50, pool_size: int = 256) -> Parts:
-    """Return the parts.
+    """One batch of equal predicted lengths at a time; promises decide nothing.
 
     Args:
         predictor: ``"histogram"`` or ``"max_tokens"``.

@@ -180,7 +180,7 @@ class Knapsack(Feasibility):
 
 
 def parts() -> Parts:
-    """Return the parts."""
+    """The claims worth most are protected when not all can be on time; no options."""
     return Parts(
         predictor=SlidingHistogram(),
         feasibility=Knapsack(),

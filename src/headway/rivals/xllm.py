@@ -41,7 +41,7 @@ def remaining_s(request: Request, now_s: float, num_ahead: int = 0) -> float:
 
 
 class Urgency(Ranking):
-    """See the module. Every live request competes, decodes too."""
+    """Ranks every live request, decodes too, once a plan: urgent ones first, by weight per second."""
 
     def __init__(self) -> None:
         self._is_new = True
@@ -127,6 +127,6 @@ def _rank(
 
 
 def planner() -> RankedPlanner:
-    """Return the planner."""
+    """One order over prompts and decodes, by urgency; no options."""
     lengths = SlidingHistogram()
     return RankedPlanner(Urgency(), lengths, least_partial_tokens=LEAST_PARTIAL_TOKENS)

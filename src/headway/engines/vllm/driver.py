@@ -44,7 +44,7 @@ logger = logging.getLogger("vllm.headway")
 
 
 class HeadwayMixin(Steering):
-    """Mixed into vLLM's scheduler classes; see the module's docstring."""
+    """Goes before a scheduler class of vLLM: its every step follows a plan, the rest is stock."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -16,7 +16,7 @@ from headway.policy.plan import StepPlan
 
 
 class Steering:
-    """The driver's hands; see the module's docstring."""
+    """Takes victims' KV, sets who runs and who may enter, before the stock loop's step."""
 
     def _preempt_planned(self, plan: StepPlan) -> None:
         for preempt in plan.preempt:
