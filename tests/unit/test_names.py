@@ -1,4 +1,4 @@
-"""One name, one thing: a file's name says its room without its folder, a class's name its module."""
+"""One name, one thing: a file is found without its folder, and a class without its module."""
 
 from __future__ import annotations
 

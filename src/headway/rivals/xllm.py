@@ -41,7 +41,7 @@ def remaining_s(request: Request, now_s: float, num_ahead: int = 0) -> float:
 
 
 class Urgency(Ranking):
-    """Ranks every live request, decodes too, once a plan: urgent ones first, by weight per second."""
+    """Ranks every live request, decodes too, once a plan: the urgent by weight per second first."""
 
     def __init__(self) -> None:
         self._is_new = True

@@ -17,7 +17,7 @@ from headway.request import Request
 
 
 class MinimumFirst(InOrder):
-    """Fills a step in order; pays a critical request's minimum from the reserve, then by preemption."""
+    """Fills a step in order; pays a critical request's minimum by reserve, then preemption."""
 
     def __init__(self, ledger: KvLedger, critical: Critical, reserve: Reserve) -> None:
         super().__init__()
