@@ -25,7 +25,7 @@ import click
 
 from headway.bench import load
 from headway.bench.client import Call, RunClock
-from headway.bench.machine import commit, machine
+from headway.bench.provenance import commit, machine
 from headway.metrics.define import quantiles
 from headway.metrics.record import RequestRecord
 from headway.slo import Slo

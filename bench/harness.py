@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from headway.engines.virtual import Call
+from headway.engines.virtual import VirtualCall
 from headway.engines.vllm.bare import Engine
 from headway.engines.vllm.harness import VirtualRun
 
@@ -51,7 +51,7 @@ def measure(running: int) -> dict[str, float]:
     run.scheduler.schedule = own.wrap(run.scheduler.schedule)
     run.scheduler.update_from_output = own.wrap(run.scheduler.update_from_output)
     run.scheduler.add_request = own.wrap(run.scheduler.add_request)
-    calls = [Call(f"r{i}", 0.0, 100, OUTPUT_TOKENS) for i in range(running * WAVES)]
+    calls = [VirtualCall(f"r{i}", 0.0, 100, OUTPUT_TOKENS) for i in range(running * WAVES)]
     began_s = time.thread_time()
     run.run(calls)
     total_s = time.thread_time() - began_s

@@ -30,7 +30,7 @@ from unittest import mock
 
 from stepping import Timed, cells, fill, options, report
 
-from headway.engines.virtual import Call
+from headway.engines.virtual import VirtualCall
 from headway.engines.vllm.bare import Engine
 from headway.engines.vllm.channel import CHANNEL_VARIABLE, Receiver
 from headway.engines.vllm.harness import VirtualRun
@@ -81,10 +81,13 @@ def loaded(running: int, waiting: int, kind: Kind, folder: Path) -> VirtualRun:
     return fill(
         run,
         (
-            Call(f"r{i}", 0.0, 64, OUTPUT_TOKENS, tight if i % 2 else {"slo_tbt_ms": 100})
+            VirtualCall(f"r{i}", 0.0, 64, OUTPUT_TOKENS, tight if i % 2 else {"slo_tbt_ms": 100})
             for i in range(running)
         ),
-        (Call(f"w{i}", 0.0, 200 + i % 300, 100, {"slo_ttft_ms": 3.6e6}) for i in range(waiting)),
+        (
+            VirtualCall(f"w{i}", 0.0, 200 + i % 300, 100, {"slo_ttft_ms": 3.6e6})
+            for i in range(waiting)
+        ),
     )
 
 

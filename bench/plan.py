@@ -18,10 +18,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from headway.engines.attention import FULL
 from stepping import Timed, cells, fill, options, report
 
-from headway.engines.attention import FULL
-from headway.engines.virtual import Call
+from headway.engines.virtual import VirtualCall
 from headway.engines.vllm.bare import Engine
 from headway.engines.vllm.harness import VirtualRun
 from headway.latency.model import StepShape
@@ -68,8 +68,8 @@ def loaded(
     queued = {"slo_ttft_ms": 3.6e6, "slo_tbt_ms": 100} if promised else {}
     return fill(
         VirtualRun(engine, truth),
-        (Call(f"r{i}", 0.0, 64, OUTPUT_TOKENS, xargs) for i in range(running)),
-        (Call(f"w{i}", 0.0, 200 + i % 300, 100, queued) for i in range(waiting)),
+        (VirtualCall(f"r{i}", 0.0, 64, OUTPUT_TOKENS, xargs) for i in range(running)),
+        (VirtualCall(f"w{i}", 0.0, 200 + i % 300, 100, queued) for i in range(waiting)),
     )
 
 
@@ -84,8 +84,8 @@ def cached(policy: str, running: int, waiting: int) -> VirtualRun:
         headway=None if policy == "stock" else {"policy": policy},
     )
 
-    def call(name: str, index: int, output: int, ttft_s: float) -> Call:
-        return Call(
+    def call(name: str, index: int, output: int, ttft_s: float) -> VirtualCall:
+        return VirtualCall(
             f"{name}{index}",
             0.0,
             DOCUMENT_TOKENS + QUESTION_TOKENS,

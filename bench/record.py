@@ -25,7 +25,7 @@ from typing import Any
 
 from stepping import Timed, cells, clocked, fill, options, report
 
-from headway.engines.virtual import Call
+from headway.engines.virtual import VirtualCall
 from headway.engines.vllm.bare import Engine
 from headway.engines.vllm.harness import VirtualRun
 from headway.engines.vllm.recorder import Recording
@@ -50,9 +50,12 @@ def loaded(running: int, waiting: int, folder: Path | None) -> VirtualRun:
     names = (f"chatcmpl-{i:032x}-{i:08x}" for i in range(running + waiting))
     return fill(
         VirtualRun(engine, lambda shape: STEP_S),
-        [Call(next(names), 0.0, 64, OUTPUT_TOKENS, {"slo_tbt_ms": 100}) for _ in range(running)],
         [
-            Call(next(names), 0.0, 200 + i % 300, 100, {"slo_ttft_ms": 3.6e6})
+            VirtualCall(next(names), 0.0, 64, OUTPUT_TOKENS, {"slo_tbt_ms": 100})
+            for _ in range(running)
+        ],
+        [
+            VirtualCall(next(names), 0.0, 200 + i % 300, 100, {"slo_ttft_ms": 3.6e6})
             for i in range(waiting)
         ],
     )

@@ -24,7 +24,7 @@ from headway import registry
 from headway.engines.sim.fleet import Fleet
 from headway.engines.sim.routers import LeastWork, RoundRobin, Router
 from headway.engines.sim.run import SimRun
-from headway.engines.virtual import Call, VirtualEngine
+from headway.engines.virtual import VirtualCall, VirtualEngine
 from headway.latency.fixed import FixedModel
 from headway.latency.model import StepShape
 from headway.latency.online import OnlineModel
@@ -58,14 +58,14 @@ def build(policy: str, num_blocks: int = 20_000) -> SimRun:
     return SimRun(engine, truth, registry.build(policy, latency=latency))
 
 
-def poisson(num: int, rate_rps: float, mean_output: float, seed: int) -> list[Call]:
+def poisson(num: int, rate_rps: float, mean_output: float, seed: int) -> list[VirtualCall]:
     """Return chat-like calls: prompts of 374 and outputs of *mean_output* tokens on average."""
     rng = np.random.default_rng(seed)
     at_s = np.cumsum(rng.exponential(1 / rate_rps, num)).tolist()
     prompts = (1 + rng.exponential(373, num)).astype(int).tolist()
     outputs = (1 + rng.exponential(mean_output - 1, num)).astype(int).tolist()
     return [
-        Call(f"r{i}", at_s[i], min(prompts[i], 4000), min(outputs[i], 2000), CHAT, 2000)
+        VirtualCall(f"r{i}", at_s[i], min(prompts[i], 4000), min(outputs[i], 2000), CHAT, 2000)
         for i in range(num)
     ]
 
@@ -87,7 +87,7 @@ def steady(policy: str, running: int, rounds: int) -> dict[str, Any]:
     """Return the speed with *running* requests that decode throughout."""
     steps = 3000 * rounds
     run = build(policy, running * (steps // 16 + 20))
-    calls = [Call(f"r{i}", 0.0, 64, steps + i, CHAT, 10**6) for i in range(running)]
+    calls = [VirtualCall(f"r{i}", 0.0, 64, steps + i, CHAT, 10**6) for i in range(running)]
     return {"case": "steady", "policy": policy, "running": running} | timed(
         lambda: (run.run(calls), run.num_steps)[1]
     )

@@ -10,11 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from headway.engines.virtual import Call
+from headway.engines.virtual import VirtualCall
 from headway.engines.vllm.harness import VirtualRun
 
 
-def fill(run: VirtualRun, streams: Iterable[Call], queue: Iterable[Call]) -> VirtualRun:
+def fill(
+    run: VirtualRun, streams: Iterable[VirtualCall], queue: Iterable[VirtualCall]
+) -> VirtualRun:
     """Step until all *streams* decode, then add the *queue*, which comes at that instant."""
     calls = list(streams)
     for call in calls:

@@ -18,7 +18,7 @@ from typing import Any
 import click
 
 from headway.study.experiments import ACCELGEN, CACHEOPT, Experiment
-from headway.study.paper import FIGURES, Figure
+from headway.study.paper_grid import FIGURES, Figure
 
 HERE = Path(__file__).parent
 FIGURE = {figure.label: figure for figure in FIGURES}

@@ -72,7 +72,7 @@ def _record(folder: Path, names: list[str]) -> None:
     """Serve the cases with the tree on the path; one file of lines a case."""
     from headway.policy import log
     from headway.policy.scheduler import Scheduler
-    from headway.study.run import execute
+    from headway.study.virtual_run import execute
 
     lines: list[str] = []
     plan, observe = Scheduler.plan, Scheduler.observe

@@ -369,7 +369,7 @@ class Lab:
 
     def __init__(self, harness: Any) -> None:
         self.Engine = harness.Engine
-        self.Call = virtual.Call
+        self.Call = virtual.VirtualCall
         self.VirtualRun = harness.VirtualRun
 
     @staticmethod

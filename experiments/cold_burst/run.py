@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from headway.engines.virtual import Call
+from headway.engines.virtual import VirtualCall
 from headway.engines.vllm.bare import Engine
 from headway.engines.vllm.harness import VirtualRun
 from headway.latency import profile
@@ -22,10 +22,10 @@ SIZES, WAITS_S, NUM_BEFORE = (200, 2000, 6000), (10.0, 60.0), 300
 PROMISE = {"slo_ttft_ms": 1000, "slo_tbt_ms": 100}
 
 
-def small(name: str, index: int, at_s: float) -> Call:
+def small(name: str, index: int, at_s: float) -> VirtualCall:
     """Return a request of 150 to 349 prompt tokens and 20 to 79 output tokens."""
     prompt, output = 150 + 37 * index % 200, 20 + 13 * index % 60
-    return Call(f"{name}{index:05d}", at_s, prompt, output, PROMISE)
+    return VirtualCall(f"{name}{index:05d}", at_s, prompt, output, PROMISE)
 
 
 def fate(overload: str, num: int, max_wait_s: float, num_before: int) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import click
 
 from headway.study import stock
 from headway.study.spec import Load, Machine, RunSpec
-from headway.study.sweep import Ledger, Run, run_all
+from headway.study.sweep import FinishedRuns, Run, run_all
 
 HERE = Path(__file__).parent
 GPU = "llama-3.1-8b@h100"
@@ -115,7 +115,7 @@ def main(
     contenders: dict[str, dict] = {"weighed": {}, **fixed}
     if only:
         contenders = {name: contenders[name] for name in only.split(",")}
-    ledger = Ledger(HERE / "results.part")
+    ledger = FinishedRuns(HERE / "results.part")
     specs = {
         (name, source, rate, seed): spec(source, rate, seed, requests, options)
         for name, options in contenders.items()

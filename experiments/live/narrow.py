@@ -23,7 +23,7 @@ import click
 from headway import registry
 from headway.study import stock
 from headway.study.spec import Load, Machine, RunSpec
-from headway.study.sweep import Ledger, Run, mean_attainment, run_all
+from headway.study.sweep import FinishedRuns, Run, mean_attainment, run_all
 from headway.workloads.realtext import SLO_FILE, demo_workload
 from headway.workloads.schema import write_jsonl
 
@@ -61,7 +61,7 @@ def main(recording: Path, requests: int) -> None:
     """Sweep stock vLLM's settings on the machine that RECORDING shows."""
     with tempfile.TemporaryDirectory() as name:
         base = base_run(recording, requests, len(SEEDS), Path(name))
-        ledger = Ledger()
+        ledger = FinishedRuns()
 
         def run(specs: Sequence[RunSpec]) -> Mapping[str, Run]:
             return run_all(specs, ledger)

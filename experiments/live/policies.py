@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 from narrow import base_run
 
-from headway.study.sweep import Ledger, mean_attainment, run_all
+from headway.study.sweep import FinishedRuns, mean_attainment, run_all
 
 RATES_RPS = (0.4, 0.5, 0.6)
 
@@ -35,7 +35,7 @@ def main(recording: Path, policies: str, requests: int, seeds: int) -> None:
             for rate in RATES_RPS
             for seed in range(seeds)
         }
-        runs = run_all(specs.values(), Ledger())
+        runs = run_all(specs.values(), FinishedRuns())
     click.echo("policy      " + "".join(f"{rate:>8g}/s" for rate in RATES_RPS))
     for policy in policies.split(","):
         kept = [

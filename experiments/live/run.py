@@ -22,7 +22,7 @@ from table import best_at, best_overall, contender_key, markdown, table_of
 
 from headway.bench.contenders import CHAT_FIRST, STOCK_BEST_FILE, Contender, headway, stock
 from headway.bench.contest import Entry, Leg, run_contender
-from headway.bench.machine import commit, machine
+from headway.bench.provenance import commit, machine
 from headway.bench.server import stop_on_sigterm
 from headway.errors import HeadwayError
 from headway.metrics.record import write_records

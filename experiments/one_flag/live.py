@@ -30,7 +30,7 @@ import click
 import numpy as np
 
 from headway.bench.client import Call, RunClock, send
-from headway.bench.machine import commit, machine
+from headway.bench.provenance import commit, machine
 from headway.bench.server import LiveServer, stop_on_sigterm
 from headway.errors import HeadwayError
 from headway.metrics.define import gaps_s

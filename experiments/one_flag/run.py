@@ -24,8 +24,8 @@ from typing import Any
 import click
 import numpy as np
 
-from headway.bench.machine import commit
-from headway.engines.virtual import Call, Outcome
+from headway.bench.provenance import commit
+from headway.engines.virtual import Outcome, VirtualCall
 from headway.latency import profile as profiles
 from headway.latency.truth import Truth
 from headway.metrics.define import gaps_s
@@ -79,7 +79,7 @@ class Served:
     num_steps: int
 
 
-def calls_without_promises(cell: Cell, requests: int, seed: int) -> list[Call]:
+def calls_without_promises(cell: Cell, requests: int, seed: int) -> list[VirtualCall]:
     """Return the workload's requests as a client who knows nothing of SLOs sends them."""
     load = Load(cell.workload, cell.rate_rps, requests, seed, arrivals=cell.arrivals)
     calls, _ = calls_of(requests_of(load), book_of(load))

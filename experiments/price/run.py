@@ -25,7 +25,7 @@ import numpy as np
 
 from headway import registry
 from headway.engines.sim.run import SimRun
-from headway.engines.virtual import Call, VirtualEngine
+from headway.engines.virtual import VirtualCall, VirtualEngine
 from headway.latency import profile
 from headway.latency.truth import Truth
 from headway.metrics.define import attained
@@ -70,7 +70,7 @@ def case(
     tight = {r.id for r in requests if rng.random() < share}
     calls, slos = calls_of(requests, named.book(name))
     asked = {i: Slo(**ASKS[ask]) if i in tight else slo for i, slo in slos.items()}
-    told: list[Call] = []
+    told: list[VirtualCall] = []
     fields = {f"slo_{k.removesuffix('_s')}_ms": v * 1000 for k, v in ASKS[ask].items()}
     for call in calls:
         is_tight = call.request_id in tight

@@ -24,8 +24,8 @@ from headway.bench.calls import CallOptions, calls_of, warm_up_calls, workload_o
 from headway.bench.client import Call, RunClock, send
 from headway.bench.contenders import MODEL, SERVER_ARGS
 from headway.bench.load import run_load
-from headway.bench.machine import commit, machine
 from headway.bench.probe import ask_server
+from headway.bench.provenance import commit, machine
 from headway.bench.server import LiveServer
 from headway.metrics.record import RequestRecord
 from headway.slo import SloBook

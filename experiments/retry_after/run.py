@@ -31,7 +31,7 @@ import click
 from headway import registry
 from headway.engines import wire
 from headway.engines.sim.run import SimRun
-from headway.engines.virtual import Call, Outcome
+from headway.engines.virtual import Outcome, VirtualCall
 from headway.latency import profile as profiles
 from headway.metrics import define
 from headway.policy.appointments import MAX_RETRY_AFTER_S, Appointments
@@ -40,8 +40,8 @@ from headway.request import Request
 from headway.slo import Slo
 from headway.study.on_sim import engine_of
 from headway.study.requests import book_of, calls_of, requests_of
-from headway.study.run import truth_of
 from headway.study.spec import Load, Machine
+from headway.study.virtual_run import truth_of
 
 HERE = Path(__file__).parent
 LOOK_EVERY_S = 0.25
@@ -75,7 +75,7 @@ SCENARIOS = (
 class Tries:
     """All tries of one client, in order: what it sent and what it saw."""
 
-    calls: list[Call]
+    calls: list[VirtualCall]
     outcomes: list[Outcome]
 
 
@@ -119,7 +119,7 @@ WAYS = {
 }
 
 
-def serve(run: SimRun, calls: Sequence[Call], wait_s: Wait) -> list[Tries]:
+def serve(run: SimRun, calls: Sequence[VirtualCall], wait_s: Wait) -> list[Tries]:
     """Serve *calls* and their retries to the end."""
     clients = {call.request_id: Tries([], []) for call in calls}
     due = [(call.arrived_at_s, call.request_id, call) for call in calls]
@@ -145,7 +145,7 @@ def serve(run: SimRun, calls: Sequence[Call], wait_s: Wait) -> list[Tries]:
     return list(clients.values())
 
 
-def retry_of(outcome: Outcome, num_tries: int, wait_s: Wait) -> Call | None:
+def retry_of(outcome: Outcome, num_tries: int, wait_s: Wait) -> VirtualCall | None:
     """Return the call a refused client makes next, or ``None``."""
     answer = wire.parse(outcome.stop_reason)
     if not isinstance(answer, wire.Refused) or num_tries > MAX_RETRIES:

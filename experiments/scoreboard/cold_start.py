@@ -13,10 +13,10 @@ import click
 from grounds import TRACES, grounds, unit_rps
 
 from headway import registry
-from headway.study.paper import Contender
-from headway.study.run import execute
+from headway.study.paper_grid import NamedPolicy
 from headway.study.spec import RunSpec
-from headway.study.sweep import Ledger, in_parallel, run_all
+from headway.study.sweep import FinishedRuns, in_parallel, run_all
+from headway.study.virtual_run import execute
 
 LOADS = (0.5, 1.0, 1.5)
 
@@ -35,7 +35,7 @@ def kept_by_hundred(spec: RunSpec) -> list[int]:
 @click.option("--workers", default=None, type=int)
 def main(traces: Path, seeds: int, wanted: str, workers: int | None) -> None:
     """Play 400 requests and compare each hundred with the next."""
-    ours, ledger = Contender("ours", registry.DEFAULT), Ledger()
+    ours, ledger = NamedPolicy("ours", registry.DEFAULT), FinishedRuns()
     for ground in grounds(traces):
         if wanted not in ground.name:
             continue

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from headway import registry
-from headway.study.capacity import highest_rate
-from headway.study.paper import Contender, RunMany, Traffic
+from headway.study.highest_rate import highest_rate
+from headway.study.paper_grid import NamedPolicy, RunMany, Traffic
 from headway.study.spec import Machine, RunSpec
 from headway.study.sweep import mean_attainment
 from headway.workloads.public import traces
@@ -43,7 +43,7 @@ class Ground:
     traffic: Traffic
     machine: Machine
 
-    def run_of(self, contender: Contender, num_requests: int, overload: str) -> RunSpec:
+    def run_of(self, contender: NamedPolicy, num_requests: int, overload: str) -> RunSpec:
         """Return a run, its rate still open."""
         load = self.traffic.load(num_requests)
         return RunSpec(
@@ -89,10 +89,10 @@ def grounds(folder: Path) -> list[Ground]:
     ]
 
 
-def everybody() -> list[Contender]:
+def everybody() -> list[NamedPolicy]:
     """Return every preset; Sarathi with each of its chunks."""
-    found = [Contender(name, name) for name in registry.names() if name != "sarathi"]
-    return [*found, *(Contender(f"sarathi {n}", "sarathi", {"chunk_tokens": n}) for n in CHUNKS)]
+    found = [NamedPolicy(name, name) for name in registry.names() if name != "sarathi"]
+    return [*found, *(NamedPolicy(f"sarathi {n}", "sarathi", {"chunk_tokens": n}) for n in CHUNKS)]
 
 
 def unit_rps(ground: Ground, requests: int, seeds: Sequence[int], run: RunMany) -> float:

@@ -22,7 +22,7 @@ from headway import registry
 from headway.study.bounds import bound_of
 from headway.study.on_oracle import ORACLE
 from headway.study.spec import RunSpec
-from headway.study.sweep import Ledger, in_parallel, mean_attainment, run_all
+from headway.study.sweep import FinishedRuns, in_parallel, mean_attainment, run_all
 
 HERE = Path(__file__).parent
 LOADS = (1.0, 2.0, 3.0)
@@ -63,7 +63,7 @@ def markdown(rows: Sequence[Row]) -> str:
 @click.option("--workers", default=None, type=int)
 def main(traces: Path, seeds: int, requests: int, wanted: str, workers: int | None) -> None:
     """Play the default policy and the oracle, and solve for the bound."""
-    ledger, rows = Ledger(HERE / "oracle.part"), []
+    ledger, rows = FinishedRuns(HERE / "oracle.part"), []
     for ground in grounds(traces):
         if not any(part in ground.name for part in wanted.split(";")):
             continue

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from headway.study.capacity import crossing
+from headway.study.highest_rate import crossing
 
 OURS = ("headway", "slack")
 """The default policy, and its predecessor: the same with a fixed quantile of the lengths."""

@@ -28,12 +28,12 @@ from read import OURS, Row, markdown
 from rich.console import Console
 
 from headway.cli.values import progress
-from headway.study.paper import ATTAINMENT, Contender, Grid, mean_of, run_grid
+from headway.study.paper_grid import ATTAINMENT, Grid, NamedPolicy, mean_of, run_grid
 from headway.study.spec import STOCK_WAYS, RunSpec
-from headway.study.sweep import Ledger, Run, run_all
+from headway.study.sweep import FinishedRuns, Run, run_all
 
 HERE = Path(__file__).parent
-STOCK = tuple(Contender(name, name) for name in STOCK_WAYS)
+STOCK = tuple(NamedPolicy(name, name) for name in STOCK_WAYS)
 NEAR = 0.01
 """A preset this close to the best of them at a load of the tuning seeds is played in full."""
 
@@ -46,7 +46,7 @@ class Board:
     tuning_seeds: Sequence[int]
     requests: int
     workers: int | None
-    ledger: Ledger
+    ledger: FinishedRuns
     console: Console
 
     def run(self, specs: Sequence[RunSpec]) -> Mapping[str, Run]:
@@ -63,7 +63,7 @@ class Board:
         rates = tuple(round(load * unit, 3) for load in LOADS)
         traffic = replace(ground.traffic, rates_rps=rates)
 
-        def grid(contenders: Sequence[Contender], seeds: Sequence[int]) -> Grid:
+        def grid(contenders: Sequence[NamedPolicy], seeds: Sequence[int]) -> Grid:
             return run_grid(
                 contenders,
                 [traffic],
@@ -94,7 +94,7 @@ class Board:
         ]
 
 
-def is_near(grid: Grid, contender: Contender) -> bool:
+def is_near(grid: Grid, contender: NamedPolicy) -> bool:
     """Return whether *contender* is near the best rival at some load."""
     kept = {key: mean_of(runs, ATTAINMENT) or 0.0 for key, runs in grid.items()}
     others = [key for key in kept if key[0] not in OURS]
@@ -126,7 +126,7 @@ def main(
 ) -> None:
     """Play every ground and write the tables."""
     every = list(range(seeds))
-    ledger = Ledger(HERE / "results.part")
+    ledger = FinishedRuns(HERE / "results.part")
     board = Board(every, every[:tuning_seeds], requests, workers, ledger, Console())
     rows: list[Row] = []
     for mode in overload.split(","):

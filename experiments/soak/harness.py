@@ -30,10 +30,10 @@ from typing import Any
 import click
 import psutil
 
-from headway.bench.machine import commit
+from headway.bench.provenance import commit
 from headway.engines import wire
 from headway.engines.journal import Journal
-from headway.engines.virtual import Call, Outcome
+from headway.engines.virtual import Outcome, VirtualCall
 from headway.engines.vllm import quiet  # noqa: F401  Before vLLM.
 from headway.engines.vllm.bare import Engine
 from headway.engines.vllm.channel import Receiver, Sender
@@ -56,7 +56,7 @@ SETTINGS = (
 )
 
 
-def traffic(begins_s: float, length_s: float, seed: int) -> list[Call]:
+def traffic(begins_s: float, length_s: float, seed: int) -> list[VirtualCall]:
     """Return one quarter's requests; all quarters have the same shape and their own draws."""
     load = Load("mixed", RATE_RPS, int(RATE_RPS * length_s), seed, arrivals="onoff:20:40")
     calls, _ = calls_of(requests_of(load), book_of(load))
@@ -64,7 +64,7 @@ def traffic(begins_s: float, length_s: float, seed: int) -> list[Call]:
     return [_spoiled(call, begins_s, f"q{seed}-{i}", rng) for i, call in enumerate(calls)]
 
 
-def _spoiled(call: Call, begins_s: float, name: str, rng: Random) -> Call:
+def _spoiled(call: VirtualCall, begins_s: float, name: str, rng: Random) -> VirtualCall:
     """Return *call* as one of the clients a server has to live with would send it."""
     arrived_at_s = begins_s + call.arrived_at_s
     call = replace(call, request_id=name, arrived_at_s=arrived_at_s)
@@ -148,7 +148,7 @@ def left_behind(run: VirtualRun) -> dict[str, int]:
         "core_requests": len(core.live.requests) + core.live.num_waiting + core.live.num_running,
         "ledger": len(core.known.finishes),
         "steps_in_flight": len(core.known.pace.in_flight),
-        "stories": len(core.observed.ledger.tales),
+        "stories": len(core.observed.book.live),
     }
 
 

@@ -30,8 +30,8 @@ import click
 import psutil
 
 from headway.bench.client import chunks
-from headway.bench.machine import commit, machine
 from headway.bench.probe import scrape
+from headway.bench.provenance import commit, machine
 from headway.bench.server import LiveServer, stop_on_sigterm
 from headway.bench.words import message_of
 from headway.workloads.realtext import made_up_prompt

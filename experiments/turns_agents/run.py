@@ -22,7 +22,7 @@ import click
 
 from headway.study.spec import Knobs, Load, Machine, RunSpec
 from headway.study.stock import with_knobs
-from headway.study.sweep import Ledger, Run, run_all
+from headway.study.sweep import FinishedRuns, Run, run_all
 from headway.workloads.public import traces
 
 HERE = Path(__file__).parent
@@ -97,7 +97,9 @@ def kept(run: Run) -> float:
     return float(run["attainment"] or 0.0)
 
 
-def play(ground: Ground, rate_rps: float, seed: int, ledger: Ledger, workers: int) -> Iterator[Row]:
+def play(
+    ground: Ground, rate_rps: float, seed: int, ledger: FinishedRuns, workers: int
+) -> Iterator[Row]:
     """Yield the rows of one load, one a mode."""
     base = ground.spec(rate_rps, seed)
     stock: dict[Knobs, float] = {}
@@ -152,7 +154,7 @@ def markdown(rows: Sequence[Row]) -> str:
 @click.option("--workers", default=1, show_default=True)
 def main(wanted: str, rates: str, seeds: str, workers: int) -> None:
     """Play every ground and write the tables; rows of other loads stay."""
-    ledger = Ledger(HERE / "results.part")
+    ledger = FinishedRuns(HERE / "results.part")
     path = HERE / "results.json"
     old = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
     rows = {key_of(row): row for row in (Row(**fields) for fields in old)}

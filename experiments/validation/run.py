@@ -19,7 +19,7 @@ from scipy.optimize import minimize_scalar
 
 from headway import registry
 from headway.engines.sim.run import SimRun
-from headway.engines.virtual import Call, VirtualEngine
+from headway.engines.virtual import VirtualCall, VirtualEngine
 from headway.engines.vllm.bare import Engine
 from headway.engines.vllm.harness import VirtualRun
 from headway.latency import profile as profiles
@@ -53,12 +53,12 @@ CASES = (
 )  # fmt: skip
 
 
-def measured(case: Case, folder: Path) -> tuple[list[Call], np.ndarray]:
+def measured(case: Case, folder: Path) -> tuple[list[VirtualCall], np.ndarray]:
     """Return the calls, from 0 s, and the measured figures, shape (requests, 3), seconds."""
     rows = [json.loads(line) for line in (folder / case.file).read_text().splitlines()]
     start_s = min(row["queued_ts"] for row in rows)
     calls = [
-        Call(
+        VirtualCall(
             row["request_id"],
             row["queued_ts"] - start_s,
             row["input_toks"],
@@ -79,7 +79,7 @@ def three(arrived_s: float, first_s: float, last_s: float, count: int) -> tuple[
     return first_s - arrived_s, tpot_s, last_s - arrived_s
 
 
-def predicted(case: Case, calls: Sequence[Call], scale: float, engine: str) -> np.ndarray:
+def predicted(case: Case, calls: Sequence[VirtualCall], scale: float, engine: str) -> np.ndarray:
     """Return the same figures of a virtual run whose steps last *scale* times the profile's."""
     truth = Truth(profiles.load(case.gpu), scale=scale)
     num_blocks = case.kv_tokens // 16
@@ -113,7 +113,7 @@ def quantiles(figures: np.ndarray) -> np.ndarray:
     return np.nanpercentile(figures, QUANTILES, axis=0).T
 
 
-def fit(case: Case, calls: Sequence[Call], truth: np.ndarray) -> float:
+def fit(case: Case, calls: Sequence[VirtualCall], truth: np.ndarray) -> float:
     """Return the one factor on all step times that brings the quantiles closest, in logs."""
 
     def off(scale: float) -> float:

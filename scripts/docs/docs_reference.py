@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import MISSING, fields
@@ -111,11 +110,9 @@ def _options(preset: Callable[..., Any]) -> Iterator[tuple[str, str, str]]:
         for param in text.params
         for name in param.arg_name.split(",")
     }
-    summary = re.sub(r"^Return the parts[;,]? ?", "", text.short_description or "").rstrip(".")
     for name, parameter in inspect.signature(preset).parameters.items():
-        meaning = meanings.get(name) or summary
         default = "none" if parameter.default is None else f"`{_literal(parameter.default)}`"
-        yield f"`{name}`", default, escaped(markdown(meaning))
+        yield f"`{name}`", default, escaped(markdown(meanings[name]))
 
 
 def promises_page() -> Iterator[str]:

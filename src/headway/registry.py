@@ -11,7 +11,7 @@ from typing import Any
 
 from headway.errors import UserError
 from headway.kit.options import one_of, positive_s
-from headway.kit.parts import Composed, Parts
+from headway.kit.parts import ComposedPlanner, Parts
 from headway.latency.model import LatencyModel
 from headway.latency.online import OnlineModel
 from headway.papers.accelgen import preset as accelgen
@@ -106,5 +106,5 @@ def build(
         raise UserError(
             f"Policy {name!r} does not take {sorted(options or {})}; its options: {allowed}."
         ) from None
-    planner = made if isinstance(made, Planner) else Composed(made)
+    planner = made if isinstance(made, Planner) else ComposedPlanner(made)
     return Scheduler(name, planner, latency or OnlineModel(), overload)

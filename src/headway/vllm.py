@@ -5,8 +5,8 @@ GPUs), ``headway.vllm.SyncScheduler`` where it is off (its CPU platform). ``Swap
 into ``--kv-transfer-config``; ``headway serve --swap-gib N`` writes that.
 """
 
-from headway.engines.vllm.scheduler import AsyncHeadway as Scheduler
-from headway.engines.vllm.scheduler import SyncHeadway as SyncScheduler
-from headway.engines.vllm.swap import SwapConnector
+from headway.engines.vllm.driver import AsyncHeadway as Scheduler
+from headway.engines.vllm.driver import SyncHeadway as SyncScheduler
+from headway.engines.vllm.swap_connector import SwapConnector
 
 __all__ = ["Scheduler", "SwapConnector", "SyncScheduler"]

@@ -14,7 +14,7 @@ from vllm.pooling_params import PoolingParams
 from vllm.sampling_params import StructuredOutputsParams
 from vllm.v1.outputs import DraftTokenIds, KVConnectorOutput
 
-from headway.engines.virtual import Call
+from headway.engines.virtual import VirtualCall
 from headway.engines.vllm.harness import VirtualRun
 from headway.engines.vllm.made_up_tokens import STOP, own_token
 from headway.latency.model import StepShape
@@ -79,7 +79,7 @@ class FeatureRun(VirtualRun):
         self._loading: dict[str, float] = {}
         self._is_looking = False
 
-    def request_of(self, call: Call) -> Any:
+    def request_of(self, call: VirtualCall) -> Any:
         extra = self._extras.get(call.request_id, Extra())
         request = super().request_of(call)
         if extra.is_pooled:

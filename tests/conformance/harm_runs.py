@@ -15,7 +15,7 @@ from hypothesis import reject
 from headway import registry
 from headway.engines.sim.run import SimRun
 from headway.engines.virtual import Outcome, VirtualEngine
-from headway.engines.vllm.shapes import roofline
+from headway.engines.vllm.model_roofline import roofline
 from headway.latency.online import OnlineModel
 from headway.latency.truth import Truth
 

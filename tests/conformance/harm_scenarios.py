@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from hypothesis import strategies as st
 
-from headway.engines.virtual import Call
+from headway.engines.virtual import VirtualCall
 from headway.latency import profile
 from headway.latency.model import StepShape
 
@@ -56,7 +56,7 @@ class Features:
     """What people leave on. Which request uses it follows from ``seed``.
 
     Attributes:
-        groups: Groups of layers, as :mod:`headway.engines.vllm.attention` names them.
+        groups: Groups of layers, as :mod:`headway.engines.vllm.kv_cache_specs` names them.
         num_slots: Adapters a step may use; 0 serves none.
         grammars: Whether some requests wait for a grammar.
         connector: Whether some prompts' KV lies elsewhere.
@@ -107,10 +107,10 @@ class Scenario:
             settings["options"] = {"max_wait_s": self.max_wait_ms * self.scale / 1000}
         return settings
 
-    def calls(self) -> list[Call]:
+    def calls(self) -> list[VirtualCall]:
         """Return the requests under their names, in order of arrival."""
         at_s = 0.0
-        calls: list[Call] = []
+        calls: list[VirtualCall] = []
         if self.warm:
             longest = max(ask.prompt for ask in self.asks)
             calls = [call_of(f"w{i:02d}", 0.0, Ask(0, 20, 2), 1.0) for i in range(NUM_WARM_UP - 2)]
@@ -125,14 +125,14 @@ class Scenario:
         return calls
 
 
-def call_of(name: str, at_s: float, ask: Ask, scale: float) -> Call:
+def call_of(name: str, at_s: float, ask: Ask, scale: float) -> VirtualCall:
     """Return the call of *ask*: the only place that knows how calls share a prefix."""
     spans = {"slo_ttft_ms": ask.ttft_ms, "slo_tbt_ms": ask.tbt_ms, "slo_jct_ms": ask.jct_ms}
     xargs = {key: span * scale for key, span in spans.items() if span is not None}
     if xargs and ask.weight != 1.0:
         xargs["slo_weight"] = ask.weight
     leaves_ms = ask.leaves_after_ms
-    return Call(
+    return VirtualCall(
         name,
         at_s,
         ask.prompt,

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
 from headway import registry
-from headway.engines.virtual import Call, Outcome
+from headway.engines.virtual import Outcome, VirtualCall
 from headway.latency import profile
 from headway.latency.model import StepShape
 from headway.latency.truth import Truth
@@ -19,9 +19,9 @@ H100 = profile.load("llama-3.1-8b@h100")
 PROMISE = {"slo_ttft_ms": 1000, "slo_tbt_ms": 100}
 
 
-def small(name: str, index: int, at_s: float) -> Call:
+def small(name: str, index: int, at_s: float) -> VirtualCall:
     prompt, output = 150 + 37 * index % 200, 5 + 13 * index % 10
-    return Call(f"{name}{index:05d}", at_s, prompt, output, PROMISE)
+    return VirtualCall(f"{name}{index:05d}", at_s, prompt, output, PROMISE)
 
 
 def num_refused(lab: Any, overload: str, num: int, max_wait_s: float, num_before: int) -> int:
@@ -64,7 +64,7 @@ class Spell:
         return 1.0 if self.since_s <= self.run.clock.time_s < self.until_s else 0.02
 
 
-def through(lab: Any, spell: Spell, calls: list[Call], policy: str) -> dict[str, Outcome]:
+def through(lab: Any, spell: Spell, calls: list[VirtualCall], policy: str) -> dict[str, Outcome]:
     """Serve *calls* in refuse mode."""
     engine = lab.Engine(headway={"policy": policy, "overload": "refuse"})
     spell.run = lab.VirtualRun(engine, spell)
@@ -79,7 +79,7 @@ def test_who_comes_a_minute_after_a_slow_spell_is_served(
 ) -> None:
     """A minute of slow steps, at the start or after good requests, does no lasting harm."""
     spell = Spell(1.0 * num_good, 1.0 * num_good + 60.0)
-    calls = [Call(f"r{i:03d}", 1.0 * i, 200, 5, PROMISE) for i in range(num_good + 160)]
+    calls = [VirtualCall(f"r{i:03d}", 1.0 * i, 200, 5, PROMISE) for i in range(num_good + 160)]
     outcomes = through(lab, spell, calls, policy).values()
     before = [o for o in outcomes if o.call.arrived_at_s < spell.until_s]
     later = [o for o in outcomes if o.call.arrived_at_s >= spell.until_s + 60.0]
@@ -116,7 +116,7 @@ class FirstPrompts:
 def test_the_first_prompts_of_a_server_may_be_long_ones(lab: Any, overload: str) -> None:
     """Four steps alike, full of prompt, do not tell what a short one costs beside a stream."""
     calls = [
-        Call(f"r{i:02d}", 0.0, 30_000, 2000, {"slo_ttft_ms": 60_000, "slo_tbt_ms": 100})
+        VirtualCall(f"r{i:02d}", 0.0, 30_000, 2000, {"slo_ttft_ms": 60_000, "slo_tbt_ms": 100})
         for i in range(16)
     ]
     engine = lab.Engine(
@@ -135,9 +135,11 @@ def test_an_estimate_that_no_step_confirms_is_tried(lab: Any, overload: str) -> 
     """Prompts were slow, and only streams have run since: who comes now finds out they are not."""
     truth = FirstPrompts(until_s=60.0)
     patient = {**PROMISE, "slo_ttft_ms": 20_000}
-    calls = [Call(f"a{i:02d}", 1.0 * i, 150 + 10 * (i % 20), 10, PROMISE) for i in range(50)]
-    calls += [Call(f"l{i}", 54.0, 16, 4000, patient) for i in range(8)]
-    calls += [Call(f"b{i:02d}", 62.0 + 0.5 * i, 150 + 10 * i, 10, PROMISE) for i in range(20)]
+    calls = [VirtualCall(f"a{i:02d}", 1.0 * i, 150 + 10 * (i % 20), 10, PROMISE) for i in range(50)]
+    calls += [VirtualCall(f"l{i}", 54.0, 16, 4000, patient) for i in range(8)]
+    calls += [
+        VirtualCall(f"b{i:02d}", 62.0 + 0.5 * i, 150 + 10 * i, 10, PROMISE) for i in range(20)
+    ]
     engine = lab.Engine(
         num_blocks=60_000,
         max_num_batched_tokens=8192,

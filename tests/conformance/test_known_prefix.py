@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
-from headway.engines.virtual import Call
+from headway.engines.virtual import VirtualCall
 from headway.latency import profile
 from headway.latency.truth import Truth
 
@@ -21,7 +21,7 @@ def alike(name: str, num_tokens: int = 1_000_000) -> dict[str, Any]:
     return {"hash_ids": (name,), "hash_tokens": num_tokens}
 
 
-def agents(num_agents: int, num_calls: int, seed: int) -> list[Call]:
+def agents(num_agents: int, num_calls: int, seed: int) -> list[VirtualCall]:
     """Long contexts that grow by tool answers, seconds between calls, short outputs."""
     rng = np.random.default_rng(seed)
     calls = []
@@ -31,28 +31,28 @@ def agents(num_agents: int, num_calls: int, seed: int) -> list[Call]:
             xargs = {"slo_ttft_ms": 10_000 if turn == 0 else 500, "slo_tbt_ms": 100}
             name = f"a{agent:02d}-{turn:02d}"
             length = int(rng.integers(20, 80))
-            calls.append(Call(name, at_s, context, length, xargs, **alike(f"agent{agent}")))
+            calls.append(VirtualCall(name, at_s, context, length, xargs, **alike(f"agent{agent}")))
             context += int(rng.integers(100, 600))
             at_s += float(rng.uniform(3, 6))
     return calls
 
 
-def chats(num: int, rate_rps: float, num_own: int, seed: int) -> list[Call]:
+def chats(num: int, rate_rps: float, num_own: int, seed: int) -> list[VirtualCall]:
     """One system prompt of 8,000 tokens for all, a question of its own in each."""
     rng = np.random.default_rng(seed)
     at_s = 0.0
-    calls = [Call("first", 0.0, 8_000, 1, {}, **alike("system"))]
+    calls = [VirtualCall("first", 0.0, 8_000, 1, {}, **alike("system"))]
     for i in range(num):
         at_s += float(rng.exponential(1 / rate_rps))
         length = int(rng.integers(20, 200))
         xargs = {"slo_ttft_ms": 1000, "slo_tbt_ms": 100}
         prompt = 8_000 + num_own
         name = f"c{i:04d}"
-        calls.append(Call(name, 2.0 + at_s, prompt, length, xargs, **alike("system", 8_000)))
+        calls.append(VirtualCall(name, 2.0 + at_s, prompt, length, xargs, **alike("system", 8_000)))
     return calls
 
 
-def share_kept(lab: Any, calls: list[Call], kv_tokens: int, headway: Any) -> float:
+def share_kept(lab: Any, calls: list[VirtualCall], kv_tokens: int, headway: Any) -> float:
     """Serve *calls* and return the share of promises kept."""
     engine = lab.Engine(
         num_blocks=kv_tokens // 16 + 1,
@@ -88,10 +88,10 @@ def test_a_prompt_that_is_cached_is_as_soon_as_stock(lab: Any, overload: str) ->
     """60,000 tokens, all but 96 of them cached, on an idle server: not lost, not refused."""
     promise = {"slo_ttft_ms": 100}
     calls = [
-        Call("first", 0.0, 60_000, 1, {}, **alike("book")),
-        Call("again", 60.0, 60_096, 5, promise, **alike("book")),
+        VirtualCall("first", 0.0, 60_000, 1, {}, **alike("book")),
+        VirtualCall("again", 60.0, 60_096, 5, promise, **alike("book")),
         # An idle server serves one whatever it thinks of its promise, and not two.
-        Call("again too", 60.0, 60_096, 5, promise, **alike("book")),
+        VirtualCall("again too", 60.0, 60_096, 5, promise, **alike("book")),
     ]
     first_s = {}
     for name, headway in (("stock", None), ("ours", {"policy": "headway", "overload": overload})):

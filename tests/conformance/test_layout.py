@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
-from headway.engines.virtual import Call
+from headway.engines.virtual import VirtualCall
 from headway.engines.vllm import compat
 from headway.engines.vllm.bare import build
 from headway.engines.vllm.kv_groups import kv_groups, view_of
@@ -56,7 +56,7 @@ class Pool:
         return int(compat.total_blocks(self.scheduler) - compat.free_blocks(self.scheduler))
 
     def request(self, num_prompt_tokens: int) -> Any:
-        return self.run.request_of(Call("one", 0.0, num_prompt_tokens, 200))
+        return self.run.request_of(VirtualCall("one", 0.0, num_prompt_tokens, 200))
 
     def leave(self, num_free: int) -> list[Any]:
         """Take all free blocks but so many."""
@@ -122,8 +122,8 @@ def test_stock_starts_a_prompt_with_exactly_the_blocks(lab: Any, tmp_path: Path,
 def test_a_prompt_starts_while_the_largest_step_would_not_fit(lab: Any) -> None:
     """Stock keeps room for a window and its largest step in each group; steps here are shorter."""
     calls = [
-        Call("stream", 0.0, 5_000, 600),
-        Call("long", 1.0, 5_000, 20, {"slo_ttft_ms": 400.0, "slo_tbt_ms": 100.0}),
+        VirtualCall("stream", 0.0, 5_000, 600),
+        VirtualCall("long", 1.0, 5_000, 20, {"slo_ttft_ms": 400.0, "slo_tbt_ms": 100.0}),
     ]
     ttft_s, preempted = [], []
     for headway in (None, {"policy": "headway"}):

@@ -16,7 +16,7 @@ from feature_lab import FeatureRun
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import OffloadingWorkerMetadata
 from vllm.v1.outputs import KVConnectorOutput
 
-from headway.engines.virtual import Call, Outcome
+from headway.engines.virtual import Outcome, VirtualCall
 from headway.latency import profile
 from headway.latency.truth import Truth
 
@@ -66,7 +66,7 @@ class OffloadingRun(FeatureRun):
         return KVConnectorOutput(finished_recving=here or None, kv_connector_worker_meta=told)
 
 
-def turns() -> list[Call]:
+def turns() -> list[VirtualCall]:
     """Return three turns of twelve conversations, which forty blocks a conversation do not hold."""
     calls = []
     for turn in range(3):
@@ -75,7 +75,7 @@ def turns() -> list[Call]:
             chain = tuple(f"{i} {part}" for part in range(4 + 2 * turn))
             num_prompt = 256 * len(chain) + 40
             calls.append(
-                Call(
+                VirtualCall(
                     f"{i} turn {turn}",
                     at_s,
                     num_prompt,

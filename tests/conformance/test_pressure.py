@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from headway import registry
-from headway.study.run import execute
 from headway.study.spec import Load, Machine, RunSpec
+from headway.study.virtual_run import execute
 from headway.workloads.schema import WorkloadRequest, write_jsonl
 
 pytest.importorskip("vllm", reason="vLLM is not installed")

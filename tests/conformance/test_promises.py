@@ -13,7 +13,7 @@ from headway.latency.online import OnlineModel
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
-from headway.engines.vllm.shapes import roofline
+from headway.engines.vllm.model_roofline import roofline
 
 OVERLOAD_RPS = 5.0
 """About twice what the lab's machine serves of its mixed traffic (see the first test)."""

@@ -19,9 +19,9 @@ from vllm.config import ParallelConfig
 from headway import registry
 from headway.engines.sim.run import SimRun
 from headway.engines.virtual import VirtualEngine
-from headway.engines.vllm import serve, swap
+from headway.engines.vllm import api_server, swap_connector
 from headway.engines.vllm.edge import SLO_FILE_VARIABLE
-from headway.engines.vllm.shapes import roofline
+from headway.engines.vllm.model_roofline import roofline
 from headway.engines.vllm.swap_scheduler import HostSlots
 from headway.engines.vllm.swap_worker import HostCopies
 from headway.errors import InvariantError, UserError
@@ -468,27 +468,27 @@ def test_the_books_notice_a_lost_slot() -> None:
 
 def test_ranks_report_the_slower_copy() -> None:
     """All ranks copy at once; the step waits for the slowest."""
-    fast, slow = swap.CopyTimes(4, 1.0), swap.CopyTimes(4, 2.0)
+    fast, slow = swap_connector.CopyTimes(4, 1.0), swap_connector.CopyTimes(4, 2.0)
     assert fast.aggregate(slow) is slow is slow.aggregate(fast)
 
 
 # -- mistakes --------------------------------------------------------------------------------
 
 
-def serve_options(**given: Any) -> serve.ServeOptions:
-    return serve.ServeOptions("m", given.pop("policy", None), None, None, (), **given)
+def serve_options(**given: Any) -> api_server.ServeOptions:
+    return api_server.ServeOptions("m", given.pop("policy", None), None, None, (), **given)
 
 
 @pytest.mark.parametrize("gib", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_size_that_is_none_is_told(gib: float) -> None:
     """Before vLLM is asked for anything."""
     with pytest.raises(UserError, match="--swap-gib must be a number of GiB greater than 0"):
-        serve.check(serve_options(swap_gib=gib))
+        api_server.check(serve_options(swap_gib=gib))
 
 
 def test_stock_ignores_it(capsys: pytest.CaptureFixture[str]) -> None:
     """Plain vLLM has no swap; that is said, not refused."""
-    serve.check(serve_options(policy="stock", swap_gib=1.0))
+    api_server.check(serve_options(policy="stock", swap_gib=1.0))
     assert "ignores --overload, --slo, --swap-gib, --record and --shadow" in capsys.readouterr().err
 
 
@@ -509,20 +509,20 @@ def test_serve_puts_the_connector_on(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.delenv(SLO_FILE_VARIABLE, raising=False)
     args = arguments()
-    serve._plug_in(args, serve_options(swap_gib=0.5))
+    api_server._plug_in(args, serve_options(swap_gib=0.5))
     given = args.kv_transfer_config
     assert given.kv_connector_extra_config == {"host_bytes": 2**29}
-    assert KVConnectorFactory.get_connector_class(given) is swap.SwapConnector
+    assert KVConnectorFactory.get_connector_class(given) is swap_connector.SwapConnector
     assert not given.is_kv_consumer, "vLLM would hold freed blocks back"
     args = arguments()
-    serve._plug_in(args, serve_options())
+    api_server._plug_in(args, serve_options())
     assert args.kv_transfer_config is None
 
 
 def test_two_connectors_are_one_too_many() -> None:
     """The sentence names both options."""
     with pytest.raises(UserError, match="--kv-transfer-config; drop one"):
-        serve._plug_in(arguments(kv_transfer_config=object()), serve_options(swap_gib=1.0))
+        api_server._plug_in(arguments(kv_transfer_config=object()), serve_options(swap_gib=1.0))
 
 
 @pytest.mark.parametrize(
@@ -531,11 +531,11 @@ def test_two_connectors_are_one_too_many() -> None:
 def test_parallelism_that_cannot_be_swapped_is_refused(sizes: dict[str, int]) -> None:
     """Ranks must hold shards of equal size; tensor parallel ranks do."""
     alone = ParallelConfig()
-    swap.refuse_parallelism(alone)
+    swap_connector.refuse_parallelism(alone)
     [(name, size)] = sizes.items()
     object.__setattr__(alone, name, size)  # Not as vLLM's own checks would have it here.
     with pytest.raises(UserError, match=name):
-        swap.refuse_parallelism(alone)
+        swap_connector.refuse_parallelism(alone)
 
 
 def test_unknown_layouts_and_states_are_refused() -> None:
@@ -549,7 +549,7 @@ def test_unknown_layouts_and_states_are_refused() -> None:
 def test_models_of_several_kinds_of_cache_are_refused(lab: Any) -> None:
     """One block table a request is what the connector understands."""
     config = lab.VirtualRun(lab.Engine(), lab.truth()).scheduler.kv_cache_config
-    assert swap.block_bytes(config) == 2 * 16 * 4 * 16 * 4
+    assert swap_connector.block_bytes(config) == 2 * 16 * 4 * 16 * 4
     two = dataclasses.replace(config, kv_cache_groups=2 * config.kv_cache_groups)
     with pytest.raises(UserError, match="full attention"):
-        swap.block_bytes(two)
+        swap_connector.block_bytes(two)

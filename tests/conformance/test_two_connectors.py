@@ -15,7 +15,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.multi_connector import (
     MultiKVConnectorWorkerMetadata,
 )
 
-from headway.engines.vllm.swap import transfer_config
+from headway.engines.vllm.swap_connector import transfer_config
 from headway.latency import profile
 from headway.latency.truth import Truth
 

@@ -18,8 +18,8 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 
 from headway import registry
 from headway.engines.sim.run import SimRun
-from headway.engines.virtual import Call, VirtualEngine
-from headway.engines.vllm.shapes import roofline
+from headway.engines.virtual import VirtualCall, VirtualEngine
+from headway.engines.vllm.model_roofline import roofline
 from headway.latency.online import OnlineModel
 from headway.slo import SloBook
 from headway.study.requests import calls_of
@@ -42,7 +42,7 @@ class Workload:
     engine: Mapping[str, Any] = field(default_factory=dict)
     overload: str = "demote"
 
-    def calls(self, seed: int) -> list[Call]:
+    def calls(self, seed: int) -> list[VirtualCall]:
         rng = np.random.default_rng(seed)
         at_s = 0.0
         calls = []
@@ -50,7 +50,7 @@ class Workload:
             at_s += float(rng.exponential(1 / self.rate_rps))
             aborted = self.abort_every and i % self.abort_every == 0
             calls.append(
-                Call(
+                VirtualCall(
                     f"r{i:03d}",
                     at_s,
                     int(rng.integers(*self.prompt)),
@@ -164,7 +164,7 @@ def caching(
     return theirs, SimRun(sim_engine(engine), lab.truth(seed), core, book=book, keep_schedule=True)
 
 
-def sharing(calls: list[Call], prefix_tokens: int) -> list[Call]:
+def sharing(calls: list[VirtualCall], prefix_tokens: int) -> list[VirtualCall]:
     """Let calls share three prefixes."""
     return [
         replace(
@@ -203,10 +203,10 @@ CHAINS: dict[str, tuple[int, dict[str, int]]] = {
 """Workloads of chains: sizes that fit blocks and that do not, room and pressure."""
 
 
-def chained(calls: list[Call], hash_tokens: int, seed: int) -> list[Call]:
+def chained(calls: list[VirtualCall], hash_tokens: int, seed: int) -> list[VirtualCall]:
     """Give calls chains that part at random depths; one in three repeats an earlier prompt."""
     rng = np.random.default_rng([seed, hash_tokens])
-    made: list[Call] = []
+    made: list[VirtualCall] = []
     for i, call in enumerate(calls):
         if i % 3 == 2:
             ids, length = made[-2].hash_ids, made[-2].num_prompt_tokens
@@ -251,9 +251,9 @@ def test_asked_while_it_is_read(lab: Any, asynchronous: bool) -> None:
     """Claims about a document in progress let it go on, and compute what is their own only."""
     theirs, sim = caching(lab, "headway", 8, num_blocks=2000, asynchronous=asynchronous)
     read = {"hash_ids": ("document",), "hash_tokens": 100_000}
-    calls = [Call("a", 0.0, 3000, 1, {}, **read)]
+    calls = [VirtualCall("a", 0.0, 3000, 1, {}, **read)]
     asked = {"slo_ttft_ms": 60_000}
-    calls += [Call(f"b{i}", 0.05 + i / 10, 3100 + i, 3, asked, **read) for i in range(4)]
+    calls += [VirtualCall(f"b{i}", 0.05 + i / 10, 3100 + i, 3, asked, **read) for i in range(4)]
     assert_same(theirs, sim, theirs.run(calls), sim.run(calls))
     computed = sum(sum(tokens.values()) for _, tokens in sim.schedule)
     assert computed < 3000 + 4 * 150

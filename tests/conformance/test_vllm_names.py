@@ -20,11 +20,11 @@ import vllm
 
 import headway
 from headway.engines.vllm import vllm_names as names
+from headway.engines.vllm.api_server import _parse_vllm_args
+from headway.engines.vllm.driver import HeadwayMixin, SyncHeadway
 from headway.engines.vllm.queue import GatedQueue
-from headway.engines.vllm.scheduler import HeadwayMixin, SyncHeadway
-from headway.engines.vllm.serve import _parse_vllm_args
 from headway.engines.vllm.steering import Steering
-from headway.engines.vllm.swap import SwapConnector
+from headway.engines.vllm.swap_connector import SwapConnector
 from headway.errors import UserError
 
 SOURCE = Path(headway.__file__).parent
@@ -70,8 +70,8 @@ ROOTS = {
 """What of :data:`names.ATTRIBUTES` they are the beginning of."""
 
 FILES = (
-    "scheduler.py", "steering.py", "hindered.py", "external.py", "kv_groups.py",
-    "compat.py", "swap.py", "queue.py", "clock.py", "shapes.py",
+    "driver.py", "steering.py", "hindered.py", "external.py", "kv_groups.py",
+    "compat.py", "swap_connector.py", "queue.py", "clock.py", "model_roofline.py",
 )  # fmt: skip
 """Where vLLM's scheduler and what hangs on it is read. The recorder and the watched core read
 one name, ``vllm_config.parallel_config.data_parallel_index``."""
@@ -128,7 +128,7 @@ def test_what_is_read_is_probed(file: str) -> None:
             unprobed.append(f"{file}:{line}: {owner}.{name}")
         if owner in ROOTS and not name.startswith("headway") and name not in probed(ROOTS[owner]):
             unprobed.append(f"{file}:{line}: {owner}.{name}")
-        if file in ("scheduler.py", "steering.py") and owner == "self":
+        if file in ("driver.py", "steering.py") and owner == "self":
             # Set on self in a step are names of vLLM's too; those that are ours begin otherwise.
             ours = name.startswith(("headway", "_")) and name not in probed("")
             own = own_names(HeadwayMixin) | own_names(Steering)
@@ -246,7 +246,7 @@ def test_what_is_nowhere_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_command_line_has_what_serve_reads() -> None:
     """vLLM's parsed arguments hold every option that ``headway serve`` looks at."""
     args: argparse.Namespace = _parse_vllm_args(["some/model"])
-    read = {name for owner, name, _ in reads(DRIVER / "serve.py") if owner == "args"}
+    read = {name for owner, name, _ in reads(DRIVER / "api_server.py") if owner == "args"}
     assert read
     assert read <= set(vars(args)) | {"arg"}
 

@@ -17,7 +17,7 @@ from headway.papers.cacheopt.c2_book import LendingBook
 from headway.papers.cacheopt.c2_lending import Lending, LendingLedger
 from headway.policy.admit import Gate
 from headway.policy.draft import Draft
-from headway.policy.live import LiveRequests
+from headway.policy.live_requests import LiveRequests
 from headway.policy.recent import LongestRecent
 from headway.policy.view import EngineView
 from headway.request import Request, State

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from headway.kit.lengths import MaxTokens
 from headway.papers.cacheopt.c1_lengths import HoeffdingPadding
-from headway.policy.lengths.curve import SurvivalCurve
+from headway.policy.lengths.survival import SurvivalCurve
 from headway.request import Request
 from headway.slo import Slo
 

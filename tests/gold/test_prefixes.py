@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from headway.engines.prefix import ABSENT, CACHED, HELD, Prefixes
-from headway.policy.live import LiveRequests
+from headway.policy.live_requests import LiveRequests
 from headway.request import Request, State
 from headway.slo import NO_PROMISE, Slo
 

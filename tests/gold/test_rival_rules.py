@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headway.latency.model import StepShape
-from headway.policy.admit import Job
+from headway.policy.admit import DueWork
 from headway.policy.draft import Draft
-from headway.policy.live import LiveRequests
+from headway.policy.live_requests import LiveRequests
 from headway.policy.view import EngineView
 from headway.request import Request, State
 from headway.rivals.fastserve import SkipJoin
-from headway.rivals.pastfuture import History, future_peak
+from headway.rivals.pastfuture import RecentLengths, future_peak
 from headway.rivals.reserved import Reserved, reserved_blocks
 from headway.rivals.sliding import SHARES, best_first_chunk, most_weight_on_time
 from headway.slo import NO_PROMISE
@@ -44,7 +44,7 @@ def test_future_peak_is_what_a_walk_finds(residents: list[tuple[int, int]]) -> N
 )
 def test_draws_come_from_the_longer_ones(lengths: list[int], asked: list[tuple[int, int]]) -> None:
     """Each draw is one of the last lengths above what was generated, or the bound."""
-    history = History(window=20, seed=3)
+    history = RecentLengths(window=20, seed=3)
     for length in lengths:
         done = Request("done", NO_PROMISE, 0.0, 1, 99)
         done.num_output_tokens = length
@@ -65,7 +65,7 @@ def test_draws_come_from_the_longer_ones(lengths: list[int], asked: list[tuple[i
 
 def test_draws_are_spread_like_the_past() -> None:
     """Over many draws each remembered length above the progress comes up equally often."""
-    history = History(window=10, seed=1)
+    history = RecentLengths(window=10, seed=1)
     for length in range(1, 11):
         done = Request("done", NO_PROMISE, 0.0, 1, 99)
         done.num_output_tokens = length
@@ -88,7 +88,9 @@ job = st.tuples(st.integers(1, 40), st.integers(1, 30), st.integers(1, 5))
 @settings(max_examples=150)
 def test_knapsack_is_the_best_subset(raw: list[tuple[int, int, int]]) -> None:
     """On a grid that fits the jobs, no subset that is all on time weighs more."""
-    jobs = [Job(f"j{i}", due / 10, work / 10, weight) for i, (due, work, weight) in enumerate(raw)]
+    jobs = [
+        DueWork(f"j{i}", due / 10, work / 10, weight) for i, (due, work, weight) in enumerate(raw)
+    ]
     best = 0.0
     for size in range(len(jobs) + 1):
         for subset in itertools.combinations(jobs, size):
@@ -104,7 +106,7 @@ def test_knapsack_is_the_best_subset(raw: list[tuple[int, int, int]]) -> None:
 @given(st.lists(st.tuples(st.floats(0.01, 4), st.floats(0.001, 3), st.floats(0.1, 9)), max_size=12))
 def test_knapsack_on_a_coarse_grid_keeps_its_word(raw: list[tuple[float, float, float]]) -> None:
     """Rounded to a grid it may choose less, never a set that is late."""
-    jobs = [Job(f"j{i}", *values) for i, values in enumerate(raw)]
+    jobs = [DueWork(f"j{i}", *values) for i, values in enumerate(raw)]
     chosen = most_weight_on_time(jobs, grid=16)
     assert on_time([j for j in jobs if j.key in chosen])
 

@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 from scipy.optimize import lsq_linear
 
 from headway.errors import InvariantError
-from headway.kit.curve import UsageCurve
 from headway.kit.ledger import KvLedger
 from headway.kit.lengths import SlidingHistogram
+from headway.kit.usage_curve import UsageCurve
 from headway.latency import online
 from headway.latency.conformal import NEAR_MISSES, RatioWindow
 from headway.latency.model import StepShape
 from headway.latency.roofline import Roofline
-from headway.policy.admit import Job, largest_feasible
+from headway.policy.admit import DueWork, largest_feasible
 from headway.policy.chunk import largest_chunk
-from headway.policy.live import LiveRequests
+from headway.policy.live_requests import LiveRequests
 from headway.request import Request, Standing, State
 from headway.slo import Slo
 
@@ -123,7 +123,7 @@ def test_no_slack_limit_takes_everything(prefix: int, most: int) -> None:
 # -- feasibility -----------------------------------------------------------------------------
 
 
-def is_on_time(jobs: list[Job]) -> bool:
+def is_on_time(jobs: list[DueWork]) -> bool:
     total_s = 0.0
     for job in sorted(jobs, key=lambda j: j.due_s):
         total_s += job.work_s
@@ -136,7 +136,7 @@ def is_on_time(jobs: list[Job]) -> bool:
 @settings(max_examples=150)
 def test_as_many_are_kept_as_any_subset_could(pairs: list[tuple[int, int]]) -> None:
     """Moore–Hodgson keeps as many equal jobs as trying all subsets does, all on time."""
-    jobs = [Job(f"j{i}", float(due), float(work)) for i, (due, work) in enumerate(pairs)]
+    jobs = [DueWork(f"j{i}", float(due), float(work)) for i, (due, work) in enumerate(pairs)]
     dropped, pressure = largest_feasible(jobs)
     kept = [j for j in jobs if j.key not in dropped]
     assert is_on_time(kept)
@@ -159,7 +159,7 @@ def test_as_many_are_kept_as_any_subset_could(pairs: list[tuple[int, int]]) -> N
 )
 def test_weighted_jobs_kept_are_on_time(rows: list[tuple[int, int, float]]) -> None:
     """With weights what is kept still ends on time, and nothing is dropped without need."""
-    jobs = [Job(f"j{i}", float(d), float(w), x) for i, (d, w, x) in enumerate(rows)]
+    jobs = [DueWork(f"j{i}", float(d), float(w), x) for i, (d, w, x) in enumerate(rows)]
     dropped, _ = largest_feasible(jobs)
     assert is_on_time([j for j in jobs if j.key not in dropped])
     if is_on_time(jobs):

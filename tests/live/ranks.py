@@ -63,7 +63,7 @@ class Counted:
 
 def parallel(block_size: int) -> dict[str, Any]:
     """Return what makes an engine one of two ranks, Headway's, with room to swap to."""
-    from headway.engines.vllm.swap import transfer_config
+    from headway.engines.vllm.swap_connector import transfer_config
 
     return {
         "tensor_parallel_size": 2,

@@ -194,7 +194,7 @@ def main(name: str) -> dict[str, Any]:
     from vllm import LLM
 
     from headway.engines.vllm import embedded
-    from headway.engines.vllm.swap import transfer_config
+    from headway.engines.vllm.swap_connector import transfer_config
 
     extra: dict[str, Any] = {}
     if name == "pressed":

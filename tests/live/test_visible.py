@@ -21,7 +21,7 @@ from browser import browse, looks_drawn
 
 import headway
 from headway.bench.server import LiveServer, free_port
-from headway.cli.live import AWAITED
+from headway.cli.running_server import AWAITED
 from headway.metrics.catalogue import QUERIES
 
 pytestmark = pytest.mark.live

@@ -23,9 +23,9 @@ import pytest
 from headway import __file__ as package
 from headway.bench.server import LiveServer
 from headway.engines.vllm import embedded
+from headway.engines.vllm.api_server import LIVE_VIEW
 from headway.engines.vllm.channel import CHANNEL_VARIABLE
 from headway.engines.vllm.embedded import EMBEDDED_CPU_ARGUMENTS, QUIET_ENVIRONMENT
-from headway.engines.vllm.serve import LIVE_VIEW
 
 pytestmark = pytest.mark.live
 

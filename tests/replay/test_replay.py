@@ -19,7 +19,7 @@ from headway.policy.log import replay
 def record(lab: Any, path: Path, policy: str, seed: int, *, asynchronous: bool) -> Any:
     """Serve a pressed run through vLLM's scheduler, recording to *path*."""
     from headway.config import Settings
-    from headway.engines.vllm.shapes import roofline
+    from headway.engines.vllm.model_roofline import roofline
     from headway.latency.online import OnlineModel
 
     engine = lab.Engine(

@@ -15,7 +15,7 @@ import pytest
 
 from headway import registry
 from headway.engines.sim.run import SimRun
-from headway.engines.virtual import Call, VirtualEngine
+from headway.engines.virtual import VirtualCall, VirtualEngine
 from headway.latency.fixed import FixedModel
 from headway.latency.model import StepShape
 from headway.latency.roofline import Roofline
@@ -45,7 +45,7 @@ def single_server_waits(services_s: Floats, load: float, seed: int) -> Floats:
     arrivals_s = np.cumsum(rng.exponential(1.0 / load, len(services_s)))
     tokens = np.maximum(np.rint(services_s * SERVICE_TOKENS), 1).astype(int)
     calls = [
-        Call(f"r{i:06d}", float(at_s), int(num), 1)
+        VirtualCall(f"r{i:06d}", float(at_s), int(num), 1)
         for i, (at_s, num) in enumerate(zip(arrivals_s, tokens, strict=True))
     ]
     longest = int(tokens.max())
@@ -101,7 +101,7 @@ def shared_processor(outputs: npt.NDArray[np.int64], load: float, seed: int) -> 
     rate = load / (float(outputs.mean()) * QUANTUM_S)
     arrivals_s = np.cumsum(rng.exponential(1.0 / rate, len(outputs)))
     calls = [
-        Call(f"r{i:06d}", float(at_s), 1, int(num))
+        VirtualCall(f"r{i:06d}", float(at_s), 1, int(num))
         for i, (at_s, num) in enumerate(zip(arrivals_s, outputs, strict=True))
     ]
     engine = VirtualEngine(num_blocks=100_000, max_num_seqs=1000)

@@ -8,7 +8,7 @@ from typing import Any
 from headway.latency.online import OnlineModel
 from headway.policy.draft import Draft
 from headway.policy.inputs import Inputs
-from headway.policy.live import LiveRequests
+from headway.policy.live_requests import LiveRequests
 from headway.policy.planner import inputs_of
 from headway.policy.price import StepPrice
 from headway.policy.scheduler import Scheduler

@@ -6,7 +6,7 @@ import pytest
 
 from headway import registry
 from headway.latency.online import OnlineModel
-from headway.policy.accepted import Accepted
+from headway.policy.accepted import AcceptedTokens
 from headway.policy.events import Arrived, StepDone, StepScheduled
 from headway.request import Request
 from headway.slo import Slo
@@ -19,7 +19,7 @@ def stream(name: str, class_name: str) -> Request:
 
 
 def test_each_class_has_its_own_pace() -> None:
-    accepted = Accepted()
+    accepted = AcceptedTokens()
     code, chat = stream("a", "code"), stream("b", "chat")
     assert not accepted.is_used
     for _ in range(2_000):

@@ -20,7 +20,7 @@ from headway.engines.vllm import account
 from headway.engines.vllm.channel import CHANNEL_VARIABLE
 from headway.engines.vllm.edge import PATHS, SLO_FILE_VARIABLE, SloEdge
 from headway.engines.vllm.watch import Watch
-from headway.metrics.tale import Verdict
+from headway.metrics.request_lateness import Lateness
 from headway.slo import EXPLAIN, EXPLAIN_IN_STAMP, NO_PROMISE, STAMP, Slo, SloBook
 
 CHAT = "/v1/chat/completions"
@@ -282,7 +282,7 @@ async def test_a_stream_without_its_end_gets_nothing() -> None:
 
     for body in (b'data: {"error":{"message":"no"}}\n\ndata: [DONE]\n\n', b'data: {"id":"a', b""):
         sent.clear()
-        out = account.Accounted(send)
+        out = account.AccountedAnswer(send)
         out.accounts.append(LATE)
         await respond(out, [body, b""], b"text/event-stream")
         assert b"".join(message.get("body", b"") for message in sent) == body
@@ -301,7 +301,7 @@ async def test_other_answers_pass_untouched() -> None:
         async def send(message: Any, sent: list[Any] = sent) -> None:
             sent.append(message)
 
-        out = account.Accounted(send)
+        out = account.AccountedAnswer(send)
         await out(
             {
                 "type": "http.response.start",
@@ -361,7 +361,7 @@ def test_what_only_looks_like_an_account_is_none(text: object) -> None:
 def test_causes_add_up_in_milliseconds() -> None:
     """Whatever is rounded away; causes of no time are left out."""
     late_s = {"queueing": 1 / 3, "prefill": 2e-7, "other": 0.0, "long_step": 1 / 7}
-    told = account.account_of(Verdict(False, 1.0, 2.0, 0, 3, late_s), Slo(ttft_s=0.5))
+    told = account.account_of(Lateness(False, 1.0, 2.0, 0, 3, late_s), Slo(ttft_s=0.5))
     assert told == {
         "kept": False,
         "late_ms": 476.19,
@@ -374,7 +374,7 @@ def test_causes_add_up_in_milliseconds() -> None:
 
 def test_without_a_promise_nothing_is_kept_or_broken() -> None:
     """And without a token there is no time to it."""
-    told = account.account_of(Verdict(True, None, None, 0, 0, {}), NO_PROMISE)
+    told = account.account_of(Lateness(True, None, None, 0, 0, {}), NO_PROMISE)
     assert told["kept"] is told["ttft_ms"] is told["jct_ms"] is None
     assert told["late_ms"] == 0
 

@@ -8,9 +8,9 @@ from drafts import draft_of
 from headway.kit.simple import FixedChunk
 from headway.latency.fixed import FixedModel
 from headway.latency.model import StepShape
-from headway.policy.admit import Job, MooreHodgson, largest_feasible, prefill_time
+from headway.policy.admit import DueWork, MooreHodgson, largest_feasible, prefill_time
 from headway.policy.draft import Draft
-from headway.policy.live import LiveRequests
+from headway.policy.live_requests import LiveRequests
 from headway.policy.view import EngineView
 from headway.request import Request
 from headway.slo import Slo
@@ -60,26 +60,30 @@ def test_prompts_too_long_together_are_not_both_kept() -> None:
 
 def test_what_fits_is_kept_whole() -> None:
     """Nothing is set aside when all end on time; the pressure says how tight it is."""
-    dropped, pressure = largest_feasible([Job("a", 4.0, 1.0), Job("b", 10.0, 4.0)])
+    dropped, pressure = largest_feasible([DueWork("a", 4.0, 1.0), DueWork("b", 10.0, 4.0)])
     assert dropped == set()
     assert pressure == 0.5
 
 
 def test_the_longest_job_goes_first() -> None:
     """One long job is dropped to save two short ones."""
-    jobs = [Job("long", 10.0, 9.0), Job("a", 10.0, 2.0), Job("b", 10.0, 3.0)]
+    jobs = [DueWork("long", 10.0, 9.0), DueWork("a", 10.0, 2.0), DueWork("b", 10.0, 3.0)]
     assert largest_feasible(jobs) == ({"long"}, 1.0)
 
 
 def test_a_heavy_job_outlives_light_ones() -> None:
     """Weight divides the work that decides who goes."""
-    jobs = [Job("gold", 10.0, 9.0, weight=100.0), Job("a", 10.0, 2.0), Job("b", 10.0, 3.0)]
+    jobs = [
+        DueWork("gold", 10.0, 9.0, weight=100.0),
+        DueWork("a", 10.0, 2.0),
+        DueWork("b", 10.0, 3.0),
+    ]
     assert largest_feasible(jobs)[0] == {"a", "b"}
 
 
 def test_an_overdue_job_drops_nobody_else() -> None:
     """A job whose instant has passed is set aside itself; the others keep their places."""
-    jobs = [Job("late", -1.0, 0.5), Job("a", 5.0, 1.0), Job("b", 6.0, 1.0)]
+    jobs = [DueWork("late", -1.0, 0.5), DueWork("a", 5.0, 1.0), DueWork("b", 6.0, 1.0)]
     assert largest_feasible(jobs)[0] == {"late"}
 
 
@@ -90,7 +94,7 @@ def test_nobody() -> None:
 
 def test_ties_are_broken_the_same_way_every_time() -> None:
     """Equal jobs are dropped by key, whatever order they come in."""
-    jobs = [Job(f"j{i}", 3.0, 1.0) for i in range(6)]
+    jobs = [DueWork(f"j{i}", 3.0, 1.0) for i in range(6)]
     one, _ = largest_feasible(jobs)
     two, _ = largest_feasible(reversed(jobs))
     assert one == two

@@ -13,9 +13,9 @@ from headway.kit.ledger import KvLedger
 from headway.kit.simple import FixedChunk, FreeBlocks, Youngest
 from headway.latency.fixed import FixedModel
 from headway.policy.admit import MooreHodgson, prefill_time
-from headway.policy.batch import Filled, InOrder
+from headway.policy.batch import InOrder, StepFill
 from headway.policy.chunk import SlackChunk
-from headway.policy.live import LiveRequests
+from headway.policy.live_requests import LiveRequests
 from headway.policy.preempt import BestEffortFirst
 from headway.policy.prioritize import ByDeadline
 from headway.policy.view import EngineView
@@ -62,13 +62,13 @@ class Scene:
         may_pass: int = 8,
         curve: bool = False,
         polite: bool = False,
-    ) -> Filled:
+    ) -> StepFill:
         gate = CurveGate(self.ledger) if curve else FreeBlocks()
         preemptor = BestEffortFirst() if polite else Youngest()
         return InOrder(may_pass).fill(self.draft, order, FixedChunk(budget), gate, preemptor)
 
 
-def chunks_of(filled: Filled) -> list[tuple[str, int, bool]]:
+def chunks_of(filled: StepFill) -> list[tuple[str, int, bool]]:
     return [(c.request_id, c.num_tokens, c.admit) for c in filled.chunks]
 
 

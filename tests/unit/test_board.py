@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from told import CHAT, counts, late_board, serve_one
 
 from headway.metrics.board import BROKEN_KEPT, Board
-from headway.metrics.observed import Observed
+from headway.metrics.scheduler_counts import SchedulerCounts
 from headway.metrics.tally import combine
 
 
 def test_the_window_forgets_and_the_total_does_not() -> None:
     """Ten broken promises six minutes ago and ten kept ones now: 100 % now, 50 % ever."""
-    observed, board = Observed(), Board()
+    observed, board = SchedulerCounts(), Board()
     for i in range(10):
         serve_one(observed, f"a{i}", CHAT, ttft_s=3.0, at_s=10.0 * i)
     board.take(counts(observed, 1000.0))
@@ -37,7 +37,7 @@ def test_two_schedulers_make_one_picture() -> None:
     """Data parallel ranks: counts are added, points within a blink are one."""
     board = Board()
     for engine in ("0", "1"):
-        observed = Observed()
+        observed = SchedulerCounts()
         serve_one(observed, "a", CHAT, ttft_s=0.5)
         board.take(counts(observed, 50.0, engine))
     state = board.state(50.0)
@@ -47,7 +47,7 @@ def test_two_schedulers_make_one_picture() -> None:
 
 def test_many_schedulers_make_as_many_points_as_one() -> None:
     """Eight that tell twice a second, each at its own time: there is always one within a blink."""
-    board, observed = Board(), Observed()
+    board, observed = Board(), SchedulerCounts()
     for i in range(160):  # Ten seconds.
         board.take(counts(observed, 1000.0 + i / 16, str(i % 8)))
     points = board.state(1010.0)["points"]
@@ -57,7 +57,7 @@ def test_many_schedulers_make_as_many_points_as_one() -> None:
 
 def test_points_of_time_are_sent_once() -> None:
     """The page asks for what came after the last point it has."""
-    observed, board = Observed(), Board()
+    observed, board = SchedulerCounts(), Board()
     for second in range(1, 6):
         serve_one(observed, f"r{second}", CHAT, ttft_s=0.5, at_s=float(second))
         board.take(counts(observed, float(second)))
@@ -77,7 +77,7 @@ tellings = st.lists(
 def test_no_point_of_time_contradicts_itself(tellings: list[Any]) -> None:
     """Of two schedulers, told together or apart, some of it lost: the longest step is no shorter
     than the mean one, nothing is negative, and the points add up to what was counted."""
-    observed = {"0": Observed(), "1": Observed()}
+    observed = {"0": SchedulerCounts(), "1": SchedulerCounts()}
     board, unix_s, at_s, num = Board(), 1000.0, 0.0, 0
     for engine in observed:  # What came before the first point of each is in none.
         board.take(counts(observed[engine], unix_s, engine))
@@ -111,7 +111,7 @@ def test_no_point_of_time_contradicts_itself(tellings: list[Any]) -> None:
 
 def test_its_memory_is_bounded() -> None:
     """More than ten minutes of snapshots and a thousand broken promises: the oldest are gone."""
-    observed, board = Observed(), Board()
+    observed, board = SchedulerCounts(), Board()
     for i in range(1500):
         board.take(counts(observed, 0.5 * i))
     for i in range(2 * BROKEN_KEPT):
@@ -127,7 +127,7 @@ def test_its_memory_is_bounded() -> None:
 
 def test_worst_and_by_name() -> None:
     """The latest first; an id as the client knows it, without vLLM's suffix."""
-    observed, board = Observed(), Board()
+    observed, board = SchedulerCounts(), Board()
     for name, ttft_s in (("chat-1-x9", 2.0), ("chat-2-x8", 5.0), ("chat-3-x7", 3.0)):
         told = serve_one(observed, name, CHAT, ttft_s, at_s=100.0 * len(board.broken))
         board.take({**(told or {}), "engine": "0", "unix_s": 1.0})
@@ -138,7 +138,7 @@ def test_worst_and_by_name() -> None:
 
 def test_all_answers_of_one_request_are_found() -> None:
     """With n = 2 vLLM puts a number in front of the id that the client knows."""
-    observed, board = Observed(), Board()
+    observed, board = SchedulerCounts(), Board()
     for at_s, name in enumerate(("0_chat-1-x9", "1_chat-1-x9", "11_chat-2-x8", "chat-11-x7")):
         told = serve_one(observed, name, CHAT, 2.0, at_s=10.0 * at_s)
         board.take({**(told or {}), "engine": "0", "unix_s": 1.0})
@@ -161,7 +161,7 @@ def test_who_is_late_now_is_told_latest_first() -> None:
 
 def test_the_least_and_the_most_promised_are_shown() -> None:
     """A scheduler of an older version tells one figure, which is both."""
-    observed, board = Observed(), Board()
+    observed, board = SchedulerCounts(), Board()
     serve_one(observed, "a", CHAT, ttft_s=0.5)
     message = counts(observed, 1.0)
     message["counts"]["classes"]["chat"]["promise_most"] = {"ttft_s": 60.0}
@@ -176,7 +176,7 @@ def test_the_least_and_the_most_promised_are_shown() -> None:
 def test_what_lengths_aim_at_is_passed_on() -> None:
     """``None`` where a mean is predicted."""
     board = Board()
-    message = counts(Observed(), 1.0)
+    message = counts(SchedulerCounts(), 1.0)
     for target in (None, 0.9):
         board.take(message | {"length_coverage_target": target})
         assert board.state(1.0)["model"]["coverage_target"] == target
@@ -186,12 +186,12 @@ def test_a_server_started_anew_goes_on_with_the_page() -> None:
     """Its points have larger numbers than those the page has seen, whoever of several API servers
     it asks."""
     boards = [Board(), Board()]
-    message = counts(Observed(), 1000.0)
+    message = counts(SchedulerCounts(), 1000.0)
     for board in boards:
         board.take(message)
     assert boards[0].state(1000.0)["newest_point"] == boards[1].state(1000.0)["newest_point"]
     anew = Board()
-    anew.take(counts(Observed(), 1060.0))
+    anew.take(counts(SchedulerCounts(), 1060.0))
     assert anew.state(1060.0)["newest_point"] > boards[0].state(1000.0)["newest_point"]
 
 

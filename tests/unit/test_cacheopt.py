@@ -12,7 +12,7 @@ from drafts import draft_for
 
 from headway import registry
 from headway.engines.sim.run import SimRun
-from headway.engines.virtual import Call, VirtualEngine
+from headway.engines.virtual import VirtualCall, VirtualEngine
 from headway.errors import UserError
 from headway.latency import profile as profiles
 from headway.latency.model import StepShape
@@ -37,11 +37,11 @@ def calls(
     seed: int,
     outputs: tuple[int, int] = (50, 500),
     prompts: tuple[int, int] = (20, 800),
-) -> list[Call]:
+) -> list[VirtualCall]:
     rng = np.random.default_rng(seed)
     at_s = np.cumsum(rng.exponential(1 / rate_rps, num)).tolist()
     return [
-        Call(
+        VirtualCall(
             f"r{i:03d}",
             at_s[i],
             int(rng.integers(*prompts)),
@@ -73,7 +73,7 @@ class Watch:
 
         core.plan = plan  # type: ignore[method-assign]
 
-    def serve(self, served: list[Call]) -> None:
+    def serve(self, served: list[VirtualCall]) -> None:
         outcomes = self.run.run(served)
         for call in served:
             assert len(outcomes[call.request_id].emitted_at_s) == call.num_output_tokens

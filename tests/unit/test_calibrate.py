@@ -15,7 +15,7 @@ import pytest
 
 from headway.cli.main import main
 from headway.errors import UserError
-from headway.latency import calibrate, fit, profile, shapes
+from headway.latency import calibration, fit, model_shapes, profile
 from headway.latency.model import StepShape
 from headway.latency.profile import StepCost
 from headway.latency.truth import Hiccups, Truth
@@ -26,12 +26,12 @@ from headway.slo import Slo
 from headway.study.history import History
 
 GPU = profile.load("llama-3.1-8b@h100")
-STEPS = [step.shape for step in calibrate.draw_steps(900, GPU.kv_capacity_tokens, seed=7)]
+STEPS = [step.shape for step in calibration.draw_steps(900, GPU.kv_capacity_tokens, seed=7)]
 
 
 def off(cost: StepCost, true: StepCost = GPU.cost) -> np.ndarray:
     """Return the relative errors of *cost* on steps that no test fits to."""
-    fresh = [s.shape for s in calibrate.draw_steps(600, GPU.kv_capacity_tokens, seed=8)]
+    fresh = [s.shape for s in calibration.draw_steps(600, GPU.kv_capacity_tokens, seed=8)]
     return np.array([abs(cost.step_s(s) / true.step_s(s) - 1) for s in fresh])
 
 
@@ -62,9 +62,9 @@ def test_every_fifth_step_is_held_out() -> None:
     prompts = [s for s in STEPS if not s.num_decodes]
     decodes = [s for s in STEPS if not s.num_prefills]
     mixed = [
-        decodes[i // 5] if i % calibrate.HOLD_OUT_EVERY == 0 else prompts[i] for i in range(250)
+        decodes[i // 5] if i % calibration.HOLD_OUT_EVERY == 0 else prompts[i] for i in range(250)
     ]
-    cost, error = calibrate.fit_steps(mixed, [GPU.step_s(s) for s in mixed])
+    cost, error = calibration.fit_steps(mixed, [GPU.step_s(s) for s in mixed])
     assert cost.per_context_s == cost.per_decode_s == 0.0
     assert error == fit.error_of(cost, decodes[:50], [GPU.step_s(s) for s in decodes[:50]])
     assert error.median > 0.05
@@ -73,22 +73,24 @@ def test_every_fifth_step_is_held_out() -> None:
 def test_no_step_is_free() -> None:
     """A stream alone, slower as it grows, fits with nothing but a cost a context token."""
     alone = [StepShape(0, 0, 1, context, 0) for context in range(100, 160)]
-    cost, _ = calibrate.fit_steps(alone, [1e-4 * shape.sum_context_tokens for shape in alone])
+    cost, _ = calibration.fit_steps(alone, [1e-4 * shape.sum_context_tokens for shape in alone])
     assert cost.fixed_s > 0.001
     assert cost.step_s(alone[0]) == pytest.approx(0.01, rel=0.15)
 
 
 def test_drawn_steps_fit_the_machine() -> None:
     """Steps to fit on are of three kinds, within their bounds, and the same for the same seed."""
-    drawn = calibrate.draw_steps(600, 30_000, seed=3)
+    drawn = calibration.draw_steps(600, 30_000, seed=3)
     assert (
-        drawn == calibrate.draw_steps(600, 30_000, seed=3) != calibrate.draw_steps(600, 30_000, 4)
+        drawn
+        == calibration.draw_steps(600, 30_000, seed=3)
+        != calibration.draw_steps(600, 30_000, 4)
     )
     kinds = {(s.num_prefills > 0, s.num_decodes > 0) for s in drawn}
     assert kinds == {(False, True), (True, False), (True, True)}
     for step in drawn:
         shape = step.shape
-        assert shape.num_prefill_tokens <= calibrate.MOST_STEP_TOKENS + 8
+        assert shape.num_prefill_tokens <= calibration.MOST_STEP_TOKENS + 8
         # The least context is 32 tokens, whatever the cache.
         assert shape.sum_context_tokens <= max(31_000, 33 * shape.num_decodes)
 
@@ -247,9 +249,9 @@ def test_without_the_estimator_the_extra_is_named(monkeypatch: pytest.MonkeyPatc
     def missing(name: str) -> Any:
         raise ImportError(name=name)
 
-    monkeypatch.setattr(calibrate.importlib, "import_module", missing)
+    monkeypatch.setattr(calibration.importlib, "import_module", missing)
     with pytest.raises(UserError, match=r"aiconfigurator_core; .* 'headway\[profiles\]'"):
-        calibrate.aiconfigurator("meta-llama/Meta-Llama-3.1-8B", "h100_sxm", 1)
+        calibration.aiconfigurator("meta-llama/Meta-Llama-3.1-8B", "h100_sxm", 1)
 
 
 needs_tables = pytest.mark.skipif(
@@ -280,12 +282,12 @@ def test_the_shipped_profiles_can_be_made_again(name: str, tmp_path: Path) -> No
 def test_what_the_tables_lack(model: str, gpu: str, num_gpus: int, says: str) -> None:
     """A GPU, model or parallelism without tables is named, with what there is."""
     with pytest.raises(UserError, match=says):
-        calibrate.aiconfigurator(model, gpu, num_gpus)
+        calibration.aiconfigurator(model, gpu, num_gpus)
 
 
 def test_vllm_defaults_by_memory() -> None:
     """The class of a GPU follows from its memory, and the A100 is the exception."""
-    assert shapes.batch_defaults(80 * 2**30, "h100_sxm") == (8192, 1024)
-    assert shapes.batch_defaults(80 * 2**30, "A100_sxm") == (2048, 256)
-    assert shapes.batch_defaults(24 * 2**30, "l4") == (2048, 256)
-    assert shapes.batch_defaults(180 * 2**30, "b200_sxm") == (16_384, 1024)
+    assert model_shapes.batch_defaults(80 * 2**30, "h100_sxm") == (8192, 1024)
+    assert model_shapes.batch_defaults(80 * 2**30, "A100_sxm") == (2048, 256)
+    assert model_shapes.batch_defaults(24 * 2**30, "l4") == (2048, 256)
+    assert model_shapes.batch_defaults(180 * 2**30, "b200_sxm") == (16_384, 1024)

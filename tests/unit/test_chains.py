@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from headway.engines.sim.blocks import PrefixPool
 from headway.engines.sim.job import Job
-from headway.engines.virtual import Call, Outcome
+from headway.engines.virtual import Outcome, VirtualCall
 from headway.engines.vllm.made_up_tokens import own_token, prompt_tokens
 from headway.slo import SloBook
 from headway.study.requests import calls_of
@@ -20,7 +20,7 @@ from headway.workloads.prefixes import chain_of, found_tokens
 from headway.workloads.schema import WorkloadRequest
 
 
-def common_tokens(one: Call, other: Call) -> int:
+def common_tokens(one: VirtualCall, other: VirtualCall) -> int:
     """The slow twin: id by id, as the schema says it."""
     total = 0
     for index, (a, b) in enumerate(zip(one.hash_ids, other.hash_ids, strict=False)):
@@ -40,12 +40,12 @@ def alike(one: list[int], other: list[int]) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
-def job(call: Call) -> Job:
+def job(call: VirtualCall) -> Job:
     return Job(call, Outcome(call))
 
 
 @st.composite
-def calls(draw: st.DrawFn) -> list[Call]:
+def calls(draw: st.DrawFn) -> list[VirtualCall]:
     """Calls whose chains part early and late, in ids of three sizes."""
     made = []
     for index in range(draw(st.integers(2, 8))):
@@ -53,12 +53,12 @@ def calls(draw: st.DrawFn) -> list[Call]:
         each = draw(st.sampled_from([1, 7, 24]))
         least = max((len(ids) - 1) * each + 1, 1)
         length = draw(st.integers(least, len(ids) * each + 30))
-        made.append(Call(f"r{index}", 0.0, length, 1, hash_ids=ids, hash_tokens=each))
+        made.append(VirtualCall(f"r{index}", 0.0, length, 1, hash_ids=ids, hash_tokens=each))
     return made
 
 
 @given(calls())
-def test_prompts_share_exactly_their_common_ids(made: list[Call]) -> None:
+def test_prompts_share_exactly_their_common_ids(made: list[VirtualCall]) -> None:
     """Token by token, whatever the lengths; nobody's prompt holds another's answer."""
     prompts = [prompt_tokens(call) for call in made]
     for one, its in zip(made, prompts, strict=True):
@@ -70,7 +70,9 @@ def test_prompts_share_exactly_their_common_ids(made: list[Call]) -> None:
 
 
 @given(made=calls(), block_size=st.integers(1, 20))
-def test_the_simulator_finds_what_equal_tokens_would(made: list[Call], block_size: int) -> None:
+def test_the_simulator_finds_what_equal_tokens_would(
+    made: list[VirtualCall], block_size: int
+) -> None:
     """Each in turn finds the whole blocks that the tokens of somebody before it begin with."""
     pool = PrefixPool(1000, block_size)
     seen: set[tuple[int, ...]] = set()
@@ -91,7 +93,7 @@ def test_a_long_chain_costs_in_proportion(hash_tokens: int) -> None:
 
     def seconds(num_tokens: int) -> float:
         ids = tuple(range(num_tokens // hash_tokens))
-        one = Call("a", 0.0, num_tokens, 1, hash_ids=ids, hash_tokens=hash_tokens)
+        one = VirtualCall("a", 0.0, num_tokens, 1, hash_ids=ids, hash_tokens=hash_tokens)
         best = float("inf")
         for _ in range(5):
             pool, mine = PrefixPool(num_tokens, 16), job(one)

@@ -14,7 +14,7 @@ from headway.kit.simple import FixedChunk
 from headway.latency.model import LatencyModel, StepShape
 from headway.policy.chunk import SlackChunk
 from headway.policy.draft import Draft
-from headway.policy.live import LiveRequests
+from headway.policy.live_requests import LiveRequests
 from headway.policy.price import DECIDE_EVERY, LEAST_CHUNK_TOKENS, StepPrice
 from headway.policy.view import EngineView
 from headway.request import Request, State

@@ -13,7 +13,7 @@ import pytest
 
 import headway
 from headway.cli.main import COMMANDS, main
-from headway.engines.vllm import edge, embedded, serve
+from headway.engines.vllm import api_server, edge, embedded
 from headway.errors import HeadwayError, UserError
 
 
@@ -26,11 +26,11 @@ def run(*argv: str) -> int:
     return code
 
 
-def options(**changes: Any) -> serve.ServeOptions:
+def options(**changes: Any) -> api_server.ServeOptions:
     given: dict[str, Any] = {
         "model": "m", "policy": None, "overload": None, "slo_file": None, "vllm_args": (),
     }  # fmt: skip
-    return serve.ServeOptions(**{**given, **changes})
+    return api_server.ServeOptions(**{**given, **changes})
 
 
 def parsed(**changes: Any) -> argparse.Namespace:
@@ -151,18 +151,18 @@ def test_errors_become_exit_codes_in_one_place(
 ) -> None:
     """Commands raise; only the main program prints and exits."""
 
-    def fail(given: serve.ServeOptions) -> None:
+    def fail(given: api_server.ServeOptions) -> None:
         raise error
 
-    monkeypatch.setattr(serve, "serve", fail)
+    monkeypatch.setattr(api_server, "serve", fail)
     assert run("serve", "m") == code
     assert "Traceback" not in capsys.readouterr().err
 
 
 def test_unknown_arguments_go_to_vllm_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ours are taken out wherever they stand; -dph of vLLM is no -h of ours."""
-    seen: list[serve.ServeOptions] = []
-    monkeypatch.setattr(serve, "serve", seen.append)
+    seen: list[api_server.ServeOptions] = []
+    monkeypatch.setattr(api_server, "serve", seen.append)
     argv = "serve m --port 8001 --policy fcfs -tp 2 -dph --slo s.toml --enforce-eager -O3"
     assert run(*argv.split()) == 0
     expected = ("--port", "8001", "-tp", "2", "-dph", "--enforce-eager", "-O3")
@@ -174,7 +174,7 @@ def test_unknown_arguments_go_to_vllm_in_order(monkeypatch: pytest.MonkeyPatch) 
 def test_settings_are_merged_into_the_users_own() -> None:
     """What was said on the command line wins; the rest of theirs stays."""
     given = {"other": 1, "headway": {"policy": "fcfs", "options": {"max_wait_s": 9}}}
-    merged = serve.merged_config(given, {"policy": "slack"})
+    merged = api_server.merged_config(given, {"policy": "slack"})
     assert merged == {"other": 1, "headway": {"policy": "slack", "options": {"max_wait_s": 9}}}
     assert given["headway"] == {"policy": "fcfs", "options": {"max_wait_s": 9}}
 
@@ -183,11 +183,11 @@ def test_settings_are_merged_into_the_users_own() -> None:
 def test_an_additional_config_of_another_shape_is_a_sentence(given: object) -> None:
     """It must be an object, and its headway too."""
     with pytest.raises(UserError, match="JSON object"):
-        serve.merged_config(given, {})
+        api_server.merged_config(given, {})
 
 
 @pytest.mark.parametrize(
-    ("ahead", "scheduler"), [(True, serve.ASYNC_SCHEDULER), (False, serve.SYNC_SCHEDULER)]
+    ("ahead", "scheduler"), [(True, api_server.ASYNC_SCHEDULER), (False, api_server.SYNC_SCHEDULER)]
 )
 def test_headway_is_plugged_in(
     ahead: bool, scheduler: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -195,52 +195,52 @@ def test_headway_is_plugged_in(
     """Scheduler class, settings, HTTP edge, and the SLO file for the edge."""
     file = tmp_path / "slo.toml"
     file.write_text("[classes.chat]\nttft_s = 1\n")
-    monkeypatch.setattr(serve, "_schedules_ahead", lambda args: ahead)
+    monkeypatch.setattr(api_server, "_schedules_ahead", lambda args: ahead)
     monkeypatch.delenv(edge.SLO_FILE_VARIABLE, raising=False)
     monkeypatch.setenv(edge.SLO_FILE_VARIABLE, "")
     args = parsed(middleware=["their.Middleware"])
-    serve._plug_in(args, options(overload="refuse", slo_file=file))
+    api_server._plug_in(args, options(overload="refuse", slo_file=file))
     assert args.scheduler_cls == scheduler
-    assert args.middleware == ["their.Middleware", serve.EDGE]
+    assert args.middleware == ["their.Middleware", api_server.EDGE]
     settings = {"overload": "refuse", "slo_file": str(file)}
     assert json.loads(json.dumps(args.additional_config)) == {"headway": settings}
-    assert serve.os.environ[edge.SLO_FILE_VARIABLE] == str(file)
+    assert api_server.os.environ[edge.SLO_FILE_VARIABLE] == str(file)
 
 
-@pytest.mark.parametrize(("given", "bound"), [(None, 2 * serve.MOST_IN_FLIGHT), (5, 5)])
+@pytest.mark.parametrize(("given", "bound"), [(None, 2 * api_server.MOST_IN_FLIGHT), (5, 5)])
 def test_the_queue_has_a_bound(
     given: int | None, bound: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Unless the user gave one."""
-    monkeypatch.setattr(serve, "_schedules_ahead", lambda args: False)
+    monkeypatch.setattr(api_server, "_schedules_ahead", lambda args: False)
     monkeypatch.setenv(edge.SLO_FILE_VARIABLE, "")
     args = parsed(max_num_queued_reqs=given, data_parallel_size=2)
-    serve._plug_in(args, options())
+    api_server._plug_in(args, options())
     assert args.max_num_queued_reqs == bound
 
 
 def test_another_scheduler_class_is_a_mistake() -> None:
     """Both cannot be the scheduler; the sentence says how to have the other."""
     with pytest.raises(UserError, match="--policy stock"):
-        serve._plug_in(parsed(scheduler_cls="x.Y"), options())
+        api_server._plug_in(parsed(scheduler_cls="x.Y"), options())
 
 
 def test_settings_in_additional_config_are_checked_too() -> None:
     """A typo in JSON is found here, not by a traceback in the engine's process."""
     with pytest.raises(UserError, match="nope"):
-        serve._plug_in(parsed(additional_config={"headway": {"policy": "nope"}}), options())
+        api_server._plug_in(parsed(additional_config={"headway": {"policy": "nope"}}), options())
 
 
 def test_without_vllm_the_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both extras are named: with and without a GPU."""
-    monkeypatch.setattr(serve.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(api_server.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"headway\[vllm\].*headway\[cpu\]"):
-        serve.check(options())
+        api_server.check(options())
 
 
 def test_stock_says_what_it_ignores(capsys: pytest.CaptureFixture[str]) -> None:
     """Plain vLLM knows no promises; nothing is dropped in silence."""
-    serve.check(options(policy="stock", overload="refuse"))
+    api_server.check(options(policy="stock", overload="refuse"))
     assert "ignores" in capsys.readouterr().err
 
 
@@ -256,19 +256,19 @@ def test_the_embedded_model_gets_defaults_a_user_may_override(
 
     monkeypatch.setattr(embedded, "ensure", lambda: tmp_path)
     monkeypatch.setattr(embedded, "on_cpu", lambda: True)
-    monkeypatch.setattr(serve, "_parse_vllm_args", parse)
+    monkeypatch.setattr(api_server, "_parse_vllm_args", parse)
     monkeypatch.setattr(embedded, "prefer_one_engine_process", lambda args: None)
-    monkeypatch.setattr(serve, "_run", lambda args: None)
+    monkeypatch.setattr(api_server, "_run", lambda args: None)
     for check in ("check_port", "check_model"):
-        monkeypatch.setattr(serve.start_checks, check, lambda *what: None)
+        monkeypatch.setattr(api_server.start_checks, check, lambda *what: None)
     for name in embedded.QUIET_ENVIRONMENT:
         monkeypatch.setenv(name, "0")
     given = ("--dtype=bfloat16", "--served_model_name", "mine")
-    serve.serve(options(model=embedded.NAME, policy="stock", vllm_args=given))
-    serve.serve(options(model="org/model", policy="stock"))
+    api_server.serve(options(model=embedded.NAME, policy="stock", vllm_args=given))
+    api_server.serve(options(model="org/model", policy="stock"))
     memory = ["--kv-cache-memory-bytes", str(1024**3)]
     assert seen == [[str(tmp_path), "--enforce-eager", *memory, *given], ["org/model"]]
-    assert serve.os.environ["HF_HUB_OFFLINE"] == "0"
+    assert api_server.os.environ["HF_HUB_OFFLINE"] == "0"
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from late_rule import heard_at_s, late_spans
 
 from headway.metrics.kept import KeptRequest, Timeline
-from headway.metrics.lateness import by_class, verdicts
-from headway.metrics.tale import Verdict
+from headway.metrics.lateness import by_class, by_request
+from headway.metrics.request_lateness import Lateness
 from headway.slo import Slo
 
 
@@ -49,11 +49,11 @@ def request(
     return KeptRequest("r", slo, 0.0, emitted_at_s, phases=phases, **given)
 
 
-def verdict(asked: KeptRequest, steps: Timeline | None = None) -> Verdict:
-    return verdicts([asked], steps)[asked.id]
+def lateness(asked: KeptRequest, steps: Timeline | None = None) -> Lateness:
+    return by_request([asked], steps)[asked.id]
 
 
-def causes(found: Verdict) -> dict[str, float]:
+def causes(found: Lateness) -> dict[str, float]:
     return {cause: value for cause, value in found.late_s.items() if value}
 
 
@@ -61,14 +61,14 @@ def test_a_wait_splits_into_queue_and_kv() -> None:
     """While less is free than the prompt needs it waits for KV, else for its turn."""
     steps = timeline((0.0, 1.0, 2.0, 10.0), (1.0, 3.0, 4.0, 80.0), (3.0, 4.0, 4.0, 10.0))
     life = ((0.0, "queued"), (3.0, "prefill"), (4.0, "decode"))
-    late = verdict(request(Slo(ttft_s=2.0), life, (4.0,)), steps)
+    late = lateness(request(Slo(ttft_s=2.0), life, (4.0,)), steps)
     assert causes(late) == {"queueing": 0.5, "kv_wait": 1.0, "prefill": 0.5}
 
 
 def test_a_step_beyond_its_promise_is_model_error() -> None:
     """Of a step of 2 s that was promised 1.5 s, half a second is the model's."""
     steps = timeline((0.0, 2.0, 1.5, 0.0))
-    late = verdict(request(Slo(ttft_s=1.0), ((0.0, "prefill"),), (2.0,)), steps)
+    late = lateness(request(Slo(ttft_s=1.0), ((0.0, "prefill"),), (2.0,)), steps)
     assert causes(late) == {"prefill": 0.75, "model_error": 0.25}
 
 
@@ -78,7 +78,7 @@ def test_a_gap_splits_into_own_and_foreign_steps() -> None:
         (0.0, 1.0, 9.0, 0.0), (1.0, 2.0, 9.0, 0.0), (2.0, 4.0, 1.0, 0.0), (5.0, 6.0, 9.0, 0.0)
     )
     life = ((0.0, "prefill"), (1.0, "decode"))
-    late = verdict(request(Slo(tbt_s=1.5), life, (1.0, 4.0, 6.0)), steps)
+    late = lateness(request(Slo(tbt_s=1.5), life, (1.0, 4.0, 6.0)), steps)
     assert causes(late) == pytest.approx(
         {"skipped": 0.5, "long_step": 0.75, "model_error": 0.5, "other": 0.25}
     )
@@ -94,13 +94,13 @@ def test_a_preemption_lasts_until_the_next_token(phase: str, cause: str) -> None
         (4.0, "prefill"),
         (5.0, "decode"),
     )
-    assert causes(verdict(request(Slo(tbt_s=2.0), life, (1.0, 2.0, 6.0)))) == {cause: 2.0}
+    assert causes(lateness(request(Slo(tbt_s=2.0), life, (1.0, 2.0, 6.0)))) == {cause: 2.0}
 
 
 def test_promises_are_counted_one_by_one() -> None:
     """A slow first token is late for itself and again in a job that ends late."""
     life = ((0.0, "queued"), (2.0, "prefill"), (3.0, "decode"))
-    late = verdict(request(Slo(ttft_s=1.0, jct_s=2.0), life, (3.0, 4.0)))
+    late = lateness(request(Slo(ttft_s=1.0, jct_s=2.0), life, (3.0, 4.0)))
     assert causes(late) == pytest.approx(
         {"queueing": 2 * 2 / 3 + 1.0, "prefill": 2 / 3 + 0.5, "long_step": 0.5}
     )
@@ -111,9 +111,9 @@ def test_a_gap_promise_that_is_kept_as_a_whole_has_no_late_gap() -> None:
     emitted = [0.5]
     for index in range(100):
         emitted.append(emitted[-1] + (2.0 if index == 50 else 0.5))
-    assert causes(verdict(request(Slo(tbt_s=1.0), ((0.0, "prefill"),), tuple(emitted)))) == {}
+    assert causes(lateness(request(Slo(tbt_s=1.0), ((0.0, "prefill"),), tuple(emitted)))) == {}
     emitted.append(emitted[-1] + 2.0)
-    late = verdict(request(Slo(tbt_s=1.0), ((0.0, "prefill"),), tuple(emitted)))
+    late = lateness(request(Slo(tbt_s=1.0), ((0.0, "prefill"),), tuple(emitted)))
     assert causes(late) == pytest.approx({"long_step": 2.0})
 
 
@@ -127,7 +127,7 @@ def test_unanswered_requests_are_counted_without_seconds() -> None:
         request(chat, life, (1.5,)),
     ]
     rows = [replace(row, id=f"r{i}") for i, row in enumerate(rows)]
-    found = by_class(rows, verdicts(rows))["chat"]
+    found = by_class(rows, by_request(rows))["chat"]
     assert (found.num_requests, found.num_late, found.num_unanswered) == (4, 1, 2)
     assert found.total_s == pytest.approx(0.5)
     assert found.by_cause_s["prefill"] == 5 * found.by_cause_s["queueing"] > 0
@@ -137,7 +137,7 @@ def test_unanswered_requests_are_counted_without_seconds() -> None:
 def test_the_end_stands_in_for_the_token_that_never_came(outcome: str) -> None:
     """Given up after 60 s of a promised second: 59 s late; or in a pause, late by the pause."""
     queued = ((0.0, "queued"),)
-    late = verdict(request(Slo(ttft_s=1.0), queued, (), outcome=outcome, ended_at_s=60.0))
+    late = lateness(request(Slo(ttft_s=1.0), queued, (), outcome=outcome, ended_at_s=60.0))
     assert causes(late) == {"queueing": 59.0}
     stream = request(
         Slo(tbt_s=1.0),
@@ -146,7 +146,7 @@ def test_the_end_stands_in_for_the_token_that_never_came(outcome: str) -> None:
         outcome=outcome,
         ended_at_s=6.0,
     )
-    assert causes(verdict(stream)) == {"preemption": 3.0}
+    assert causes(lateness(stream)) == {"preemption": 3.0}
 
 
 def test_the_refused_and_those_whose_end_is_not_known_have_no_seconds() -> None:
@@ -154,7 +154,7 @@ def test_the_refused_and_those_whose_end_is_not_known_have_no_seconds() -> None:
     chat, queued = Slo(ttft_s=1.0), ((0.0, "queued"),)
     refused = request(chat, queued, (), outcome="refused", ended_at_s=60.0)
     unknown = request(chat, queued, (), outcome="aborted")
-    assert verdict(refused).total_late_s == verdict(unknown).total_late_s == 0.0
+    assert lateness(refused).total_late_s == lateness(unknown).total_late_s == 0.0
 
 
 @st.composite
@@ -182,7 +182,7 @@ def lives(draw: st.DrawFn) -> tuple[KeptRequest, Timeline]:
 def test_the_lateness_is_that_of_its_spans(life: tuple[KeptRequest, Timeline]) -> None:
     """Whatever happened, no cause is negative and together they are the late spans' seconds."""
     asked, steps = life
-    for late in (verdict(asked, steps), verdict(asked)):
+    for late in (lateness(asked, steps), lateness(asked)):
         assert min(late.late_s.values()) >= -1e-9
         spans = late_spans(asked.slo, asked.arrived_at_s, heard_at_s(asked))
         assert late.total_late_s == pytest.approx(math.fsum(s.late_s for s in spans), abs=1e-9)

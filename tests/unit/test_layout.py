@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headway import registry
-from headway.engines.attention import kinds_of, parts_of
+from headway.engines.attention_kinds import kinds_of, parts_of
 from headway.errors import UserError
 from headway.policy.events import Arrived, StepDone, StepScheduled
 from headway.policy.kv.forecast import HORIZONS, Forecast, Lifetimes

@@ -15,7 +15,7 @@ from headway.papers.cacheopt.c2_lending import Lending, LendingLedger
 from headway.papers.cacheopt.critical import Critical
 from headway.policy.admit import AllOf
 from headway.policy.draft import Draft
-from headway.policy.live import LiveRequests
+from headway.policy.live_requests import LiveRequests
 from headway.policy.view import EngineView
 from headway.request import Request, State
 from headway.slo import NO_PROMISE, Slo

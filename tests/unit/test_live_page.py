@@ -23,7 +23,7 @@ from headway.engines.vllm import observe
 from headway.engines.vllm.channel import CHANNEL_VARIABLE, Sender
 from headway.engines.vllm.observe import PAGE_FILES, LiveView
 from headway.metrics.causes import CAUSES
-from headway.metrics.observed import Observed
+from headway.metrics.scheduler_counts import SchedulerCounts
 
 VLLMS_METRICS = b"# TYPE vllm:x counter\nvllm:x_total 1.0\n"
 
@@ -71,7 +71,7 @@ async def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
 async def told(server: Server, folder: Path) -> None:
     """Let the server hear of one broken and one kept promise."""
     await server.get("/headway/state")  # it begins to listen with its first request
-    observed = Observed("slack", "demote")
+    observed = SchedulerCounts("slack", "demote")
     sender = Sender(folder / "c")
     sender.find_readers()
     late = serve_one(observed, "chatcmpl-late-1", CHAT, ttft_s=3.0)

@@ -14,9 +14,9 @@ from rich.console import Console
 from told import a_board, late_board, late_row
 
 from headway.cli import explain as explain_command
-from headway.cli import live
+from headway.cli import running_server
 from headway.cli import top as top_command
-from headway.cli.live import NoAnswer
+from headway.cli.running_server import NoAnswer
 from headway.errors import UserError
 from headway.metrics.board import Board
 
@@ -127,7 +127,7 @@ def test_what_a_proxy_says_of_a_server_that_restarts_is_no_mistake(
         thread = threading.Thread(target=proxy.handle_request)
         thread.start()
         with pytest.raises(kind):
-            live.ask(f"http://127.0.0.1:{proxy.server_port}", "/headway/state")
+            running_server.ask(f"http://127.0.0.1:{proxy.server_port}", "/headway/state")
         thread.join()
 
 

@@ -15,21 +15,21 @@ import pytest
 from headway import registry
 from headway.cli.main import main
 from headway.engines.sim.run import SimRun
-from headway.engines.virtual import Call, Outcome, VirtualEngine
+from headway.engines.virtual import Outcome, VirtualCall, VirtualEngine
 from headway.errors import UserError
 from headway.latency.profile import StepCost
 from headway.metrics import define
 from headway.oracle.bound import bound
-from headway.oracle.model import Server, StepModel
+from headway.oracle.fast_model import Server, StepModel
 from headway.oracle.policy import scheduler
 from headway.oracle.search import search
-from headway.oracle.simulated import Simulated
+from headway.oracle.simulated import SimulatedPlayer
 from headway.policy.scheduler import Scheduler
 from headway.slo import NO_PROMISE, Slo
 from headway.study.bounds import bound_of
 from headway.study.on_oracle import ORACLE
-from headway.study.run import execute
 from headway.study.spec import Load, Machine, RunSpec
+from headway.study.virtual_run import execute
 from headway.workloads.schema import WorkloadRequest
 
 COST = StepCost(32, 0.01, 1e-4, 4e-4, 2e-6, 1e-4, 1e-6, 5e-4)
@@ -68,14 +68,14 @@ def engine_of(kv_tokens: int, asynchronous: bool = False) -> VirtualEngine:
     )
 
 
-def calls_of(requests: list[WorkloadRequest], slos: dict[str, Slo]) -> list[Call]:
+def calls_of(requests: list[WorkloadRequest], slos: dict[str, Slo]) -> list[VirtualCall]:
     calls = []
     for request in requests:
         slo = slos[request.id]
         fields = {"slo_ttft_ms": slo.ttft_s, "slo_tbt_ms": slo.tbt_s, "slo_jct_ms": slo.jct_s}
         xargs = {name: value * 1000 for name, value in fields.items() if value is not None}
         sizes = (request.num_prompt_tokens, request.num_output_tokens)
-        calls.append(Call(request.id, request.arrived_at_s, *sizes, xargs))
+        calls.append(VirtualCall(request.id, request.arrived_at_s, *sizes, xargs))
     return calls
 
 
@@ -250,7 +250,7 @@ def test_the_oracle_keeps_the_most() -> None:
         requests, slos = load(seed, 30, 30)
         fast = StepModel(requests, slos, Server(COST, 1200, STEP_TOKENS))
         calls, engine = calls_of(requests, slos), engine_of(1200)
-        last_word = Simulated(requests, calls, slos, engine, COST, COST.step_s)
+        last_word = SimulatedPlayer(requests, calls, slos, engine, COST, COST.step_s)
         start = search(fast, seed=seed, max_plays=60)
         found = search(last_word, seed=seed, max_plays=10, start=start)
         for name in ("oracle", "fcfs", "accelgen", "slack"):

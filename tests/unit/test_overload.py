@@ -16,8 +16,8 @@ from headway.policy.scheduler import Scheduler
 from headway.policy.view import EngineView
 from headway.request import Request, Standing
 from headway.slo import Slo
-from headway.study.run import execute
 from headway.study.spec import Load, Machine, RunSpec
+from headway.study.virtual_run import execute
 
 CHAT = Slo(ttft_s=1.0, tbt_s=0.1, class_name="chat")
 PATIENT = Slo(ttft_s=5.0, class_name="patient")

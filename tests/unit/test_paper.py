@@ -15,20 +15,20 @@ from headway.errors import UserError
 from headway.papers.cacheopt import preset as cacheopt
 from headway.papers.cacheopt.c2_lending import LendingLedger
 from headway.study import stock
-from headway.study.drawn import Drawn
+from headway.study.drawn import DrawnMix
 from headway.study.experiments import ACCELGEN, CACHEOPT, Experiment
 from headway.study.on_oracle import ORACLE
-from headway.study.paper import Contender, Traffic, capacity_of, gains
+from headway.study.paper_grid import NamedPolicy, Traffic, capacity_of, gains
 from headway.study.requests import requests_of
-from headway.study.run import execute
 from headway.study.spec import STOCK_WAYS, Load, Machine, RunSpec
+from headway.study.virtual_run import execute
 
 TINY = Experiment(
     name="tiny",
     ours="cacheopt",
     machine=Machine("opt-13b@a100", kv_tokens=3000, host_tokens=20_000),
     traffic=(Traffic("sharegpt-turn", (2.0, 4.0), max_output_tokens=200),),
-    contenders=(Contender("cacheopt", "cacheopt"), Contender("fcfs", "fcfs")),
+    contenders=(NamedPolicy("cacheopt", "cacheopt"), NamedPolicy("fcfs", "fcfs")),
     baselines=("fcfs",),
     published={"attainment": "+10 points"},
 )
@@ -70,7 +70,7 @@ def test_stock_vllm_is_tuned_by_its_own_code(
     monkeypatch.setattr(stock, "WATERMARKS", (0.01,))
     names = ("stock", "stock-static", "stock-hindsight")
     document = run(
-        tmp_path, replace(TINY, contenders=tuple(Contender(n, n) for n in names), ours="stock")
+        tmp_path, replace(TINY, contenders=tuple(NamedPolicy(n, n) for n in names), ours="stock")
     )
     kept = {(r["policy"], r["rate_rps"]): r["attainment"] for r in document["main"]}
     assert len(kept) == 6
@@ -114,7 +114,7 @@ def test_who_knows_no_promise_serves_alike_in_both_modes(policy: str) -> None:
     load = Load("mixed", 60.0, 50, 3)
     spec = RunSpec(policy, "sim", load, Machine("llama-3.1-8b@h100", kv_tokens=20_000))
     demote, refuse = (execute(replace(spec, overload=mode)).run for mode in ("demote", "refuse"))
-    if Contender(policy, policy).can_refuse:
+    if NamedPolicy(policy, policy).can_refuse:
         assert refuse["outcomes"]["refused"] > 0
     else:
         for run in (demote, refuse):
@@ -163,7 +163,7 @@ def test_lengths_can_be_told_to_a_policy_that_pads_them() -> None:
 def test_promises_are_drawn_the_same_whatever_the_mix() -> None:
     """Other shares of documents, other scales: the same requests have the same promises."""
     machine = Machine("opt-13b@a100", kv_tokens=14_648)
-    plain = Drawn(0.3, prompt_scale=0.12)
+    plain = DrawnMix(0.3, prompt_scale=0.12)
     few, doubled = replace(plain, document_share=0.1), replace(plain, slo_scale=2.0)
     mine = {r.id: r for r in plain.requests(machine, 40)}
     assert sum(r.slo_class == "document" for r in mine.values()) == 14
@@ -185,7 +185,7 @@ def test_a_table_that_is_not_there(tmp_path: Path) -> None:
 
 def test_the_experiment_writes_drawn_traffic_once(tmp_path: Path) -> None:
     """It is a trace file beside the results, named after the traffic, and served whole."""
-    traffic = Traffic("drawn", (1.0,), drawn=Drawn(0.3, prompt_scale=0.12))
+    traffic = Traffic("drawn", (1.0,), drawn=DrawnMix(0.3, prompt_scale=0.12))
     machine = Machine("opt-13b@a100", kv_tokens=14_648)
     document = run(tmp_path, replace(TINY, machine=machine, traffic=(traffic,)))
     assert {r["workload"] for r in document["main"]} == {"drawn-25"}

@@ -6,7 +6,7 @@ from drafts import draft_of
 
 from headway.kit.simple import Youngest
 from headway.policy.draft import Draft
-from headway.policy.live import LiveRequests
+from headway.policy.live_requests import LiveRequests
 from headway.policy.preempt import BestEffortFirst
 from headway.policy.view import EngineView
 from headway.request import Request, State

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from headway import registry
 from headway.engines.sim.run import SimRun
-from headway.engines.virtual import Call, VirtualEngine
+from headway.engines.virtual import VirtualCall, VirtualEngine
 from headway.latency import profile
 from headway.latency.truth import Truth
 from headway.metrics.define import attained
@@ -37,7 +37,7 @@ def test_an_idle_server_loses_nobody_and_overload_the_excess() -> None:
     assert lost == pytest.approx([0.0, 0.1, 0.75], abs=1e-5)
 
 
-def calls(rate_rps: float, tight: dict[str, float], share: float, seed: int) -> list[Call]:
+def calls(rate_rps: float, tight: dict[str, float], share: float, seed: int) -> list[VirtualCall]:
     """Chats with lengths of their own; a share of the clients asks for something tight."""
     rng = np.random.default_rng(seed)
     at_s, made = 0.0, []
@@ -46,14 +46,16 @@ def calls(rate_rps: float, tight: dict[str, float], share: float, seed: int) -> 
         prompt, output = int(rng.lognormal(6.6, 0.8)) + 1, int(rng.lognormal(4.5, 0.7)) + 1
         name = f"{'t' if rng.random() < share else 'o'}{i}"
         xargs = tight if name[0] == "t" else CHAT
-        made.append(Call(name, at_s, min(prompt, 8000), min(output, 800), xargs, 1024))
+        made.append(VirtualCall(name, at_s, min(prompt, 8000), min(output, 800), xargs, 1024))
     return made
 
 
-def kept(offered: list[Call], ignore: bool, overload: str = "demote") -> tuple[float, float]:
+def kept(offered: list[VirtualCall], ignore: bool, overload: str = "demote") -> tuple[float, float]:
     """Return what the tight and the others kept, by what they asked for."""
     told = [
-        Call(c.request_id, c.arrived_at_s, c.num_prompt_tokens, c.num_output_tokens, {}, 1024)
+        VirtualCall(
+            c.request_id, c.arrived_at_s, c.num_prompt_tokens, c.num_output_tokens, {}, 1024
+        )
         if ignore and c.request_id[0] == "t"
         else c
         for c in offered
@@ -125,6 +127,6 @@ def test_a_patient_first_token_cuts_no_prompt() -> None:
     engine = VirtualEngine(num_blocks=2000, max_num_batched_tokens=512)
     run = SimRun(engine, Truth(H100), registry.build("headway"), keep_schedule=True)
     patient = {"slo_ttft_ms": 1000}
-    asked = [Call(f"r{i}", 0.02, 512, 1, patient) for i in range(2)]
-    run.run([Call("long", 0.0, 512 * 40, 1), *asked])
+    asked = [VirtualCall(f"r{i}", 0.02, 512, 1, patient) for i in range(2)]
+    run.run([VirtualCall("long", 0.0, 512 * 40, 1), *asked])
     assert [sum(tokens.values()) for _, tokens in run.schedule] == 42 * [512]

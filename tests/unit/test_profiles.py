@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headway.errors import UserError
-from headway.latency import fit, profile, shapes
+from headway.latency import fit, model_shapes, profile
 from headway.latency.model import StepShape
 from headway.latency.profile import Profile, StepCost
 from headway.workloads.public import traces
@@ -44,10 +44,10 @@ TABLE_MS = {
 }
 """aiconfigurator-core 0.12.0, vLLM 0.24.0 (A100: 0.14.0), bfloat16, milliseconds a step."""
 
-LLAMA_8B = shapes.ModelShapes(32, 4096, 32, 8, 128, 14_336, 128_256)
-LLAMA_70B = shapes.ModelShapes(80, 8192, 64, 8, 128, 28_672, 128_256)
-QWEN_32B = shapes.ModelShapes(64, 5120, 64, 8, 128, 25_600, 151_936)
-OPT_13B = shapes.ModelShapes(40, 5120, 40, 40, 128, 20_480, 50_272, 2, True)
+LLAMA_8B = model_shapes.ModelShapes(32, 4096, 32, 8, 128, 14_336, 128_256)
+LLAMA_70B = model_shapes.ModelShapes(80, 8192, 64, 8, 128, 28_672, 128_256)
+QWEN_32B = model_shapes.ModelShapes(64, 5120, 64, 8, 128, 25_600, 151_936)
+OPT_13B = model_shapes.ModelShapes(40, 5120, 40, 40, 128, 20_480, 50_272, 2, True)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -185,7 +185,7 @@ def test_the_shapes_of_known_models() -> None:
 
 def test_kv_capacity_against_a_measured_one() -> None:
     """vLLM 0.19 reported 41,408 KV tokens for Llama-3.1-8B on an RTX 4090; we say so within 1 %."""
-    capacity = shapes.kv_capacity_tokens(LLAMA_8B, 25_250_627_584, "rtx_4090", 1)
+    capacity = model_shapes.kv_capacity_tokens(LLAMA_8B, 25_250_627_584, "rtx_4090", 1)
     assert capacity == pytest.approx(41_408, rel=0.01)
     assert profile.load("llama-3.1-8b@rtx-4090").kv_capacity_tokens == capacity
 
@@ -204,11 +204,11 @@ def test_the_papers_kv() -> None:
     ],
 )
 def test_rooflines_follow_from_their_assumptions(
-    name: str, model: shapes.ModelShapes, flops_per_s: float, bytes_per_s: float
+    name: str, model: model_shapes.ModelShapes, flops_per_s: float, bytes_per_s: float
 ) -> None:
     """A shipped roofline is what its written-down rates and shapes give, to the digit."""
     found = profile.load(name)
-    assert found.cost == shapes.roofline(model, flops_per_s, bytes_per_s)
+    assert found.cost == model_shapes.roofline(model, flops_per_s, bytes_per_s)
     written = f"{flops_per_s / 1e12:g} Tflop/s and {bytes_per_s / 1e9:g} GB/s"
     assert any(written in text for text in found.assumptions)
 
@@ -220,7 +220,7 @@ def test_rooflines_follow_from_their_assumptions(
 def test_a_roofline_is_near_the_tables(gpu: str, name: str, mean: float) -> None:
     """With the rates of a GPU, a roofline of the 8B model comes near the profile of that GPU."""
     rates = {"a100": (257e12, 1264e9), "l40s": (199e12, 683e9)}
-    rough = shapes.roofline(LLAMA_8B, *rates[gpu])
+    rough = model_shapes.roofline(LLAMA_8B, *rates[gpu])
     found = profile.load(name)
     steps = [
         StepShape(0, 0, decodes, decodes * 1000).with_chunk(chunk, 0)

@@ -17,7 +17,7 @@ from headway.metrics.kept import KeptRun, Timeline
 from headway.metrics.lateness import of_run
 from headway.metrics.record import RequestRecord, RunFacts, summarise
 from headway.slo import Slo
-from headway.web import inputs, load_figures, report, run_figures, series, tables, theme
+from headway.web import load_figures, material, report_page, run_figures, series, tables, theme
 
 SLOS = {
     "chat": Slo(ttft_s=0.5, tbt_s=0.06, class_name="chat"),
@@ -182,7 +182,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def page(folder: Path) -> str:
-    return report.page_of(inputs.load([folder]))
+    return report_page.page_of(material.load([folder]))
 
 
 def without_script(page: str) -> str:
@@ -230,12 +230,12 @@ def test_the_page_has_every_section(page: str) -> None:
 
 def test_the_same_input_gives_the_same_bytes(folder: Path, page: str) -> None:
     """A report can be compared and cached: nothing random is in it."""
-    assert report.page_of(inputs.load([folder])) == page
+    assert report_page.page_of(material.load([folder])) == page
 
 
 def test_lines_are_means_over_seeds_with_their_spread(folder: Path, page: str) -> None:
     """The line is the mean, the band the least and greatest; scaled step times stay out."""
-    runs = inputs.load([folder]).runs
+    runs = material.load([folder]).runs
     plain = [r for r in runs if r["policy"] == "fcfs" and not r.get("step_time_band")]
     at = [r["attainment"] for r in plain if r["rate_rps"] == 20.0]
     assert len(at) == 2
@@ -249,7 +249,7 @@ def test_lines_are_means_over_seeds_with_their_spread(folder: Path, page: str) -
 
 def test_scaled_step_times_are_a_band_and_a_chart_each(folder: Path) -> None:
     """The band spans all scales and seeds; below it each scale is a chart of its own."""
-    runs = inputs.load([folder]).runs
+    runs = material.load([folder]).runs
     groups = series.groups_of(runs, series.Labels(runs))
     fcfs = [r for r in runs if r["policy"] == "fcfs" and r["rate_rps"] == 20.0]
     shares = {100 * r["attainment"] for r in fcfs}
@@ -269,32 +269,32 @@ def test_scaled_step_times_are_a_band_and_a_chart_each(folder: Path) -> None:
 
 def test_a_run_in_a_summary_and_kept_counts_once(folder: Path) -> None:
     """Twelve plain runs and twelve scaled ones, six of them also kept, are twenty-four."""
-    material = inputs.load([folder])
-    assert len(material.runs) == 24
-    assert len(material.kept) == 6
-    assert all(run["workload"] == "mixed.jsonl" for run in material.runs if run["seed"] == 0
-               and not inputs.band(run))  # fmt: skip
-    assert material.sources[-1] == "out.json"
+    loaded = material.load([folder])
+    assert len(loaded.runs) == 24
+    assert len(loaded.kept) == 6
+    assert all(run["workload"] == "mixed.jsonl" for run in loaded.runs if run["seed"] == 0
+               and not material.band(run))  # fmt: skip
+    assert loaded.sources[-1] == "out.json"
 
 
 def test_inside_is_the_heaviest_common_load_or_the_one_asked_for(folder: Path) -> None:
     """Policies are compared at one load; a load nobody kept is the user's mistake."""
-    material = inputs.load([folder])
-    labels = series.Labels(material.runs)
-    groups = series.groups_of(material.runs, labels)
-    assert {k.run["rate_rps"] for k in series.chosen(material.kept, groups, labels, None)} == {20.0}
-    assert {k.run["rate_rps"] for k in series.chosen(material.kept, groups, labels, 6.0)} == {6.0}
-    without = [k for k in material.kept if k.run["policy"] == "fcfs" or k.run["rate_rps"] < 20]
+    loaded = material.load([folder])
+    labels = series.Labels(loaded.runs)
+    groups = series.groups_of(loaded.runs, labels)
+    assert {k.run["rate_rps"] for k in series.chosen(loaded.kept, groups, labels, None)} == {20.0}
+    assert {k.run["rate_rps"] for k in series.chosen(loaded.kept, groups, labels, 6.0)} == {6.0}
+    without = [k for k in loaded.kept if k.run["policy"] == "fcfs" or k.run["rate_rps"] < 20]
     assert {k.run["rate_rps"] for k in series.chosen(without, groups, labels, None)} == {12.0}
     with pytest.raises(UserError, match=r"No kept run has a rate of 7 .* 6, 12, 20"):
-        report.page_of(material, rate_rps=7.0)
+        report_page.page_of(loaded, rate_rps=7.0)
 
 
 def test_one_run_without_details(tmp_path: Path) -> None:
     """A single summary run becomes bars, and the page says how to see more."""
     run = kept_document("fcfs", 6.0, 0, 4096)["run"]
     (tmp_path / "one.json").write_text(json.dumps({"schema": 1, "runs": [run]}))
-    page = report.page_of(inputs.load([tmp_path / "one.json"]))
+    page = report_page.page_of(material.load([tmp_path / "one.json"]))
     assert "--keep FOLDER" in page
     assert data_of(page, 1)[0]["type"] == "bar"
     assert "At 6 requests a second, fcfs kept" in page
@@ -308,10 +308,10 @@ def test_nulls_and_nothing_attained() -> None:
          "per_class": {"chat": None}, "preemptions": {"recompute": None, "swap": None}}
         for rate in (None, 2.0)
     ]  # fmt: skip
-    page = report.page_of(inputs.Material(runs, [], ["x.json"]))
+    page = report_page.page_of(material.Material(runs, [], ["x.json"]))
     assert "kept 0\u00a0% of promises" in page
     assert "no figure to draw" in page
-    unknown = report.page_of(inputs.Material([{"policy": "fcfs"}], [], []))
+    unknown = report_page.page_of(material.Material([{"policy": "fcfs"}], [], []))
     assert "No run says how many promises it kept." in unknown
 
 
@@ -320,10 +320,10 @@ def test_refused_requests_are_counted_and_marked(tmp_path: Path) -> None:
     document = kept_document("fcfs", 60.0, 0, 4096)
     refused = sum(r["outcome"] == "refused" for r in document["requests"])
     assert refused > 0
-    material = inputs.load([kept_file(tmp_path, document)])
-    page = report.page_of(material)
+    loaded = material.load([kept_file(tmp_path, document)])
+    page = report_page.page_of(loaded)
     assert "requests broke their promise without a wait to measure" in page
-    kept = material.kept[0].open()
+    kept = loaded.kept[0].open()
     figure = run_figures.waterfall(kept.requests, of_run(kept))
     crosses = next(trace for trace in figure.data if trace.name == "no answer")
     assert len(crosses.x) == refused
@@ -334,7 +334,7 @@ def test_a_kept_run_without_steps_or_requests(tmp_path: Path) -> None:
     document = kept_document("fcfs", 6.0, 0, 4096)
     document["requests"] = []
     document["timeline"] = {name: [] for name in COLUMNS} | {"capacity_tokens": None}
-    page = report.page_of(inputs.load([kept_file(tmp_path, document)]))
+    page = report_page.page_of(material.load([kept_file(tmp_path, document)]))
     assert "Inside fcfs" in page
     assert "The KV cache" not in page
 
@@ -406,10 +406,10 @@ def test_a_tuned_baseline_keeps_its_name_inside(tmp_path: Path) -> None:
     ways = [{**chosen["run"], "policy": name} for name in ("stock-static", "stock-hindsight")]
     (tmp_path / "out.json").write_text(json.dumps({"schema": 1, "runs": ways}))
     (tmp_path / "capacity.json").write_text(json.dumps({"schema": 1, "capacities": []}))
-    material = inputs.load([tmp_path, tmp_path / "a.run.json.gz"])
-    assert [f.run["policy"] for f in material.kept] == ["stock-static", "stock-hindsight"]
-    assert len(material.runs) == 2
-    assert material.num_left_out == 1
+    loaded = material.load([tmp_path, tmp_path / "a.run.json.gz"])
+    assert [f.run["policy"] for f in loaded.kept] == ["stock-static", "stock-hindsight"]
+    assert len(loaded.runs) == 2
+    assert loaded.num_left_out == 1
 
 
 def test_colours() -> None:
@@ -450,4 +450,4 @@ def test_files_that_are_something_else(tmp_path: Path, text: str, sentence: str)
     path = tmp_path / "x.json"
     path.write_text(text)
     with pytest.raises(UserError, match=re.escape(sentence)):
-        inputs.load([path])
+        material.load([path])

@@ -9,10 +9,10 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from headway.bench.figures import curve
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from headway.bench.figures import curve
 from headway.errors import UserError
 from headway.metrics import define, lateness
 from headway.metrics.kept import PHASES, KeptRequest, KeptRun
@@ -20,7 +20,7 @@ from headway.metrics.record import RequestRecord, RunFacts, summarise
 from headway.slo import Slo
 from headway.web import load_figures, run_figures, series, wait_figures
 from headway.web.load_figures import Panel
-from headway.web.wait_figures import Shown
+from headway.web.wait_figures import ComparedRun
 
 COLUMNS = (
     "predicted_s", "promised_s", "num_prefill_tokens", "num_decodes", "num_running", "num_waiting",
@@ -177,7 +177,7 @@ def test_a_bar_is_the_whole_life_of_its_request(requests: list[Any], steps: list
 def test_a_curve_of_waits_says_who_came_in_time(requests: list[Any]) -> None:
     """Shares rise from 0 to at most 100, and at the promise are those whose promise was kept."""
     run = kept([], requests, is_known=True)
-    one = Shown("p", "#000000", {}, run, lateness.of_run(run))
+    one = ComparedRun("p", "#000000", {}, run, lateness.of_run(run))
     for figure, spans_of, promise_of in (
         (wait_figures.first_token_waits([one]), first_waits_s, lambda slo: slo.ttft_s),
         (wait_figures.gap_waits([one]), gap_waits_s, lambda slo: slo.tbt_s),

@@ -15,7 +15,7 @@ from headway.papers.cacheopt.c2_lending import LendingLedger
 from headway.papers.cacheopt.c3_ahead import Proactive
 from headway.papers.cacheopt.c4_victims import Buckets
 from headway.papers.cacheopt.critical import Critical, Reserve
-from headway.policy.live import LiveRequests
+from headway.policy.live_requests import LiveRequests
 from headway.policy.view import EngineView
 from headway.request import Request, Standing, State
 from headway.slo import NO_PROMISE, Slo

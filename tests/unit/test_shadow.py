@@ -19,7 +19,7 @@ from headway.cli.main import main
 from headway.config import Settings
 from headway.engines.journal import Journal
 from headway.engines.sim.run import SimRun
-from headway.engines.vllm import serve, shadow
+from headway.engines.vllm import api_server, shadow_process
 from headway.engines.vllm.recorder import start_of
 from headway.errors import UserError
 from headway.latency.model import StepShape
@@ -35,9 +35,9 @@ from headway.study import recorded
 from headway.study.history import History, StepMeter
 from headway.study.on_sim import engine_of
 from headway.study.requests import book_of, calls_of, requests_of
-from headway.study.run import profiles
-from headway.study.shadow import MOST_SHARE, RESTS, Found, Pace, Shadow, message
+from headway.study.shadow import MOST_SHARE, RESTS, Comparison, CpuShare, Shadow, message
 from headway.study.spec import Load, Machine
+from headway.study.virtual_run import profiles
 from headway.workloads.record_files import file_name, rows, run_of
 
 RUN = "20261123T061745Z-4711-e0"
@@ -260,7 +260,7 @@ def test_its_share_of_a_core_is_bounded_whatever_it_does() -> None:
     """After every rest, from the start of the process on, imports included."""
     clock = Clock()
     clock.work(2.0)
-    pace = Pace(lambda: clock.cpu_s, clock.rest)
+    pace = CpuShare(lambda: clock.cpu_s, clock.rest)
     pace()
     for number in range(1000):
         clock.work(0.001 * (number % 7))
@@ -313,16 +313,16 @@ def test_an_unknown_shadow_is_a_users_mistake(tmp_path: Path) -> None:
     """At the command line, and in its own process."""
     with pytest.raises(UserError, match="slack"):
         Shadow(tmp_path, "penumbra", lambda: None)
-    options = serve.ServeOptions("m", None, None, None, (), shadow="penumbra")
+    options = api_server.ServeOptions("m", None, None, None, (), shadow="penumbra")
     with pytest.raises(UserError, match="--shadow 'penumbra' is not known"):
-        serve.check(options)
+        api_server.check(options)
 
 
 def test_readers_hear_of_both_policies() -> None:
     """The gauge has a row a policy; without traffic it has none, rather than an old one."""
     board = Board()
     counts = {"kind": "counts", "engine": "0", "unix_s": 1.0, "counts": {"classes": {}}, "now": {}}
-    found = Found(("fcfs", "slack"), (0.25, 0.75), 8)
+    found = Comparison(("fcfs", "slack"), (0.25, 0.75), 8)
     told = json.loads(json.dumps(message("0", found, 1.25)))
     now_s = told["unix_s"]
     assert board.take(told)
@@ -354,14 +354,14 @@ def test_a_shadow_sees_to_something_to_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A folder of its own, unless there is one; one file is not enough."""
-    monkeypatch.setattr(shadow.tempfile, "mkdtemp", lambda prefix: str(tmp_path))
-    monkeypatch.setattr(shadow.atexit, "register", lambda *args, **kwargs: None)
+    monkeypatch.setattr(shadow_process.tempfile, "mkdtemp", lambda prefix: str(tmp_path))
+    monkeypatch.setattr(shadow_process.atexit, "register", lambda *args, **kwargs: None)
     settings: dict[str, Any] = {}
-    shadow.see_to_recording(settings)
-    assert settings == {"record": str(tmp_path), "record_gib": shadow.RECORD_GIB}
+    shadow_process.see_to_recording(settings)
+    assert settings == {"record": str(tmp_path), "record_gib": shadow_process.RECORD_GIB}
     Settings.parse(settings)
     own = {"record": "/var/log/headway"}
-    shadow.see_to_recording(own)
+    shadow_process.see_to_recording(own)
     assert own == {"record": "/var/log/headway"}
     with pytest.raises(UserError, match="not one"):
-        shadow.see_to_recording({"record": "x.jsonl"})
+        shadow_process.see_to_recording({"record": "x.jsonl"})

@@ -11,7 +11,7 @@ import pytest
 
 from headway import registry
 from headway.engines.sim.run import SimRun
-from headway.engines.virtual import Call, VirtualEngine
+from headway.engines.virtual import VirtualCall, VirtualEngine
 from headway.errors import UserError
 from headway.latency.fixed import FixedModel
 from headway.latency.model import StepShape
@@ -33,11 +33,11 @@ def fcfs() -> Scheduler:
     return registry.build("fcfs", latency=FixedModel(Roofline().coefficients()))
 
 
-def mixed(num: int, seed: int, rate_rps: float = 20.0) -> list[Call]:
+def mixed(num: int, seed: int, rate_rps: float = 20.0) -> list[VirtualCall]:
     rng = np.random.default_rng(seed)
     at_s = np.cumsum(rng.exponential(1 / rate_rps, num)).tolist()
     return [
-        Call(
+        VirtualCall(
             f"r{i:03d}",
             at_s[i],
             int(rng.integers(1, 200)),
@@ -78,9 +78,9 @@ def test_at_one_instant_tokens_then_arrivals_then_hang_ups_then_the_plan() -> No
     run = SimRun(VirtualEngine(), truth, policy)
     run.run(
         [
-            Call("a", 0.0, 8, 3),
-            Call("c", STEP_S, 8, 1),
-            Call("b", STEP_S, 8, 9, abort_at_s=2 * STEP_S),
+            VirtualCall("a", 0.0, 8, 3),
+            VirtualCall("c", STEP_S, 8, 1),
+            VirtualCall("b", STEP_S, 8, 9, abort_at_s=2 * STEP_S),
         ]
     )
     at = {t: [(kind, ids) for at_s, kind, ids in policy.heard if at_s == t] for t in (STEP_S, 0.25)}
@@ -103,7 +103,7 @@ def test_at_one_instant_tokens_then_arrivals_then_hang_ups_then_the_plan() -> No
 def test_phases_and_ends() -> None:
     """A request is queued, computed and streamed; its client sees each step's end."""
     run = SimRun(VirtualEngine(max_num_batched_tokens=8), truth, fcfs())
-    outcome = run.run([Call("a", 0.5, 16, 3)])["a"]
+    outcome = run.run([VirtualCall("a", 0.5, 16, 3)])["a"]
     assert outcome.phases == [(0.5, "queued"), (0.5, "prefill"), (0.75, "decode")]
     assert list(outcome.emitted_at_s) == [0.75, 0.875, 1.0]
     assert (outcome.finish_reason, outcome.ended_at_s) == ("stop", 1.0)
@@ -130,7 +130,7 @@ def test_most_steps_of_a_long_answer_are_steady() -> None:
     launched: list[Any] = []
     launch = run._launch
     run._launch = lambda *given: (launched.append(given), launch(*given))[1]  # type: ignore[assignment,method-assign]
-    run.run([Call("a", 0.0, 8, 100)])
+    run.run([VirtualCall("a", 0.0, 8, 100)])
     assert run.num_steps == 100
     assert len(launched) == 3, "the prompt, the last token, and nothing left to do"
 
@@ -178,7 +178,7 @@ def swapped(host_blocks: int) -> SimRun:
         host_blocks=host_blocks, copy_gib_per_s=1.0, kv_bytes_per_token=2**30 // 8
     )
     run = SimRun(engine, truth, Swapper(), keep_schedule=True, keep_steps=True)
-    run.run([Call("a", 0.0, 40, 20), Call("b", 0.0, 8, 40)])
+    run.run([VirtualCall("a", 0.0, 40, 20), VirtualCall("b", 0.0, 8, 40)])
     return run
 
 
@@ -233,14 +233,16 @@ def test_mistaken_calls() -> None:
     """Two calls of one name, or one without tokens, are refused with a sentence."""
     run = SimRun(VirtualEngine(), truth, fcfs())
     with pytest.raises(UserError, match="names must be unique"):
-        run.run([Call("a", 0.0, 4, 1), Call("a", 1.0, 4, 1)])
+        run.run([VirtualCall("a", 0.0, 4, 1), VirtualCall("a", 1.0, 4, 1)])
     with pytest.raises(UserError, match="at least one token in and one out"):
-        run.submit(Call("b", 0.0, 0, 1))
+        run.submit(VirtualCall("b", 0.0, 0, 1))
 
 
 def test_events_are_not_written_to() -> None:
     """The shared token map of steady steps reaches the policy unchanged each time."""
     policy = Heard()
-    SimRun(VirtualEngine(), truth, policy).run([Call("a", 0.0, 8, 20), Call("b", 0.0, 8, 20)])
+    SimRun(VirtualEngine(), truth, policy).run(
+        [VirtualCall("a", 0.0, 8, 20), VirtualCall("b", 0.0, 8, 20)]
+    )
     done = [ids for _, kind, ids in policy.heard if kind == StepDone.__name__]
     assert done == [("a", "b")] * 20

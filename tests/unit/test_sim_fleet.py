@@ -8,7 +8,7 @@ from headway import registry
 from headway.engines.sim.fleet import Fleet
 from headway.engines.sim.routers import LeastKv, LeastWork, RoundRobin, Router
 from headway.engines.sim.run import SimRun
-from headway.engines.virtual import Call, VirtualEngine
+from headway.engines.virtual import VirtualCall, VirtualEngine
 from headway.errors import UserError
 from headway.latency.fixed import FixedModel
 from headway.latency.roofline import Roofline
@@ -21,9 +21,9 @@ def server(index: int, num_blocks: int = 400) -> SimRun:
     )
 
 
-def calls(num: int = 60, gap_s: float = 0.03) -> list[Call]:
+def calls(num: int = 60, gap_s: float = 0.03) -> list[VirtualCall]:
     return [
-        Call(f"r{i:03d}", gap_s * i, 400 if i % 5 == 0 else 20, 30 if i % 3 else 90)
+        VirtualCall(f"r{i:03d}", gap_s * i, 400 if i % 5 == 0 else 20, 30 if i % 3 else 90)
         for i in range(num)
     ]
 
@@ -50,16 +50,16 @@ def test_least_work_sends_to_who_has_least() -> None:
     sent: list[int] = []
 
     class Noting(LeastWork):
-        def choose(self, call: Call, servers: object) -> int:
+        def choose(self, call: VirtualCall, servers: object) -> int:
             sent.append(super().choose(call, servers))  # type: ignore[arg-type]
             return sent[-1]
 
     work = [
-        Call("big", 0.0, 1000, 50),
-        Call("s1", 0.001, 10, 50),
-        Call("s2", 0.002, 10, 50),
-        Call("s3", 0.003, 10, 50),
-        Call("later", 60.0, 10, 1),
+        VirtualCall("big", 0.0, 1000, 50),
+        VirtualCall("s1", 0.001, 10, 50),
+        VirtualCall("s2", 0.002, 10, 50),
+        VirtualCall("s3", 0.003, 10, 50),
+        VirtualCall("later", 60.0, 10, 1),
     ]
     Fleet(server, Noting(output_tokens=100), 2).run(work)
     assert sent == [0, 1, 1, 1, 0]
@@ -67,21 +67,21 @@ def test_least_work_sends_to_who_has_least() -> None:
 
 def test_least_kv_counts_what_is_queued() -> None:
     """Requests sent at one instant do not all go to the server that was emptiest before."""
-    burst = [Call(f"b{i}", 1.0, 160, 5) for i in range(9)]
+    burst = [VirtualCall(f"b{i}", 1.0, 160, 5) for i in range(9)]
     assert Fleet(server, LeastKv(), 3).run(burst).routed == [3, 3, 3]
 
 
 def test_least_kv_knows_the_share_of_each() -> None:
     """A server with twice the KV gets about twice the work."""
     fleet = Fleet(lambda index: server(index, 1000 if index else 500), LeastKv(), 2)
-    routed = fleet.run([Call(f"b{i:02d}", 0.0, 160, 200) for i in range(30)]).routed
+    routed = fleet.run([VirtualCall(f"b{i:02d}", 0.0, 160, 200) for i in range(30)]).routed
     assert routed == [10, 20]
 
 
 @pytest.mark.parametrize("router", [LeastWork(), LeastKv()])
 def test_a_router_that_looks_beats_one_that_does_not(router: Router) -> None:
     """Where every third request is long, taking turns piles the long ones on one server."""
-    load = [Call(f"r{i:03d}", 0.02 * i, 20, 5 if i % 3 else 300) for i in range(90)]
+    load = [VirtualCall(f"r{i:03d}", 0.02 * i, 20, 5 if i % 3 else 300) for i in range(90)]
     turns = Fleet(server, RoundRobin(), 3).run(load)
     looks = Fleet(server, router, 3).run(load)
     last = {

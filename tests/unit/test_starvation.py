@@ -9,13 +9,13 @@ import pytest
 
 from headway import registry
 from headway.engines.sim.run import SimRun
-from headway.engines.virtual import Call, VirtualEngine
+from headway.engines.virtual import VirtualCall, VirtualEngine
 from headway.latency import profile as profiles
 from headway.latency.truth import Truth
 from headway.slo import SloBook
 from headway.study.requests import book_of, calls_of, requests_of
-from headway.study.run import execute, record_of
 from headway.study.spec import Load, Machine, RunSpec
+from headway.study.virtual_run import execute, record_of
 
 GPU = "llama-3.1-8b@h100"
 PRESSED = Machine(GPU, kv_tokens=41_408, noise=0.05)
@@ -65,7 +65,9 @@ def test_ten_thousand_at_one_instant() -> None:
     """Promises of every kind, none possible for most: all are served to the last token."""
     wishes = ({"slo_ttft_ms": 500, "slo_tbt_ms": 50}, {"slo_jct_ms": 5000}, {}, {"slo_ttft_ms": 1})
     run = server(40, max_wait_s=3600.0)
-    calls = [Call(f"r{i:05d}", 0.0, 5 + i % 60, 1 + i % 5, wishes[i % 4]) for i in range(10_000)]
+    calls = [
+        VirtualCall(f"r{i:05d}", 0.0, 5 + i % 60, 1 + i % 5, wishes[i % 4]) for i in range(10_000)
+    ]
     outcomes = run.run(calls)
     assert len(outcomes) == 10_000
     for outcome in outcomes.values():

@@ -16,11 +16,11 @@ from headway.errors import UserError
 from headway.metrics import kept
 from headway.slo import Slo
 from headway.study import recorded, stock
-from headway.study.capacity import highest_rate, over_seeds
+from headway.study.highest_rate import highest_rate, over_seeds
 from headway.study.requests import book_of, calls_of, class_ranks, requests_of
-from headway.study.run import execute, parse_drift, record_of
 from headway.study.spec import Knobs, Load, Machine, RunSpec
-from headway.study.sweep import Ledger, run_all
+from headway.study.sweep import FinishedRuns, run_all
+from headway.study.virtual_run import execute, parse_drift, record_of
 from headway.workloads.schema import WorkloadRequest, write_jsonl
 
 MACHINE = Machine("llama-3.1-8b@h100", kv_tokens=20_000)
@@ -89,16 +89,18 @@ def test_a_kept_run_reads_back(tmp_path: Path) -> None:
 def test_a_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
     """Runs that are noted are not run again, a half-written last line is ignored."""
     path = tmp_path / "sweep.part"
-    first = run_all([spec()], Ledger(path), workers=1)
+    first = run_all([spec()], FinishedRuns(path), workers=1)
     with path.open("a") as notes:
         notes.write('{"key": "half')
     told: list[str] = []
     marked = path.read_text().replace('"policy": "slack"', '"policy": "from the notes"')
     path.write_text(marked)
-    both = run_all([spec(), spec().at(3.0)], Ledger(path), 1, lambda s, r: told.append(r["policy"]))
+    both = run_all(
+        [spec(), spec().at(3.0)], FinishedRuns(path), 1, lambda s, r: told.append(r["policy"])
+    )
     assert both.keys() > first.keys()
     assert sorted(told) == ["from the notes", "slack"]
-    ledger = Ledger(path)
+    ledger = FinishedRuns(path)
     ledger.close()
     assert not path.exists()
 
@@ -106,8 +108,8 @@ def test_a_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
 def test_processes_give_what_one_gives() -> None:
     """Runs side by side are the runs one after another, in the order asked for."""
     specs = [spec().at(rate) for rate in (3.0, 6.0, 9.0)]
-    alone = run_all(specs, Ledger(), workers=1)
-    together = run_all(specs, Ledger(), workers=2)
+    alone = run_all(specs, FinishedRuns(), workers=1)
+    together = run_all(specs, FinishedRuns(), workers=2)
     assert list(alone) == list(together)
     for key, run in alone.items():
         assert run["attainment"] == together[key]["attainment"]

@@ -11,8 +11,8 @@ from headway.errors import UserError
 from headway.slo import Slo
 from headway.workloads import named, synthetic
 from headway.workloads.arrivals import Arrivals
+from headway.workloads.length_distribution import LengthDistribution, lognormal
 from headway.workloads.schema import slo_of
-from headway.workloads.shapes import Lengths, lognormal
 
 PUBLISHED = {
     "sharegpt": ((2340, 1730, 6563, 7434), (439, 415, 920, 998)),
@@ -66,7 +66,7 @@ def test_ranges_that_are_published_hold() -> None:
 
 def test_the_mean_of_a_shape_is_the_mean_of_its_sample() -> None:
     """The closed form agrees with a million draws."""
-    shape = Lengths(((0.0, 10), (0.5, 100), (0.8, 100), (1.0, 5_000)))
+    shape = LengthDistribution(((0.0, 10), (0.5, 100), (0.8, 100), (1.0, 5_000)))
     drawn = shape.sample(np.random.default_rng(3), 1_000_000)
     assert drawn.mean() == pytest.approx(shape.mean_tokens, rel=0.005)
     assert np.quantile(drawn, [0.65, 0.25]) == pytest.approx([100, math.sqrt(10 * 100)], rel=0.05)
@@ -87,7 +87,7 @@ def test_a_lognormal_shape_has_its_mean_and_spread() -> None:
 def test_impossible_quantiles_are_refused(knots: tuple[tuple[float, float], ...]) -> None:
     """Knots that do not reach 1, fall, or start below one token are a programming error."""
     with pytest.raises(ValueError, match=r"knots|one token"):
-        Lengths(knots)
+        LengthDistribution(knots)
 
 
 @pytest.mark.parametrize("name", named.names())

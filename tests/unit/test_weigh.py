@@ -17,7 +17,7 @@ from headway.policy.preempt import BestEffortFirst
 from headway.policy.scheduler import Scheduler
 from headway.policy.swap_choice import AlwaysRecompute, Cheaper
 from headway.policy.view import EngineView
-from headway.policy.weigh import Lengths, Weighed
+from headway.policy.weigh import ExpectedLengths, Weighed
 from headway.request import Request
 from headway.slo import NO_PROMISE, Slo
 
@@ -49,7 +49,7 @@ def loaded(num_streams: int, prompt_tokens: int, so_far: int, length: int = LONG
 def weighed(core: Scheduler) -> Weighed:
     """Return a gate of the default policy, over the lengths that *core* has learned."""
     assert isinstance(core.planner, Headway)
-    assert isinstance(core.known.lengths, Lengths)
+    assert isinstance(core.known.lengths, ExpectedLengths)
     return Weighed(core.known.lengths, core.planner.chunker)
 
 
@@ -199,7 +199,7 @@ def test_cut_outputs_count_as_at_least_so_long() -> None:
         request.num_output_tokens = num_tokens
         return request
 
-    whole, cut = Lengths(), Lengths()
+    whole, cut = ExpectedLengths(), ExpectedLengths()
     for _ in range(30):
         whole.learn(ended(100))
         cut.learn(ended(100))

@@ -8,9 +8,9 @@ from typing import Any, BinaryIO
 
 from headway.engines.journal import Reader
 from headway.metrics.board import Board
-from headway.metrics.observed import Observed
+from headway.metrics.scheduler_counts import SchedulerCounts
 from headway.policy.events import Arrived, Finished, StepDone, StepScheduled
-from headway.policy.live import LiveRequests
+from headway.policy.live_requests import LiveRequests
 from headway.policy.log import Entry, encode_lines, rows_of
 from headway.request import Request
 from headway.slo import Slo
@@ -71,7 +71,7 @@ class Kept:
 
 
 def serve_one(
-    observed: Observed, name: str, slo: Slo, ttft_s: float, at_s: float = 0.0
+    observed: SchedulerCounts, name: str, slo: Slo, ttft_s: float, at_s: float = 0.0
 ) -> dict[str, Any] | None:
     """One request of one token, alone, that waits until its only step begins."""
     observed.arrived(Arrived(at_s, name, at_s, 10, 1, slo), 1)
@@ -82,7 +82,7 @@ def serve_one(
     return observed.finished(Finished(at_s + ttft_s, name, "stopped"), request)
 
 
-def counts(observed: Observed, unix_s: float, engine: str = "0") -> dict[str, Any]:
+def counts(observed: SchedulerCounts, unix_s: float, engine: str = "0") -> dict[str, Any]:
     message = {**observed.snapshot(LIVE, unix_s), "engine": engine, "unix_s": unix_s}
     return json.loads(json.dumps(message))  # type: ignore[no-any-return]
 
@@ -97,7 +97,7 @@ def late_board() -> Board:
     """Two schedulers with eight late requests each, of twenty; a request broken before."""
     board = Board()
     for engine in (0, 1):
-        observed = Observed("slack", "demote")
+        observed = SchedulerCounts("slack", "demote")
         message = counts(observed, 100.0, str(engine))
         rows = [late_row(f"late-{i}", float(i)) for i in range(15 + engine, engine, -2)]
         message["now"] |= {"late": rows, "num_late": 20}
@@ -107,7 +107,7 @@ def late_board() -> Board:
 
 def a_board() -> Board:
     """One promise kept and one broken."""
-    observed, board = Observed("slack", "demote"), Board()
+    observed, board = SchedulerCounts("slack", "demote"), Board()
     for name, ttft_s in (("late-[bold]1", 3.0), ("kept-1", 0.5)):
         message = serve_one(observed, name, CHAT, ttft_s, at_s=10.0 * len(board.broken))
         if message is not None:

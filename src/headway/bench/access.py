@@ -104,7 +104,7 @@ def _trusting(ca: Path) -> ssl.SSLContext:
 
 
 @dataclass(slots=True)
-class Link:
+class Connection:
     """Whether the connection of a request had served another; see :func:`post`."""
 
     is_reused: bool = False
@@ -117,7 +117,7 @@ async def post(session: aiohttp.ClientSession, url: str, body: Any) -> aiohttp.C
     idle, and says nothing of the request: it goes again, at last on a connection of its own.
     """
     while True:
-        link = Link()
+        link = Connection()
         try:
             response = await session.post(url, json=body, trace_request_ctx=link)
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
@@ -149,11 +149,11 @@ def _break_off(body: aiohttp.StreamReader, closed: asyncio.Future[None]) -> None
 
 def _connection_watch() -> aiohttp.TraceConfig:
     async def kept(_: Any, context: Any, __: Any) -> None:
-        if isinstance(context.trace_request_ctx, Link):
+        if isinstance(context.trace_request_ctx, Connection):
             context.trace_request_ctx.is_reused = True
 
     async def new(_: Any, context: Any, __: Any) -> None:
-        if isinstance(context.trace_request_ctx, Link):
+        if isinstance(context.trace_request_ctx, Connection):
             context.trace_request_ctx.is_reused = False
 
     watch = aiohttp.TraceConfig()

@@ -40,7 +40,7 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class MeasuredRun:
     """One run: the summary of any run (with ``client_lag_s`` added), and what it was made from."""
 
     run: dict[str, Any]
@@ -56,7 +56,7 @@ async def measure(
     on_stage: Callable[[str], None] = lambda stage: None,
     on_progress: Callable[[Tally], None] = lambda tally: None,
     access: Access | None = None,
-) -> Measured:
+) -> MeasuredRun:
     """Run *plan* against the server at *url*. A SIGINT ends the load early but not the summary.
 
     Raises:
@@ -96,7 +96,7 @@ async def measure(
     run["client_lag_s"] = {"send": load.lag.send_s, "loop": load.lag.loop_s}
     run["tokens_counted_by"] = dict(load.counted_by)
     run["num_retries"] = load.num_retries
-    return Measured(run, load.records, load, server)
+    return MeasuredRun(run, load.records, load, server)
 
 
 async def _warm_up(url: str, calls: Sequence[Call], access: Access) -> None:

@@ -38,7 +38,7 @@ class Display(Protocol):
 def display(console: Console, title: str) -> Iterator[Display]:
     """Show the progress of one run, moving on a terminal and line by line elsewhere."""
     if not console.is_terminal:
-        yield _Lines(console, title)
+        yield _ProgressLines(console, title)
         return
     progress = Progress(
         SpinnerColumn(),
@@ -72,7 +72,7 @@ class _Bar:
         )
 
 
-class _Lines:
+class _ProgressLines:
     def __init__(self, console: Console, title: str) -> None:
         self._console, self._title = console, title
         self._last_line_at_s = monotonic() - PLAIN_LINE_EVERY_S

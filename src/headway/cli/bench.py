@@ -13,7 +13,7 @@ import click
 from rich.console import Console
 
 from headway.bench.calls import workload_of
-from headway.bench.session import Measured, Plan, measure
+from headway.bench.session import MeasuredRun, Plan, measure
 from headway.bench.show import (
     counting_sentence,
     display,
@@ -131,7 +131,7 @@ def _plan(workload: str, trace: Reading | None, given: Mapping[str, Any]) -> Pla
     )
 
 
-def _exit_code(measured: Measured) -> int:
+def _exit_code(measured: MeasuredRun) -> int:
     """Return 130 for a stopped run, 1 where what was measured is not the server alone."""
     if measured.load.was_stopped:
         return 130
@@ -139,7 +139,7 @@ def _exit_code(measured: Measured) -> int:
     return int(outcomes["failed"] > 0 or outcomes["finished"] == 0)
 
 
-def _report(console: Console, measured: Measured, plan: Plan, url: str) -> None:
+def _report(console: Console, measured: MeasuredRun, plan: Plan, url: str) -> None:
     rate = f"{plan.rate_rps:g}/s" if plan.rate_rps else "as recorded"
     model = in_one_line(measured.server.model)
     title = f"{len(measured.records)} requests to {model} at {url}, {rate}"

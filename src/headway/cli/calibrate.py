@@ -16,8 +16,8 @@ from rich.console import Console
 from headway.cli import values
 from headway.cli.values import save, writable, write
 from headway.errors import UserError
-from headway.latency import calibrate as source
-from headway.latency import shapes as sizes
+from headway.latency import calibration as source
+from headway.latency import model_shapes as sizes
 from headway.latency.profile import FitError, Profile, StepCost
 from headway.study.history import History
 from headway.workloads.record_files import rows, run_of
@@ -75,7 +75,7 @@ def calibrate(
     writable(out, json_path)
     if out.suffix != ".json":
         raise UserError(f"--out must end in .json, for that is how a profile is told: {out}.")
-    given = Given(gpu, tp, model, name, kv_tokens, kv_bytes_per_token, note)
+    given = ProfileDetails(gpu, tp, model, name, kv_tokens, kv_bytes_per_token, note)
     if tables is not None:
         profile = _from_tables(tables, given)
     elif recording is not None:
@@ -89,7 +89,7 @@ def calibrate(
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class ProfileDetails:
     """What the user said about the profile besides where it comes from."""
 
     gpu: str | None
@@ -113,7 +113,7 @@ class Given:
         return self.name or f"{short}@{board}" + (f"x{self.num_gpus}" if self.num_gpus > 1 else "")
 
 
-def _from_tables(model: str, given: Given) -> Profile:
+def _from_tables(model: str, given: ProfileDetails) -> Profile:
     gpu = given.gpu_or_fail("--from-aiconfigurator")
     logging.disable(logging.WARNING)  # It warns of tables of other models, which nobody asked for.
     try:
@@ -137,7 +137,7 @@ def _from_tables(model: str, given: Given) -> Profile:
 
 def _from_roofline(
     config_file: Path,
-    given: Given,
+    given: ProfileDetails,
     flops_per_s: float | None,
     bytes_per_s: float | None,
     memory_bytes: int | None,
@@ -174,7 +174,7 @@ def _from_roofline(
 
 
 def _kv_of(
-    config: Mapping[str, Any], model: str, gpu: str, memory_bytes: int, given: Given
+    config: Mapping[str, Any], model: str, gpu: str, memory_bytes: int, given: ProfileDetails
 ) -> tuple[int, int, tuple[str, ...]]:
     """Return capacity, bytes a token, and how the capacity was come by."""
     if given.kv_tokens is not None and given.kv_bytes_per_token is not None:
@@ -193,7 +193,7 @@ def _kv_of(
 
 
 def _profile(
-    given: Given,
+    given: ProfileDetails,
     model: str,
     gpu: str,
     cost: StepCost,
@@ -216,7 +216,7 @@ def _profile(
     )  # fmt: skip
 
 
-def _from_steps(recording: Path, given: Given) -> Profile:
+def _from_steps(recording: Path, given: ProfileDetails) -> Profile:
     history = History.of(rows(run_of(recording)))
     found = history.profile()
     gpu, model = given.gpu or "this-machine", given.model or found.model

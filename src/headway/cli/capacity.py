@@ -24,11 +24,11 @@ from headway.cli.trace_options import tell
 from headway.cli.values import progress, save, say, whole, writable
 from headway.errors import UserError
 from headway.latency import profile as profiles
-from headway.study.capacity import Capacity, highest_rate, over_seeds
+from headway.study.highest_rate import Capacity, highest_rate, over_seeds
 from headway.study.on_sim import engine_of
 from headway.study.requests import TooLong, reading_of, requests_of, too_long
 from headway.study.spec import STOCK, STOCK_WAYS, RunSpec
-from headway.study.sweep import Ledger, in_parallel, run_all
+from headway.study.sweep import FinishedRuns, in_parallel, run_all
 from headway.workloads.schema import number
 
 START_RPS = 4.0
@@ -93,7 +93,7 @@ def search(spec: RunSpec, target: float) -> float:
     def attainment_at(rate_rps: float) -> float:
         if rate_rps not in known:
             one = spec.at(rate_rps)
-            run = run_all([one], Ledger(), workers=1)[one.key()]
+            run = run_all([one], FinishedRuns(), workers=1)[one.key()]
             known[rate_rps] = run["attainment"] or 0.0
         return known[rate_rps]
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from headway.bench.compare import table_of, verdict
 from headway.bench.contenders import DEMO_LOAD, DEMO_REQUESTS, DEMO_SEED, everyone
 from headway.bench.contest import Entry, Leg, run_contender
-from headway.bench.machine import machine
+from headway.bench.provenance import machine
 from headway.bench.server import stop_on_sigterm
 from headway.errors import UserError
 from headway.metrics.record import write_records

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from headway.cli.live import AWAITED, DOING, ENDED, ask, key_option, url_option
+from headway.cli.running_server import AWAITED, DOING, ENDED, ask, key_option, url_option
 from headway.cli.values import save
 from headway.errors import UserError
 from headway.metrics.causes import CAUSES

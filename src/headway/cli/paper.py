@@ -18,9 +18,18 @@ from headway.cli.values import progress, save, whole
 from headway.errors import UserError
 from headway.study.experiments import ACCELGEN, CACHEOPT, Experiment
 from headway.study.experiments import Table as Setup
-from headway.study.paper import FIGURES, SHOWN, Gain, Grid, capacity_of, gains, mean_of, run_grid
+from headway.study.paper_grid import (
+    FIGURES,
+    SHOWN,
+    Gain,
+    Grid,
+    capacity_of,
+    gains,
+    mean_of,
+    run_grid,
+)
 from headway.study.spec import RunSpec
-from headway.study.sweep import Ledger, Run, run_all
+from headway.study.sweep import FinishedRuns, Run, run_all
 
 _SHARED = [
     click.option("--out", default="paper-out", show_default=True,
@@ -69,7 +78,7 @@ def run_experiment(
     """Run the tables of *experiment* and write ``NAME.json`` and ``NAME-runs.json`` into *out*."""
     out.mkdir(parents=True, exist_ok=True)
     console = Console()
-    ledger = Ledger(out / f"{experiment.name}.part")
+    finished = FinishedRuns(out / f"{experiment.name}.part")
     count = whole("--requests", requests) or 400
     numbers, processes = seeds_of(seeds), whole("--workers", workers)
     tuned = seeds_of(tuning_seeds) if tuning_seeds else numbers
@@ -77,7 +86,7 @@ def run_experiment(
 
     def run_many(specs: Sequence[RunSpec]) -> Mapping[str, Run]:
         with progress(console, experiment.name, len(specs)) as advance:
-            runs = run_all(specs, ledger, processes, lambda spec, run: advance())
+            runs = run_all(specs, finished, processes, lambda spec, run: advance())
         every.update(runs)
         return runs
 

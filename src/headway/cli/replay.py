@@ -26,9 +26,9 @@ from headway.cli.trace_options import OPTION_NAMES
 from headway.cli.values import progress, save, say, whole, writable
 from headway.errors import UserError
 from headway.study import recorded
-from headway.study.recorded import Recorded
+from headway.study.recorded import RecordedRun
 from headway.study.spec import STOCK, STOCK_WAYS, Machine, RunSpec
-from headway.study.sweep import Ledger, Run, run_all
+from headway.study.sweep import FinishedRuns, Run, run_all
 from headway.workloads.record_files import run_of
 
 AS_RECORDED = "the recorded machine"
@@ -123,7 +123,9 @@ def _runs(
     workers = whole("--workers", given["workers"])
     baseline = [same] if same is not None and same.key() not in {s.key() for s in specs} else []
     with progress(console, "replay", len(specs) + len(baseline)) as advance:
-        done = run_all([*specs, *baseline], Ledger(keep=keep), workers, lambda s, r: advance())
+        done = run_all(
+            [*specs, *baseline], FinishedRuns(keep=keep), workers, lambda s, r: advance()
+        )
     return [done[spec.key()] for spec in specs], done[same.key()] if same is not None else None
 
 
@@ -138,7 +140,7 @@ def _makes_no_sense(flag: str) -> str:
 
 
 def _chosen(
-    found: Recorded, given: dict[str, Any], folder: Path, kv_scale: float | None
+    found: RecordedRun, given: dict[str, Any], folder: Path, kv_scale: float | None
 ) -> tuple[RunSpec, list[str]]:
     """Return the run that was asked for, and the policies; its files go into *folder*.
 
@@ -191,13 +193,13 @@ def _is_given(option: str) -> bool:
     return source not in (ParameterSource.DEFAULT, None)
 
 
-def _start_of(found: Recorded) -> Mapping[str, Any]:
+def _start_of(found: RecordedRun) -> Mapping[str, Any]:
     """Return what is known of the recorded policy."""
     start = found.history.start if found.history is not None else found.kept_spec or {}
     return start if start.get("policy") in registry.names() else {}
 
 
-def _gpu_of(found: Recorded, folder: Path) -> str | None:
+def _gpu_of(found: RecordedRun, folder: Path) -> str | None:
     """Return the recorded machine's profile: a file in *folder*, or a name; if it is known."""
     if found.history is None:
         return str((found.kept_spec or {}).get("machine", {}).get("gpu") or "") or None
@@ -208,13 +210,13 @@ def _gpu_of(found: Recorded, folder: Path) -> str | None:
     return str(path)
 
 
-def _machine_of(found: Recorded, gpu: str) -> Machine:
+def _machine_of(found: RecordedRun, gpu: str) -> Machine:
     if found.history is not None:
         return found.history.machine(gpu)
     return replace(Machine(**(found.kept_spec or {}).get("machine", {"gpu": gpu})), gpu=gpu)
 
 
-def _as_recorded(found: Recorded, base: RunSpec) -> RunSpec | None:
+def _as_recorded(found: RecordedRun, base: RunSpec) -> RunSpec | None:
     """Return the recorded policy on the recorded machine; ``None`` where it is not known.
 
     A kept run is what happened and what is simulated at once: it has no such line.
@@ -231,7 +233,7 @@ def _as_recorded(found: Recorded, base: RunSpec) -> RunSpec | None:
     ).at(None, base.load.seed)
 
 
-def _title(recording: Path, found: Recorded, base: RunSpec) -> str:
+def _title(recording: Path, found: RecordedRun, base: RunSpec) -> str:
     machine = base.machine
     is_own = found.history is not None and Path(machine.gpu).name == "recorded.json"
     where = "vLLM's scheduler" if base.engine == "vllm" else "Headway's simulator"
@@ -239,7 +241,7 @@ def _title(recording: Path, found: Recorded, base: RunSpec) -> str:
     return f"{recording} on {gpu}, {machine.kv_tokens} KV tokens, {where}"
 
 
-def _remarks(found: Recorded) -> Iterator[str]:
+def _remarks(found: RecordedRun) -> Iterator[str]:
     """Yield what the reader of the table must know."""
     total = len(found.requests)
     if found.num_guessed:

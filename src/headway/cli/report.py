@@ -8,7 +8,7 @@ import click
 
 from headway.cli import values
 from headway.errors import UserError
-from headway.web.inputs import load
+from headway.web.material import load
 
 
 @click.command()
@@ -29,7 +29,7 @@ def report(inputs: tuple[Path, ...], out: Path, title: str, rate: str | None) ->
     if out.is_dir():
         raise UserError(f"{out} is a folder; --out names the page to write.")
     material = load(inputs)
-    from headway.web.report import page_of
+    from headway.web.report_page import page_of
 
     page = page_of(material, title=title, rate_rps=rate_rps)
     values.write(out, page)

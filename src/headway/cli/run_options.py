@@ -15,13 +15,13 @@ from headway import registry
 from headway.cli.stacked import Command, stacked
 from headway.cli.trace_options import read_options, trace_options
 from headway.cli.values import whole
-from headway.engines.attention import FULL, kinds_of
+from headway.engines.attention_kinds import FULL, kinds_of
 from headway.errors import UserError
 from headway.latency import profile as profiles
 from headway.study.on_sim import router_of
 from headway.study.requests import book_of, is_file, requests_of, shares_prefixes
-from headway.study.run import parse_drift
 from headway.study.spec import STOCK_WAYS, Load, Machine, RunSpec
+from headway.study.virtual_run import parse_drift
 from headway.workloads.schema import number
 
 DEFAULT_GPU = "llama-3.1-8b@h100"

@@ -58,7 +58,7 @@ def serve(
     MODEL is anything vLLM can load, or smollm2, a small real model that comes with the
     extra "cpu". Every option of "vllm serve" works here too.
     """
-    from headway.engines.vllm import serve as server
+    from headway.engines.vllm import api_server as server
 
     if model.startswith("-"):
         raise click.UsageError("Name the model first: headway serve MODEL [options].")

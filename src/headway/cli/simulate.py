@@ -24,14 +24,14 @@ from headway.cli.run_options import (
 )
 from headway.cli.trace_options import tell
 from headway.cli.values import progress, save, say, whole, writable
-from headway.engines.attention import FULL
+from headway.engines.attention_kinds import FULL
 from headway.errors import UserError
 from headway.study import stock
 from headway.study.bounds import bound_of, check_bound
 from headway.study.on_oracle import ORACLE, check_oracle
 from headway.study.requests import TooLong, reading_of
 from headway.study.spec import STOCK, STOCK_WAYS, RunSpec
-from headway.study.sweep import Ledger, Run, in_parallel, mean_attainment, run_all
+from headway.study.sweep import FinishedRuns, Run, in_parallel, mean_attainment, run_all
 from headway.units import format_s
 
 
@@ -59,14 +59,14 @@ def simulate(
     if keep is not None:
         keep.mkdir(exist_ok=True)
     console = Console()
-    ledger = Ledger(json_path.with_suffix(".part") if json_path else None, keep)
+    finished = FinishedRuns(json_path.with_suffix(".part") if json_path else None, keep)
     workers = whole("--workers", given["workers"])
     bands = bands_of(base, given["step_time_band"])
     bounds = _bounds(console, bands, policies, rates, seeds, workers) if bound else {}
     runs: list[Run] = []
     for band in bands:
-        runs += _plain(console, band, policies, rates, seeds, ledger, workers)
-        runs += _stock_ways(console, band, policies, rates, seeds, ledger, workers)
+        runs += _plain(console, band, policies, rates, seeds, finished, workers)
+        runs += _stock_ways(console, band, policies, rates, seeds, finished, workers)
     if bound:
         runs = [
             {**run, "bound": bounds[run["rate_rps"], run["seed"], run["step_time_band"]]}
@@ -78,7 +78,7 @@ def simulate(
     say(console, (*too_long_of(runs), *settings_of(runs)))
     read = {} if trace is None else {"trace": trace.facts()}
     save(json_path, {"schema": 1, **read, "runs": runs})
-    ledger.close()
+    finished.close()
 
 
 def _chosen(given: dict[str, Any]) -> tuple[RunSpec, list[str]]:
@@ -129,7 +129,7 @@ def _plain(
     policies: Sequence[str],
     rates: Sequence[float | None],
     seeds: Sequence[int],
-    ledger: Ledger,
+    finished: FinishedRuns,
     workers: int | None,
 ) -> list[Run]:
     specs = [
@@ -142,7 +142,7 @@ def _plain(
     # Stock vLLM and the oracle know no policy options; runs that differ in them only are one run.
     specs = [replace(s, options={}) if s.policy in (STOCK, ORACLE) else s for s in specs]
     with progress(console, "simulate", len(specs)) as advance:
-        return list(run_all(specs, ledger, workers, lambda spec, run: advance()).values())
+        return list(run_all(specs, finished, workers, lambda spec, run: advance()).values())
 
 
 def _stock_ways(
@@ -151,7 +151,7 @@ def _stock_ways(
     policies: Sequence[str],
     rates: Sequence[float | None],
     seeds: Sequence[int],
-    ledger: Ledger,
+    finished: FinishedRuns,
     workers: int | None,
 ) -> list[Run]:
     ways = [policy for policy in policies if policy in STOCK_WAYS[1:]]
@@ -160,7 +160,7 @@ def _stock_ways(
 
     def run_many(specs: Sequence[RunSpec]) -> Mapping[str, Run]:
         with progress(console, "stock settings", len(specs)) as advance:
-            return run_all(specs, ledger, workers, lambda spec, run: advance())
+            return run_all(specs, finished, workers, lambda spec, run: advance())
 
     tried = stock.sweep(replace(base, options={}), rates, seeds, run_many)
     return [run for way in ways for run in tried.as_policy(way)]

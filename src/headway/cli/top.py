@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from headway.cli.live import AWAITED, DOING, NoAnswer, ask, key_option, url_option
+from headway.cli.running_server import AWAITED, DOING, NoAnswer, ask, key_option, url_option
 from headway.cli.values import save
 from headway.units import format_s
 

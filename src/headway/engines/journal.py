@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from multiprocessing.util import Finalize
 
 from headway.policy.events import Arrived, Event, Finished, StepDone
-from headway.policy.live import LiveRequests
+from headway.policy.live_requests import LiveRequests
 from headway.policy.log import Entry
 from headway.policy.plan import StepPlan
 from headway.policy.scheduler import Scheduler

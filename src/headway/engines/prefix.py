@@ -15,7 +15,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from headway.policy.events import PrefixFound
-from headway.policy.live import LiveRequests
+from headway.policy.live_requests import LiveRequests
 from headway.request import Request
 
 CLAIMS_LOOKED_AT, OTHERS_LOOKED_AT = 32, 8

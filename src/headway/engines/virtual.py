@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from headway.errors import UserError
 from headway.latency.model import StepShape
-from headway.metrics.observed import wanted_tokens
-from headway.policy.live import LiveRequests
+from headway.metrics.scheduler_counts import wanted_tokens
+from headway.policy.live_requests import LiveRequests
 from headway.policy.plan import StepPlan
 
 GIB = 1024**3
@@ -62,7 +62,7 @@ class VirtualEngine:
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class VirtualCall:
     """One request of a virtual run; ``xargs`` as a client would send them.
 
     Attributes:
@@ -102,7 +102,7 @@ class Outcome:
             ``swapped`` when the host keeps the KV of a preempted request.
     """
 
-    call: Call
+    call: VirtualCall
     emitted_at_s: list[float] = field(default_factory=list)
     finish_reason: str | None = None
     stop_reason: str | None = None
@@ -133,7 +133,7 @@ class StepRow(NamedTuple):
     """One executed step. ``predicted_s`` and ``promised_s`` are 0 where nobody predicted.
 
     ``reserved_tokens`` is what running requests are predicted to need beyond what they hold
-    (:func:`~headway.metrics.observed.wanted_tokens`); ``held_tokens`` counts whole blocks.
+    (:func:`~headway.metrics.scheduler_counts.wanted_tokens`); ``held_tokens`` counts whole blocks.
     """
 
     begins_s: float

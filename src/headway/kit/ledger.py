@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from headway.errors import InvariantError
-from headway.kit.curve import UsageCurve
+from headway.kit.usage_curve import UsageCurve
 from headway.policy.finishes import Finishes, remaining_tokens
 from headway.policy.kv.layout import KvLayout
 from headway.request import Request, State

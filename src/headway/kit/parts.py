@@ -11,7 +11,7 @@ from headway.kit.ledger import KvLedger
 from headway.kit.tightest import Tightest, TightestRecent
 from headway.latency.model import LatencyModel
 from headway.policy.admit import Gate
-from headway.policy.batch import Filled
+from headway.policy.batch import StepFill
 from headway.policy.chunk import Chunker
 from headway.policy.draft import Draft
 from headway.policy.hold import hold
@@ -55,7 +55,7 @@ class Batcher(Protocol):
         chunker: Chunker,
         gate: Gate,
         preemptor: Preemptor,
-    ) -> Filled:
+    ) -> StepFill:
         """Return the chunks of the step; ``draft.num_spare_blocks`` shrinks with them."""
 
 
@@ -104,7 +104,7 @@ class Promiseless(Known):
         request.standing = Standing.UNPROMISED
 
 
-class Composed(Planner):
+class ComposedPlanner(Planner):
     """A planner of parts."""
 
     def __init__(self, parts: Parts) -> None:
@@ -148,7 +148,7 @@ class Composed(Planner):
             return super().fund(draft, preemptor)
         return funder.fund(draft, self.parts.predictor, preemptor)
 
-    def fill(self, draft: Draft, preemptor: Preemptor) -> Filled:
+    def fill(self, draft: Draft, preemptor: Preemptor) -> StepFill:
         """Let the batcher fill the step with what the prioritizer says is next."""
         parts = self.parts
         order = parts.prioritizer.candidates(draft)

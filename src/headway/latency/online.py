@@ -64,7 +64,7 @@ Vector = npt.NDArray[np.float64]
 
 
 class OnlineModel(LatencyModel):
-    """Predict and learn; see the module's docstring for the method."""
+    """Begins with a roofline's guess; every step it is shown corrects it."""
 
     def __init__(self, roofline: Roofline | None = None) -> None:
         self._roofline = roofline or Roofline()

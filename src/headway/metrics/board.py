@@ -1,6 +1,6 @@
 """What a reader knows of a server: the latest counts, the last minutes, the broken promises.
 
-Takes the messages of :mod:`headway.metrics.observed` in, from one scheduler or several, and
+Takes the messages of :mod:`headway.metrics.scheduler_counts` in, from one scheduler or several, and
 answers what the page, ``headway top``, ``headway explain`` and ``/metrics`` ask. Pure: whoever
 drives it says what time it is.
 """

@@ -25,7 +25,7 @@ Samples = Iterator[tuple[tuple[str, ...], Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class Described:
+class MetricSpec:
     """One metric: what ``/metrics`` says of it, and how to read it from a message.
 
     Attributes:
@@ -101,151 +101,151 @@ def _coverage_target(message: Json) -> Samples:
         yield (), target
 
 
-METRICS: tuple[Described, ...] = (
-    Described(
+METRICS: tuple[MetricSpec, ...] = (
+    MetricSpec(
         "headway_requests_offered_total", "counter",
         "Requests that reached the scheduler.", ("slo_class",), _classes(lambda c: c["offered"]),
     ),
-    Described(
+    MetricSpec(
         "headway_requests_ended_total", "counter",
         "Requests that ended, by outcome: finished, refused (429), rejected (can never be"
         " served), aborted (the client hung up), failed.",
         ("slo_class", "outcome"), _class_split("outcomes"),
     ),
-    Described(
+    MetricSpec(
         "headway_requests_promised_total", "counter",
         "Requests with a promise that ended, whatever their outcome: what attainment is a"
         " share of.",
         ("slo_class",), _promised_classes("promised"),
     ),
-    Described(
+    MetricSpec(
         "headway_requests_attained_total", "counter",
         "Requests that finished and kept everything they were promised; its rate is goodput.",
         ("slo_class",), _promised_classes("attained"),
     ),
-    Described(
+    MetricSpec(
         "headway_attained_tokens_total", "counter",
         "Output tokens of the requests that kept their promise; its rate is token goodput.",
         ("slo_class",), _promised_classes("attained_tokens"),
     ),
-    Described(
+    MetricSpec(
         "headway_requests_late_total", "counter",
         "Requests that broke their promise by a number of seconds (refused ones have none). Who is"
         " cut off is late by what it had waited beyond its promise until then.",
         ("slo_class",), _promised_classes("late"),
     ),
-    Described(
+    MetricSpec(
         "headway_lateness_seconds_total", "counter",
         "Seconds by which promises were broken, by cause; the causes add up to the lateness.",
         ("slo_class", "cause"), _class_split("late_s"),
     ),
-    Described(
+    MetricSpec(
         "headway_ttft_seconds", "histogram",
         "From the arrival at the server to the first token.",
         ("slo_class",), _classes(lambda c: c["ttft"]), TTFT_BOUNDS_S,
     ),
-    Described(
+    MetricSpec(
         "headway_token_gap_seconds", "histogram",
         "Between two deliveries of tokens of one request.",
         ("slo_class",), _classes(lambda c: c["gap"]), GAP_BOUNDS_S,
     ),
-    Described(
+    MetricSpec(
         "headway_preemptions_total", "counter",
         "Requests that lost their place while they ran, by what really became of their KV: swap"
         " (the host keeps it) or recompute (thrown away, whatever was planned).",
         ("kind",), _table("counts", "preemptions"),
     ),
-    Described(
+    MetricSpec(
         "headway_steps_aside_total", "counter",
         "Steps that the engine decided alone because nothing of a plan's prompt work was done. Each"
         " is a fault of Headway's picture of the engine; please report it.",
         (), _one("counts", "asides"),
     ),
-    Described(
+    MetricSpec(
         "headway_kv_tokens", "gauge",
         "The KV cache in tokens. held + reserved + free is the whole cache; reserved is free room"
         " that running requests are predicted to need, lent is what they will need beyond it. An"
         " idle server holds nothing.",
         ("state",), _table("now", "kv"),
     ),
-    Described(
+    MetricSpec(
         "headway_requests_running", "gauge",
         "Requests that hold KV.", (), _one("now", "running"),
     ),
-    Described(
+    MetricSpec(
         "headway_requests_waiting", "gauge",
         "Requests that wait, preempted ones included.", (), _one("now", "waiting"),
     ),
-    Described(
+    MetricSpec(
         "headway_computed_tokens_total", "counter",
         "Tokens computed: prompts, decodes, and what was computed twice.",
         (), _one("counts", "tokens", "computed"),
     ),
-    Described(
+    MetricSpec(
         "headway_output_tokens_total", "counter",
         "Tokens sent out.", (), _one("counts", "tokens", "output"),
     ),
-    Described(
+    MetricSpec(
         "headway_step_seconds", "histogram",
         "How long a step of the engine took; mixed steps compute prompts too.",
         ("mode",), _table("counts", "steps"), STEP_BOUNDS_S,
     ),
-    Described(
+    MetricSpec(
         "headway_step_prediction_ratio", "histogram",
         "Seconds a step took, divided by the seconds predicted for it: the model's error.",
         ("mode",), _table("counts", "ratios"), RATIO_BOUNDS,
     ),
-    Described(
+    MetricSpec(
         "headway_steps_bounded_total", "counter",
         "Steps that were planned with an upper bound.", ("mode",), _table("counts", "bounded"),
     ),
-    Described(
+    MetricSpec(
         "headway_steps_beyond_bound_total", "counter",
         "Steps that took longer than their bound: violations of the margin.",
         ("mode",), _table("counts", "beyond"),
     ),
-    Described(
+    MetricSpec(
         "headway_length_predictions_total", "counter",
         "Finished answers, by whether the length predicted on arrival covered them. A policy that"
         " predicts a mean, as the default one does, is right when about half are; one that aims at"
         " a share says which in headway_length_coverage_target.",
         ("result",), _table("counts", "lengths"),
     ),
-    Described(
+    MetricSpec(
         "headway_length_coverage_target", "gauge",
         "Share of answers that the length predicted on arrival is meant to cover; absent where a"
         " mean is predicted.",
         (), _coverage_target,
     ),
-    Described(
+    MetricSpec(
         "headway_plan_seconds", "histogram",
         "How long the policy took to plan a step.", (), _one("counts", "plan"), PLAN_BOUNDS_S,
     ),
-    Described(
+    MetricSpec(
         "headway_messages_dropped_total", "counter",
         "What was dropped on its way here from the scheduler, by reason. reader_slow is a snapshot,"
         " whose counts the next one includes; backlog_full and too_large lose the story of a late"
         " request.",
         ("reason",), _table("counts", "dropped"),
     ),
-    Described(
+    MetricSpec(
         "headway_recorded_lines_total", "counter",
         "Lines of the recording (--record): kept, or dropped because its writer was too slow or"
         " gone.",
         ("result",), _table("counts", "recorded"),
     ),
-    Described(
+    MetricSpec(
         "headway_shadow_attainment", "gauge",
         "Share of the last minutes' promises that a policy keeps when that traffic is simulated"
         " on this machine: the running policy, and the shadow (--shadow). Compare the two with"
         " each other, not with live attainment.",
         ("policy", "role"), _shadow("attainment"),
     ),
-    Described(
+    MetricSpec(
         "headway_shadow_requests", "gauge",
         "Requests with a promise in that traffic.", (), _shadow("num_promised"),
     ),
-    Described(
+    MetricSpec(
         "headway_shadow_cpu_seconds_total", "counter",
         "CPU time of the process that simulates; its rate stays below 0.03.",
         (), _shadow("cpu_s"),

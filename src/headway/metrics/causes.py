@@ -22,12 +22,13 @@ to the next decode is ``preemption``, the prompt's second computation included, 
 the host kept its KV, the wait for its turn included. A preemption counts from the end of the last
 step, not from the instant of the decision.
 
-The rule is carried out in :mod:`headway.metrics.story`, while requests run;
+The rule is carried out in :mod:`headway.metrics.lateness_book`, while requests run;
 :mod:`headway.metrics.lateness` tells it of runs that are over.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 CAUSES: Mapping[str, str] = {
@@ -41,3 +42,22 @@ CAUSES: Mapping[str, str] = {
     "model_error": "running, while a step took longer than it was promised to take",
     "other": "decoding, while the engine ran no step",
 }
+
+Split = dict[str, float]
+"""Seconds by cause."""
+
+
+def add(into: Split, seconds: Mapping[str, float], factor: float = 1.0) -> None:
+    """Add seconds by cause, times *factor*, to others."""
+    for cause, value in seconds.items():
+        if value:
+            into[cause] = into.get(cause, 0.0) + factor * value
+
+
+def charge(into: Split, seconds: Mapping[str, float], late_s: float) -> None:
+    """Charge lateness to causes in proportion to the seconds each took."""
+    total_s = math.fsum(seconds.values())
+    if total_s > 0:
+        add(into, seconds, late_s / total_s)
+    else:
+        add(into, {"other": late_s})

@@ -16,7 +16,7 @@ from typing import Any
 from headway.errors import UserError
 from headway.metrics import lateness
 from headway.metrics.kept import KeptRequest, KeptRun, Timeline
-from headway.metrics.tale import Verdict
+from headway.metrics.request_lateness import Lateness
 
 ENGINE_PID, REQUESTS_PID = 1, 2
 STEPS_TID = 1
@@ -111,13 +111,13 @@ def _counters(timeline: Timeline) -> Iterator[Event]:
         yield {**at, "name": "KV tokens", "args": {k: int(v) for k, v in kv.items()}}
 
 
-def _request_events(request: KeptRequest, found: Verdict) -> Iterator[Event]:
+def _request_events(request: KeptRequest, found: Lateness) -> Iterator[Event]:
     """Yield a request's slice, its phases inside it, and marks for the tokens that came late."""
-    verdict = "kept" if request.attained else "broken"
+    fate = "kept" if request.attained else "broken"
     if request.outcome != "finished":
-        verdict = request.outcome
+        fate = request.outcome
     track = {"cat": "request", "pid": REQUESTS_PID, "tid": 0, "id": request.id}
-    whole = {**track, "name": f"{request.id} {request.slo.class_name}: {verdict}"}
+    whole = {**track, "name": f"{request.id} {request.slo.class_name}: {fate}"}
     end_us = _us(request.last_seen_at_s)
     late_s = {} if request.attained else found.late_s
     yield {

@@ -1,4 +1,4 @@
-"""Where lateness came from in a run that is over: told to the slack ledger as it happened.
+"""Where lateness came from in a run that is over: told to the book of lateness as it happened.
 
 What is charged to what, :mod:`headway.metrics.causes` says. Of a kept run free KV is what a step
 left, not what was free when it was planned; so a wait may be ``kv_wait`` here that a live page
@@ -17,8 +17,8 @@ import numpy as np
 
 from headway.metrics.causes import CAUSES
 from headway.metrics.kept import LOST, KeptRequest, KeptRun, Timeline
-from headway.metrics.story import SlackLedger
-from headway.metrics.tale import Verdict
+from headway.metrics.lateness_book import LatenessBook
+from headway.metrics.request_lateness import Lateness
 from headway.metrics.tally import Tallies
 
 SAME_INSTANT_S = 1e-5
@@ -43,13 +43,13 @@ class ClassLateness:
     by_cause_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(CAUSES, 0.0))
 
 
-def of_run(kept: KeptRun) -> dict[str, Verdict]:
-    """Return the verdict on each request of a run, by id."""
-    return verdicts(kept.requests, kept.timeline)
+def of_run(kept: KeptRun) -> dict[str, Lateness]:
+    """Return the lateness of each request of a run, by id."""
+    return by_request(kept.requests, kept.timeline)
 
 
 def by_class(
-    requests: Iterable[KeptRequest], found: Mapping[str, Verdict]
+    requests: Iterable[KeptRequest], found: Mapping[str, Lateness]
 ) -> dict[str, ClassLateness]:
     """Return the lateness of *requests* by class, classes in the order they first arrive."""
     classes: dict[str, ClassLateness] = {}
@@ -58,24 +58,24 @@ def by_class(
         of_class.num_requests += 1
         if request.attained:
             continue
-        verdict = found[request.id]
-        if not verdict.total_late_s:
+        late = found[request.id]
+        if not late.total_late_s:
             of_class.num_unanswered += 1
             continue
         of_class.num_late += 1
-        of_class.total_s += verdict.total_late_s
-        for cause, seconds in verdict.late_s.items():
+        of_class.total_s += late.total_late_s
+        for cause, seconds in late.late_s.items():
             of_class.by_cause_s[cause] += seconds
     return classes
 
 
-def verdicts(
+def by_request(
     requests: Sequence[KeptRequest], timeline: Timeline | None = None
-) -> dict[str, Verdict]:
-    """Return the verdict on each of *requests* by id; see :func:`of_run`."""
+) -> dict[str, Lateness]:
+    """Return the lateness of each of *requests* by id; see :func:`of_run`."""
     if timeline is not None and len(timeline):
         return _told(requests, _steps_of(timeline))
-    found: dict[str, Verdict] = {}
+    found: dict[str, Lateness] = {}
     for request in requests:
         found |= _told([request], _own_steps(request))
     return found
@@ -107,9 +107,9 @@ _DONE, _ARRIVED, _ENDED, _LOST, _BEGUN = range(5)
 """What happens at one instant happens in this order."""
 
 
-def _told(requests: Sequence[KeptRequest], steps: Sequence[_Step]) -> dict[str, Verdict]:
-    """Return the ledger's verdicts after it was told of everything, in order."""
-    ledger = SlackLedger(Tallies())
+def _told(requests: Sequence[KeptRequest], steps: Sequence[_Step]) -> dict[str, Lateness]:
+    """Tell a book everything in order; return what it found of each request, by id."""
+    book = LatenessBook(Tallies())
     begins_s, ends_s = (np.array([s[i] for s in steps]) for i in (0, 1))
     admitted: list[dict[str, int]] = [{} for _ in steps]
     emitted: list[dict[str, int]] = [{} for _ in steps]
@@ -130,20 +130,20 @@ def _told(requests: Sequence[KeptRequest], steps: Sequence[_Step]) -> dict[str, 
             if phase in LOST:
                 order.append((at_s, _LOST, len(lost)))
                 lost.append((request.id, phase))
-    found: dict[str, Verdict] = {}
+    found: dict[str, Lateness] = {}
     for at_s, kind, number in sorted(order):
         if kind == _BEGUN:
-            ledger.scheduled(at_s, admitted[number], steps[number].planned_s)
+            book.scheduled(at_s, admitted[number], steps[number].planned_s)
         elif kind == _DONE:
-            ledger.done(at_s, emitted[number], int(steps[number].free_tokens))
+            book.done(at_s, emitted[number], int(steps[number].free_tokens))
         elif kind == _LOST:
             request_id, phase = lost[number]
-            ledger.preempted(request_id, at_s, swapped=phase == "swapped")
+            book.preempted(request_id, at_s, swapped=phase == "swapped")
         elif kind == _ARRIVED:
             one = requests[number]
-            ledger.arrived(one.id, one.slo, one.arrived_at_s, one.num_prompt_tokens)
+            book.arrived(one.id, one.slo, one.arrived_at_s, one.num_prompt_tokens)
         else:
-            found[requests[number].id] = _ended(ledger, requests[number], at_s)
+            found[requests[number].id] = _ended(book, requests[number], at_s)
     return found
 
 
@@ -152,8 +152,8 @@ def _end_s(request: KeptRequest) -> float:
     return request.last_seen_at_s if request.ended_at_s is None else request.ended_at_s
 
 
-def _ended(ledger: SlackLedger, request: KeptRequest, at_s: float) -> Verdict:
-    return ledger.finished(
+def _ended(book: LatenessBook, request: KeptRequest, at_s: float) -> Lateness:
+    return book.finished(
         request.id,
         at_s,
         len(request.emitted_at_s),

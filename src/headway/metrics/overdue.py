@@ -6,12 +6,12 @@ import heapq
 from collections.abc import Iterable
 from typing import Any
 
-from headway.metrics.tale import Tale
+from headway.metrics.request_lateness import LiveLateness
 
 MOST_SHOWN = 8
 
 
-def overdue(tales: Iterable[Tale], at_s: float) -> tuple[int, list[dict[str, Any]]]:
+def overdue(live: Iterable[LiveLateness], at_s: float) -> tuple[int, list[dict[str, Any]]]:
     """Return how many requests are overdue, and the most overdue of them as JSON's types.
 
     Overdue is who has no first token after ``ttft_s``, waits longer than ``tbt_s`` for the next
@@ -23,27 +23,27 @@ def overdue(tales: Iterable[Tale], at_s: float) -> tuple[int, list[dict[str, Any
         ``breaks`` (``ttft``, ``tbt`` or ``jct``), ``late_s`` beyond that promise, ``stage`` and
         ``lived_s`` since the arrival.
     """
-    found: list[tuple[float, str, str, Tale]] = []
-    for tale in tales:
-        slo, late_s, breaks = tale.slo, 0.0, ""
-        last_s = tale.last_token_at_s
+    found: list[tuple[float, str, str, LiveLateness]] = []
+    for one in live:
+        slo, late_s, breaks = one.slo, 0.0, ""
+        last_s = one.last_token_at_s
         if last_s is None:
             if slo.ttft_s is not None:
-                late_s, breaks = at_s - tale.arrived_at_s - slo.ttft_s, "ttft"
-        elif slo.tbt_s is not None and tale.mark is None:  # In step, its last token is new.
+                late_s, breaks = at_s - one.arrived_at_s - slo.ttft_s, "ttft"
+        elif slo.tbt_s is not None and one.mark is None:  # In step, its last token is new.
             late_s, breaks = at_s - last_s - slo.tbt_s, "tbt"
-        if slo.jct_s is not None and at_s - tale.arrived_at_s - slo.jct_s > late_s:
-            late_s, breaks = at_s - tale.arrived_at_s - slo.jct_s, "jct"
+        if slo.jct_s is not None and at_s - one.arrived_at_s - slo.jct_s > late_s:
+            late_s, breaks = at_s - one.arrived_at_s - slo.jct_s, "jct"
         if late_s > 0:
-            found.append((late_s, tale.request_id, breaks, tale))
+            found.append((late_s, one.request_id, breaks, one))
     return len(found), [
         {
             "id": request_id,
-            "class": tale.slo.class_name,
+            "class": one.slo.class_name,
             "breaks": breaks,
             "late_s": late_s,
-            "stage": tale.stage.value,
-            "lived_s": at_s - tale.arrived_at_s,
+            "stage": one.stage.value,
+            "lived_s": at_s - one.arrived_at_s,
         }
-        for late_s, request_id, breaks, tale in heapq.nlargest(MOST_SHOWN, found)
+        for late_s, request_id, breaks, one in heapq.nlargest(MOST_SHOWN, found)
     ]

@@ -15,11 +15,11 @@ from prometheus_client.core import (
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector, CollectorRegistry
 
-from headway.metrics.catalogue import METRICS, QUERIES, Described, Json
+from headway.metrics.catalogue import METRICS, QUERIES, Json, MetricSpec
 from headway.metrics.causes import CAUSES
 
 
-class _Told(Collector):
+class _MessageCollector(Collector):
     """Hands the metrics of some messages to prometheus_client."""
 
     def __init__(self, messages: Mapping[str, Json]) -> None:
@@ -33,11 +33,11 @@ class _Told(Collector):
 def exposition(messages: Mapping[str, Json]) -> bytes:
     """Return the text format (0.0.4) of the latest message of every engine."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Told(messages))
+    registry.register(_MessageCollector(messages))
     return generate_latest(registry)
 
 
-def _family(described: Described, messages: Mapping[str, Json]) -> Metric:
+def _family(described: MetricSpec, messages: Mapping[str, Json]) -> Metric:
     labels = ("engine", *described.labels)
     if described.kind == "histogram":
         histogram = HistogramMetricFamily(described.name, described.help, labels=labels)
@@ -52,7 +52,7 @@ def _family(described: Described, messages: Mapping[str, Json]) -> Metric:
 
 
 def _samples(
-    described: Described, messages: Mapping[str, Json]
+    described: MetricSpec, messages: Mapping[str, Json]
 ) -> Iterator[tuple[tuple[str, ...], Any]]:
     for engine, message in sorted(messages.items()):
         for values, sample in described.read(message):

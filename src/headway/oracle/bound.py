@@ -106,7 +106,7 @@ class Prices:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class WindowDemand:
     """A part of a request: engine seconds and KV token-seconds within a window."""
 
     request: int
@@ -147,7 +147,7 @@ def bound(
         if not value > 0:
             raise UserError(f"{name} must be greater than 0, not {value!r}.")
     prices = Prices.of(scaled(cost, scale), max_step_tokens)
-    jobs: list[Job] = []
+    jobs: list[WindowDemand] = []
     possible = 0
     for request in requests:
         found = _jobs(possible, request, slos[request.id], prices, kv_tokens)
@@ -166,7 +166,7 @@ def _jobs(
     slo: Slo,
     prices: Prices,
     kv_tokens: int,
-) -> list[Job] | None:
+) -> list[WindowDemand] | None:
     """Return what keeping the promise takes; ``None`` when even an idle server could not."""
     prompt, at_s = request.num_prompt_tokens, request.arrived_at_s
     most = min(request.max_output_tokens or math.inf, kv_tokens - prompt)
@@ -187,7 +187,7 @@ def _jobs(
         gap_s = slo.tbt_s
     # A stream of over a hundred tokens may be put aside for as long as one likes.
     late_s = math.inf if late_allowed else 0.0
-    jobs = [Job(index, at_s, first_s, prices.prompt_s(prompt), 0.0)]
+    jobs = [WindowDemand(index, at_s, first_s, prices.prompt_s(prompt), 0.0)]
     for start, count in _pieces(num_gaps):
         context = prompt + start
         begins_s = at_s + alone_s + start * prices.least_step_s
@@ -195,7 +195,7 @@ def _jobs(
         due_s = min(first_s + (start + count) * gap_s + late_s, ends_s - left_s)
         work_s = count * prices.decode_s(context)
         held = count * (context + 1) * prices.least_step_s
-        jobs.append(Job(index, begins_s, due_s, work_s, held))
+        jobs.append(WindowDemand(index, begins_s, due_s, work_s, held))
     return jobs
 
 
@@ -205,7 +205,7 @@ def _pieces(num_gaps: int) -> Iterator[tuple[int, int]]:
         yield start, min(PIECE_TOKENS, num_gaps - start)
 
 
-def _most_kept(num_requests: int, jobs: Sequence[Job], kv_tokens: int) -> float:
+def _most_kept(num_requests: int, jobs: Sequence[WindowDemand], kv_tokens: int) -> float:
     """Return the optimum: the most requests, fractions counted, whose jobs fit their windows.
 
     Variables: the fraction of each request that is kept, then the fraction of each job done in
@@ -263,7 +263,7 @@ def _most_kept(num_requests: int, jobs: Sequence[Job], kv_tokens: int) -> float:
     return -float(solved.fun) if solved.status == 0 else float(num_requests)
 
 
-def _instants(jobs: Sequence[Job]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def _instants(jobs: Sequence[WindowDemand]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     """Return the ends of windows, at most :data:`MOST_INSTANTS` of them, the outermost included."""
     found = np.unique([j.begins_s for j in jobs] + [j.due_s for j in jobs])
     if len(found) <= MOST_INSTANTS:

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from headway.kit.curve_gate import CurveGate
 from headway.kit.ledger import KvLedger
-from headway.kit.parts import Composed, Feasibility, Parts, Prioritizer
+from headway.kit.parts import ComposedPlanner, Feasibility, Parts, Prioritizer
 from headway.kit.tightest import TightestRecent
 from headway.latency.model import LatencyModel, StepShape
-from headway.oracle.search import Found
+from headway.oracle.search import SearchResult
 from headway.policy.batch import InOrder
 from headway.policy.chunk import Chunker, SlackChunk
 from headway.policy.draft import Draft
@@ -61,7 +61,7 @@ class KnownLengths(Predictor):
         """Nothing is left to learn."""
 
 
-class Chosen(Feasibility):
+class ChosenClaims(Feasibility):
     """The claims given up in advance are set aside; the others are served at full pressure."""
 
     def __init__(self, dropped: frozenset[str]) -> None:
@@ -111,7 +111,7 @@ class ByRank(Prioritizer):
 
 
 def scheduler(
-    found: Found,
+    found: SearchResult,
     requests: Sequence[WorkloadRequest],
     truth: Callable[[StepShape], float],
     overload: str = "demote",
@@ -128,7 +128,7 @@ def scheduler(
     ledger, tightest = KvLedger(), TightestRecent()
     parts = Parts(
         predictor=KnownLengths(lengths),
-        feasibility=Chosen(found.dropped),
+        feasibility=ChosenClaims(found.dropped),
         prioritizer=ByRank(found.rank),
         chunker=EveryGap(tightest),
         gate=CurveGate(ledger, reserve_share=0.0),
@@ -137,4 +137,4 @@ def scheduler(
         ledger=ledger,
         tightest=tightest,
     )
-    return Scheduler("oracle", Composed(parts), KnownTime(truth), overload)
+    return Scheduler("oracle", ComposedPlanner(parts), KnownTime(truth), overload)

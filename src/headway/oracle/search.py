@@ -42,7 +42,7 @@ class Player(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class SearchResult:
     """The best order found.
 
     Attributes:
@@ -85,8 +85,8 @@ def search(
     *,
     seed: int = 0,
     max_plays: int = DEFAULT_PLAYS,
-    start: Found | None = None,
-) -> Found:
+    start: SearchResult | None = None,
+) -> SearchResult:
     """Return the order that keeps the most promises among those tried.
 
     Starts from *start* and a few known rules, then changes one thing at a time and keeps what
@@ -114,7 +114,7 @@ def search(
         best.try_(_neighbour(best.members(), player, rng))
     rank = {names[index]: at for at, index in enumerate(best.order)}
     dropped = frozenset(name for name in names if name not in rank)
-    return Found(rank, dropped, len(best.kept) / len(names), best.num_plays)
+    return SearchResult(rank, dropped, len(best.kept) / len(names), best.num_plays)
 
 
 def _try_rules(best: Best, max_plays: int) -> None:

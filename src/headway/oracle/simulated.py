@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from headway.engines.sim.run import SimRun
-from headway.engines.virtual import Call, VirtualEngine
+from headway.engines.virtual import VirtualCall, VirtualEngine
 from headway.latency.model import StepShape
 from headway.latency.profile import StepCost
 from headway.metrics import define
-from headway.oracle.model import Server, StepModel
+from headway.oracle.fast_model import Server, StepModel
 from headway.oracle.policy import scheduler
-from headway.oracle.search import Found
+from headway.oracle.search import SearchResult
 from headway.slo import Slo, SloBook
 from headway.workloads.schema import WorkloadRequest
 
@@ -26,7 +26,7 @@ def server_of(engine: VirtualEngine, cost: StepCost) -> Server:
     return Server(cost, tokens, engine.max_num_batched_tokens, engine.max_num_seqs)
 
 
-class Simulated(StepModel):
+class SimulatedPlayer(StepModel):
     """Plays orders on a simulated server; due times and work are the fast model's.
 
     Args:
@@ -41,7 +41,7 @@ class Simulated(StepModel):
     def __init__(
         self,
         requests: Sequence[WorkloadRequest],
-        calls: Sequence[Call],
+        calls: Sequence[VirtualCall],
         slos: Mapping[str, Slo],
         engine: VirtualEngine,
         cost: StepCost,
@@ -57,7 +57,7 @@ class Simulated(StepModel):
     def play(self, order: Sequence[int]) -> set[int]:
         """See :class:`~.search.Player`."""
         rank = {self._names[index]: at for at, index in enumerate(order)}
-        found = Found(rank, frozenset(self._names).difference(rank), 0.0, 1)
+        found = SearchResult(rank, frozenset(self._names).difference(rank), 0.0, 1)
         step_s = self._simulated_step_s
         policy = scheduler(found, self.requests, step_s, self._overload)
         outcomes = SimRun(self._engine, step_s, policy, book=self._book).run(self._calls)

@@ -15,7 +15,7 @@ RECENT = 0.01
 run. Larger: one lucky step moves the estimate; smaller: other texts are noticed late."""
 
 
-class Accepted:
+class AcceptedTokens:
     """Tokens a step by class; 1 until a step has shown more."""
 
     def __init__(self) -> None:

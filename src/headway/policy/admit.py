@@ -36,7 +36,7 @@ promises would do, but ``inf``, for a claim with no token left would take 0 x ``
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class DueWork:
     """One claim as the feasibility test sees it: work to do before an instant."""
 
     key: str
@@ -45,7 +45,7 @@ class Job:
     weight: float = 1.0
 
 
-def largest_feasible(jobs: Iterable[Job]) -> tuple[set[str], float]:
+def largest_feasible(jobs: Iterable[DueWork]) -> tuple[set[str], float]:
     """Return the jobs to set aside so that the most others end on time.
 
     Moore (1968) with Hodgson's proof: in order of due times, whenever the running total is
@@ -96,7 +96,7 @@ class MooreHodgson:
             self._decided_at_step = given.step
         return self._last
 
-    def _jobs(self, draft: Draft, chunker: Chunker) -> list[Job]:
+    def _jobs(self, draft: Draft, chunker: Chunker) -> list[DueWork]:
         """Return one job a claim that waits or whose prompt is in progress.
 
         What several have in common with a prompt in progress is the work of the first of them.
@@ -106,7 +106,7 @@ class MooreHodgson:
         running = [r for r in live.prefilling.values() if r.has_claim]
         shared = live.shared_tokens()
         return [
-            Job(
+            DueWork(
                 r.request_id,
                 r.due_at_s - draft.given.ref_s - STEPS_TO_TOKEN * prefill.step_s,
                 prefill.work_s(r, shared.get(r.request_id, r.num_ready_tokens)),

@@ -26,7 +26,7 @@ groups*). Larger: who needs much KV waits longer; smaller: free KV lies idle."""
 
 
 @dataclass(slots=True)
-class Filled:
+class StepFill:
     """What a batcher decided: the prompt work, whom it preempts, and the step's shape."""
 
     shape: StepShape
@@ -53,9 +53,9 @@ class InOrder:
         chunker: Chunker,
         gate: Gate,
         preemptor: Preemptor,
-    ) -> Filled:
+    ) -> StepFill:
         """See :class:`Batcher`."""
-        filled = Filled(draft.shape)
+        filled = StepFill(draft.shape)
         num_running = draft.given.live.num_running
         blocked = 0
         for request in candidates:
@@ -105,7 +105,7 @@ class InOrder:
         tokens: int,
         gate: Gate,
         preemptor: Preemptor,
-        filled: Filled,
+        filled: StepFill,
     ) -> bool:
         """Return whether a waiting request gets its KV, preempting for it when allowed."""
         needed = draft.blocks_to_start(request, filled.shape.num_prefill_tokens + tokens)
@@ -121,7 +121,7 @@ class InOrder:
         return True
 
     def _give_up(
-        self, draft: Draft, request: Request, victims: list[Request], filled: Filled
+        self, draft: Draft, request: Request, victims: list[Request], filled: StepFill
     ) -> None:
         """Take the victims' KV for *request*."""
         for victim in victims:
@@ -135,7 +135,7 @@ class InOrder:
         request: Request,
         needed: int,
         preemptor: Preemptor,
-        filled: Filled,
+        filled: StepFill,
     ) -> list[Request]:
         """Return requests whose KV together suffices, or none when that is impossible."""
         if not draft.comes_first(request):
@@ -173,7 +173,7 @@ def _why(draft: Draft, request: Request) -> str:
     return "first token due" if request.has_claim else "best effort"
 
 
-def cap_partial(draft: Draft, filled: Filled) -> None:
+def cap_partial(draft: Draft, filled: StepFill) -> None:
     """Make a cut-short prompt in progress fit engines that have one cap for all chunks.
 
     vLLM gives running requests their tokens before new ones. A prompt in progress that must

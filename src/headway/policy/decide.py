@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from headway.latency.model import LatencyModel
 from headway.policy.admit import AllOf, MooreHodgson, StepGate
-from headway.policy.batch import Filled, InOrder
+from headway.policy.batch import InOrder, StepFill
 from headway.policy.chunk import SlackChunk
 from headway.policy.draft import Draft
 from headway.policy.hold import hold
@@ -23,7 +23,7 @@ from headway.policy.planner import Planner
 from headway.policy.preempt import BestEffortFirst, Preemptor
 from headway.policy.prioritize import ByDeadline
 from headway.policy.swap_choice import SwapChoice
-from headway.policy.weigh import Lengths, Weighed
+from headway.policy.weigh import ExpectedLengths, Weighed
 
 
 class Headway(Planner):
@@ -39,7 +39,7 @@ class Headway(Planner):
         self.chunker = SlackChunk()
         self.preemptor = BestEffortFirst()
         self.swap = swap
-        self._lengths = Lengths()
+        self._lengths = ExpectedLengths()
         self._feasibility = MooreHodgson()
         self._order = ByDeadline()
         self.gate = AllOf(StepGate(), Weighed(self._lengths, self.chunker))
@@ -62,7 +62,7 @@ class Headway(Planner):
         """Streams without a promised gap yield to those with one."""
         return hold(draft, self.chunker)
 
-    def fill(self, draft: Draft, preemptor: Preemptor) -> Filled:
+    def fill(self, draft: Draft, preemptor: Preemptor) -> StepFill:
         """By due time, while the step and the KV have room."""
         order = self._order.candidates(draft)
         return self._batcher.fill(draft, order, self.chunker, self.gate, preemptor)

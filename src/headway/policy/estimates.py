@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from headway.latency.model import LatencyModel, StepShape
-from headway.policy.live import LiveRequests
+from headway.policy.live_requests import LiveRequests
 from headway.request import Request
 
 CERTAIN = 0.7

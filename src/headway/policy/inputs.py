@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from headway.latency.model import LatencyModel, StepShape
 from headway.policy.kv.layout import KvLayout
-from headway.policy.live import LiveRequests
+from headway.policy.live_requests import LiveRequests
 from headway.policy.view import EngineView
 from headway.request import Request
 

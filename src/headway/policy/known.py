@@ -6,7 +6,7 @@ import math
 from heapq import heappop, heappush
 
 from headway.latency.model import LatencyModel, StepShape
-from headway.policy.accepted import Accepted
+from headway.policy.accepted import AcceptedTokens
 from headway.policy.appointments import Appointments
 from headway.policy.estimates import due_at_s, is_hopeless, work_s
 from headway.policy.events import (
@@ -21,7 +21,7 @@ from headway.policy.events import (
 )
 from headway.policy.finishes import Finishes
 from headway.policy.inputs import FIRST_CLAIM_TOKENS, OVERDUE_SHARE
-from headway.policy.live import LiveRequests
+from headway.policy.live_requests import LiveRequests
 from headway.policy.pace import Pace
 from headway.policy.predict import Predictor
 from headway.policy.price import StepPrice
@@ -61,7 +61,7 @@ class Known:
         self.live = LiveRequests()
         self.pace = Pace()
         self.price = StepPrice()
-        self.accepted = Accepted()
+        self.accepted = AcceptedTokens()
         self.appointments = Appointments()
         self.unchecked: list[Request] = []
         """Came since the last plan, which looks whether they can ever fit."""

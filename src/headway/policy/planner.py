@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 
 from headway.latency.model import LatencyModel
 from headway.policy.admit import Gate
-from headway.policy.batch import Filled
+from headway.policy.batch import StepFill
 from headway.policy.chunk import Chunker
 from headway.policy.draft import Draft
 from headway.policy.inputs import Inputs
@@ -56,7 +56,7 @@ class Planner(ABC):
         """Return decodes that sit the step out; ``draft.shape`` is left with those that run."""
 
     @abstractmethod
-    def fill(self, draft: Draft, preemptor: Preemptor) -> Filled:
+    def fill(self, draft: Draft, preemptor: Preemptor) -> StepFill:
         """Return the prompt work of the step, and whom it preempts."""
 
     def fund(self, draft: Draft, preemptor: Preemptor) -> tuple[Preempt, ...]:

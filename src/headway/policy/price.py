@@ -152,7 +152,7 @@ class StepPrice:
         lengths = _lengths(given, shape, gap_s)
         keeps_gap = gap_s[:, None] >= lengths
         rate = (len(at_s) - 1) / max(given.now_s - at_s[0], LEAST_SPAN_S)
-        machine = _Machine(given, shape, lengths)
+        machine = _StepCapacity(given, shape, lengths)
         # As much work may wait as what is promised for it leaves time.
         patience_s = float(np.average(np.minimum(ttft_s, PATIENCE_S), weights=prompt))
         tightest_s = np.where(keeps_gap, gap_s[:, None], math.inf).min(axis=0)
@@ -173,7 +173,7 @@ class StepPrice:
         # bound it would cut those that are further.
         self._for_first_tokens_s = math.inf if best_s >= machine.full_s else best_s
 
-    def _lost_at_once(self, given: Inputs, shape: StepShape, machine: _Machine) -> Vector:
+    def _lost_at_once(self, given: Inputs, shape: StepShape, machine: _StepCapacity) -> Vector:
         """Return the promises that each length would break now, whatever comes later.
 
         Streams with a tighter gap, and of those who wait the share that this length has no time
@@ -204,7 +204,7 @@ def _lengths(given: Inputs, shape: StepShape, gap_s: Vector) -> Vector:
     return np.unique(np.concatenate([grid, gaps]))
 
 
-class _Machine:
+class _StepCapacity:
     """What steps of these lengths can do, by the learned step time. Vectors have a value a length.
 
     A prompt token costs what it does in the largest step. Small chunks may cost less, but a server

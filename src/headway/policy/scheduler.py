@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from headway.latency.model import LatencyModel
 from headway.policy.events import Event
-from headway.policy.live import LiveRequests
+from headway.policy.live_requests import LiveRequests
 from headway.policy.plan import StepPlan
 from headway.policy.planner import Planner
 from headway.policy.view import EngineView

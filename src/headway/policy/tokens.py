@@ -6,11 +6,11 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from headway.policy.live import LiveRequests
+from headway.policy.live_requests import LiveRequests
 from headway.request import Request, Standing, State
 
 
-class Taken(NamedTuple):
+class TokenEffects(NamedTuple):
     """What the tokens of one step did.
 
     Attributes:
@@ -24,7 +24,7 @@ class Taken(NamedTuple):
     has_drafts: bool
 
 
-def take_step(live: LiveRequests, num_new_tokens: Mapping[str, int], at_s: float) -> Taken:
+def take_step(live: LiveRequests, num_new_tokens: Mapping[str, int], at_s: float) -> TokenEffects:
     """Count the tokens that a step emitted, per request."""
     requests, decoding, gaps_s = live.requests, live.decoding, live.claim_gaps
     tightest_s = gaps_s.keys()[0] if gaps_s else math.inf
@@ -54,7 +54,7 @@ def take_step(live: LiveRequests, num_new_tokens: Mapping[str, int], at_s: float
             for r in decoding.values()
             if r.last_token_at_s is not None and r.last_token_at_s < at_s
         ]
-    return Taken(lost, lagging, context_tokens > num_emitting)
+    return TokenEffects(lost, lagging, context_tokens > num_emitting)
 
 
 def take_tokens(request: Request, num_tokens: int, at_s: float) -> bool:

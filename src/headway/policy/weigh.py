@@ -31,7 +31,7 @@ WORTH_TELLING = 0.05
 unsaid; smaller: every start is called one."""
 
 
-class Lengths(Predictor):
+class ExpectedLengths(Predictor):
     """Expected lengths, from :class:`~headway.policy.kv.forecast.Lifetimes` that it feeds."""
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class Lengths(Predictor):
 class Weighed(Gate):
     """Admit when the promises that waiting would cost outweigh those that overflow would."""
 
-    def __init__(self, lengths: Lengths, chunker: Chunker) -> None:
+    def __init__(self, lengths: ExpectedLengths, chunker: Chunker) -> None:
         self._lifetimes = lengths.lifetimes
         self._chunker = chunker
         self._forecasts: dict[bool, Forecast] = {}  # Of claims only, and of everyone.

@@ -17,5 +17,9 @@ from headway.kit.simple import plain_parts
 
 
 def parts(chunk_tokens: int = 768) -> Parts:
-    """Return the parts with *chunk_tokens* in every pass."""
+    """Passes of one size, whoever they are for: promises decide nothing.
+
+    Args:
+        chunk_tokens: Of every pass, decodes included.
+    """
     return plain_parts(positive_tokens("chunk_tokens", chunk_tokens))

@@ -19,14 +19,14 @@ from headway.latency.model import StepShape
 from headway.policy.draft import Draft
 from headway.policy.swap_choice import SwapChoice, copyable_blocks
 from headway.request import Request
-from headway.rivals.ranked import Ranked, Ranking
+from headway.rivals.ranked import RankedPlanner, Ranking
 
 RATIO = 2.0
 """Of one level's quantum to that of the level above."""
 
 
 @dataclass(slots=True)
-class Job:
+class QueuePlace:
     """Where a request stands in the queues.
 
     ``service_s`` was attained at this level; ``ran_at_s`` is when it was last seen to have
@@ -70,7 +70,7 @@ class SkipJoin(Ranking):
         quantum_s: float | None = None,
         starve_s: float = 10.0,
     ) -> None:
-        self._levels: list[dict[str, Job]] = [{} for _ in range(num_levels)]
+        self._levels: list[dict[str, QueuePlace]] = [{} for _ in range(num_levels)]
         self._level_of: dict[str, int] = {}
         self._quantum_s = quantum_s
         self._starve_s = starve_s
@@ -133,9 +133,9 @@ class SkipJoin(Ranking):
         level = 0
         while level < len(self._levels) - 1 and quantum_s * RATIO**level < first_s:
             level += 1
-        self._put(Job(request, level, request.arrived_at_s), level)
+        self._put(QueuePlace(request, level, request.arrived_at_s), level)
 
-    def _demote(self, job: Job, quantum_s: float) -> None:
+    def _demote(self, job: QueuePlace, quantum_s: float) -> None:
         """Move a job down while its service exceeds its level's quantum."""
         level = job.level
         while level < len(self._levels) - 1:
@@ -147,7 +147,7 @@ class SkipJoin(Ranking):
         if level != job.level:
             self._put(job, level)
 
-    def _put(self, job: Job, level: int) -> None:
+    def _put(self, job: QueuePlace, level: int) -> None:
         """Append *job* to a level's queue."""
         request_id = job.request.request_id
         self._drop(request_id)
@@ -174,10 +174,11 @@ def planner(
     quantum_s: float | None = None,
     starve_s: float = 300.0,
     max_batch: int | None = None,
-) -> Ranked:
-    """Return the planner.
+) -> RankedPlanner:
+    """Levels by attained service; promises decide nothing.
 
     Args:
+        num_levels: Levels of the queue, each of twice the quantum of the one above.
         quantum_s: Of the first level; ``None`` takes the predicted time of one decode alone.
         starve_s: How long a request may go without computing before it is promoted.
         max_batch: Requests computed in one step; ``None`` leaves it to the engine.
@@ -188,4 +189,4 @@ def planner(
     if max_batch is not None:
         positive_count("max_batch", max_batch)
     queue = SkipJoin(num_levels, quantum_s, starve_s=positive_s("starve_s", starve_s))
-    return Ranked(queue, MaxTokens(), max_batch, heeds_promises=False, swap=WhereverItFits())
+    return RankedPlanner(queue, MaxTokens(), max_batch, heeds_promises=False, swap=WhereverItFits())

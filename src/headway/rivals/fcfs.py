@@ -14,7 +14,11 @@ from headway.kit.simple import plain_parts
 
 
 def parts(chunk_tokens: int | None = None) -> Parts:
-    """Return the parts; *chunk_tokens* is the budget of a step, the engine's when ``None``."""
+    """What stock vLLM would do, through the same driver: promises decide nothing.
+
+    Args:
+        chunk_tokens: Budget of a step, the engine's when ``None``.
+    """
     if chunk_tokens is not None:
         positive_tokens("chunk_tokens", chunk_tokens)
     return plain_parts(chunk_tokens)

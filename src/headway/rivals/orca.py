@@ -17,5 +17,5 @@ from headway.rivals.reserved import Reserved
 
 
 def parts() -> Parts:
-    """Return the parts."""
+    """Whole prompts, and a start only when the longest possible output fits; no options."""
     return replace(plain_parts(), chunker=WholePrompts(), gate=Reserved())

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from headway.kit.parts import Batcher, Prioritizer
 from headway.policy.admit import Gate
-from headway.policy.batch import Filled
+from headway.policy.batch import StepFill
 from headway.policy.chunk import Chunker
 from headway.policy.draft import Draft
 from headway.policy.plan import Preempt
@@ -74,7 +74,7 @@ class Evicting(Batcher):
         chunker: Chunker,
         gate: Gate,
         preemptor: Preemptor,
-    ) -> Filled:
+    ) -> StepFill:
         """See :class:`~headway.policy.batch.Batcher`."""
         evicted: list[Preempt] = []
         for request in self._predictor.take_outgrown(draft):

@@ -41,7 +41,7 @@ def future_peak(held_tokens: Float, remaining_tokens: Float) -> float:
     return float(np.max(held + count * remaining_tokens[longest_first]))
 
 
-class History(Predictor):
+class RecentLengths(Predictor):
     """The lengths of the last outputs, of all classes together, and draws from them.
 
     Args:
@@ -90,7 +90,7 @@ class PastFuture(Gate):
     cache starts when nobody else runs.
     """
 
-    def __init__(self, history: History, reserve_share: float = 0.05) -> None:
+    def __init__(self, history: RecentLengths, reserve_share: float = 0.05) -> None:
         self._history = history
         self._reserve_share = reserve_share
         self._is_new = True
@@ -129,14 +129,14 @@ class PastFuture(Gate):
 
 
 def parts(window: int = 200, reserve_share: float = 0.05, seed: int = 0) -> Parts:
-    """Return the parts.
+    """Starts whom the drawn future of the cache has room for; promises decide nothing.
 
     Args:
         window: Outputs remembered.
         reserve_share: Share of the cache kept free of predictions.
         seed: Of the draws.
     """
-    history = History(positive_count("window", window), seed)
+    history = RecentLengths(positive_count("window", window), seed)
     return Parts(
         predictor=history,
         feasibility=AllFeasible(),

@@ -185,7 +185,11 @@ class EagerRelegation(Feasibility):
 
 
 def parts(alpha_s: float | None = None) -> Parts:
-    """Return the parts; *alpha_s* is what a remaining prompt token adds to the due time."""
+    """Deadlines weighed against prompts left, and whoever cannot be on time comes last.
+
+    Args:
+        alpha_s: What a remaining prompt token adds to the due time; ``None`` takes what it costs.
+    """
     if alpha_s is not None:
         positive_s("alpha_s", alpha_s)
     priority = Hybrid(alpha_s)

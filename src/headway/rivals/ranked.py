@@ -14,7 +14,7 @@ from headway.kit.one_walk import OneWalk
 from headway.kit.parts import Part
 from headway.kit.simple import FixedChunk
 from headway.latency.model import StepShape
-from headway.policy.batch import Filled, cap_partial
+from headway.policy.batch import StepFill, cap_partial
 from headway.policy.chunk import largest_chunk
 from headway.policy.draft import Draft
 from headway.policy.plan import Chunk, Preempt
@@ -38,7 +38,7 @@ class Ranking(Part, Protocol):
 
 
 @dataclass(slots=True)
-class Choice:
+class WalkOutcome:
     """One walk's outcome and the room it has left. Sizes in tokens, blocks and requests."""
 
     num_tokens_left: int
@@ -55,7 +55,7 @@ class Choice:
     is_blocked: bool = False
 
 
-class Ranked(OneWalk):
+class RankedPlanner(OneWalk):
     """Composes steps by a :class:`Ranking`.
 
     Args:
@@ -76,7 +76,7 @@ class Ranked(OneWalk):
         self.ranking = ranking
         self._max_batch = max_batch
         self._least_partial_tokens = least_partial_tokens
-        self._choice: Choice | None = None
+        self._choice: WalkOutcome | None = None
 
     # -- the decisions --------------------------------------------------------------------
 
@@ -91,10 +91,10 @@ class Ranked(OneWalk):
         draft.shape = choice.decodes
         return tuple(choice.held)
 
-    def fill(self, draft: Draft, preemptor: Preemptor) -> Filled:
+    def fill(self, draft: Draft, preemptor: Preemptor) -> StepFill:
         """Return what the walk chose."""
         choice = self._choose(draft)
-        filled = Filled(choice.shape, list(choice.chunks))
+        filled = StepFill(choice.shape, list(choice.chunks))
         for victim, why in choice.victims.values():
             draft.gone.add(victim.request_id)
             filled.preempt.append(Preempt(victim.request_id, "recompute", why))
@@ -110,16 +110,16 @@ class Ranked(OneWalk):
 
     # -- the walk -------------------------------------------------------------------------
 
-    def _choose(self, draft: Draft) -> Choice:
+    def _choose(self, draft: Draft) -> WalkOutcome:
         if self._choice is None:
             self._choice = self._walk(draft)
         return self._choice
 
-    def _walk(self, draft: Draft) -> Choice:
+    def _walk(self, draft: Draft) -> WalkOutcome:
         """Give the step to the most important until tokens, time, batch or KV run out."""
         view = draft.given.view
         num_running = sum(r.request_id not in draft.gone for r in draft.given.live.running())
-        choice = Choice(
+        choice = WalkOutcome(
             num_tokens_left=view.max_step_tokens,
             num_batch_left=self._max_batch or view.max_num_running,
             num_slots_left=view.max_num_running - num_running,
@@ -139,7 +139,7 @@ class Ranked(OneWalk):
                 self._take_prompt(draft, choice, request, order[rank + 1 :])
         return choice
 
-    def _take_decode(self, draft: Draft, choice: Choice, request: Request) -> None:
+    def _take_decode(self, draft: Draft, choice: WalkOutcome, request: Request) -> None:
         shape = _with_decode(choice.shape, request)
         is_first = not choice.shape.num_decodes and not choice.shape.num_prefills
         if not choice.is_full and not is_first and choice.limit_s < math.inf:
@@ -153,7 +153,7 @@ class Ranked(OneWalk):
         choice.num_batch_left -= 1
 
     def _take_prompt(
-        self, draft: Draft, choice: Choice, request: Request, below: list[Request]
+        self, draft: Draft, choice: WalkOutcome, request: Request, below: list[Request]
     ) -> None:
         waits = request.state is not State.RUNNING
         if waits and choice.is_blocked:
@@ -173,7 +173,9 @@ class Ranked(OneWalk):
         choice.num_batch_left -= 1
         choice.is_full = choice.is_full or num_tokens < wanted
 
-    def _chunk_tokens(self, draft: Draft, choice: Choice, request: Request, wanted: int) -> int:
+    def _chunk_tokens(
+        self, draft: Draft, choice: WalkOutcome, request: Request, wanted: int
+    ) -> int:
         """Return the tokens of this prompt the step has room for; some if it would be empty."""
         most = min(wanted, choice.num_tokens_left)
         prefix, predict_s = request.num_computed_tokens, draft.given.latency.predict_s
@@ -186,7 +188,7 @@ class Ranked(OneWalk):
         return min(most, LEAST_CHUNK_TOKENS) if is_empty else 0
 
     def _make_room(
-        self, draft: Draft, choice: Choice, request: Request, below: list[Request]
+        self, draft: Draft, choice: WalkOutcome, request: Request, below: list[Request]
     ) -> bool:
         """Find a slot and KV for a waiting request, from those below it if need be."""
         needed = draft.new_blocks(request)

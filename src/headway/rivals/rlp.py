@@ -20,7 +20,7 @@ from headway.kit.parts import Parts, Prioritizer
 from headway.kit.simple import AllFeasible, FixedChunk, Youngest
 from headway.policy.batch import InOrder
 from headway.policy.draft import Draft
-from headway.policy.live import LiveRequests
+from headway.policy.live_requests import LiveRequests
 from headway.request import Request
 from headway.rivals.overrun import Bucketed, Evicting
 from headway.rivals.reserved import Reserved
@@ -74,7 +74,7 @@ class LengthBatches(Prioritizer):
 
 
 def parts(predictor: str = "histogram", bucket_tokens: int = 50, pool_size: int = 256) -> Parts:
-    """Return the parts.
+    """One batch of equal predicted lengths at a time; promises decide nothing.
 
     Args:
         predictor: ``"histogram"`` or ``"max_tokens"``.

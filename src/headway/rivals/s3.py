@@ -19,7 +19,7 @@ from headway.rivals.reserved import Reserved
 
 
 def parts(predictor: str = "histogram", window: int = 64) -> Parts:
-    """Return the parts.
+    """Reserves predicted lengths and evicts whoever outgrows its own; promises decide nothing.
 
     Args:
         predictor: ``"histogram"`` or ``"max_tokens"``.

@@ -12,5 +12,9 @@ from headway.kit.simple import plain_parts
 
 
 def parts(chunk_tokens: int = 512) -> Parts:
-    """Return the parts with a budget of *chunk_tokens* a step."""
+    """First come, first served within a fixed budget: promises decide nothing.
+
+    Args:
+        chunk_tokens: Budget of a step, decodes included.
+    """
     return plain_parts(positive_tokens("chunk_tokens", chunk_tokens))

@@ -21,7 +21,7 @@ from headway.policy.swap_choice import SWAPS
 
 
 def parts(max_wait_s: float = 300.0, confidence: float = 0.5, swap: str = "recompute") -> Parts:
-    """Return the parts.
+    """Earlier rules of the default policy, which reserves by one quantile of lengths.
 
     Args:
         max_wait_s: Bound on how long best effort may wait for its turn.

@@ -19,7 +19,7 @@ from headway.kit.lengths import SlidingHistogram
 from headway.kit.parts import Feasibility, Parts, Prioritizer
 from headway.kit.simple import FreeBlocks, Youngest
 from headway.latency.model import StepShape
-from headway.policy.admit import Job
+from headway.policy.admit import DueWork
 from headway.policy.batch import InOrder
 from headway.policy.chunk import Chunker, StepTime, largest_chunk
 from headway.policy.draft import Draft
@@ -120,7 +120,7 @@ class Protected(Prioritizer):
         yield from sorted([*live.prefilling.values(), *live.claims, *live.others], key=key)
 
 
-def most_weight_on_time(jobs: Sequence[Job], grid: int = GRID) -> set[str]:
+def most_weight_on_time(jobs: Sequence[DueWork], grid: int = GRID) -> set[str]:
     """Return the jobs to serve so that the most weight ends on time, one after another.
 
     Lawler and Moore (1969): in order of due times, a 0/1 knapsack over the time used so far.
@@ -159,7 +159,7 @@ class Knapsack(Feasibility):
         claims = [r for r in draft.given.live.prefilling.values() if r.has_claim]
         claims = sorted([*claims, *draft.given.live.claims], key=lambda r: (r.due_at_s, r.order))
         jobs = [
-            Job(
+            DueWork(
                 r.request_id,
                 r.due_at_s - draft.given.ref_s,
                 r.remaining_prefill_tokens * token_s,
@@ -180,7 +180,7 @@ class Knapsack(Feasibility):
 
 
 def parts() -> Parts:
-    """Return the parts."""
+    """The claims worth most are protected when not all can be on time; no options."""
     return Parts(
         predictor=SlidingHistogram(),
         feasibility=Knapsack(),

@@ -16,5 +16,9 @@ from headway.rivals.reserved import Reserved
 
 
 def parts(chunk_tokens: int | None = None) -> Parts:
-    """Return the parts; *chunk_tokens* is ``max_num_tokens``, the engine's when ``None``."""
+    """A request starts when its longest possible output fits; nobody is ever preempted.
+
+    Args:
+        chunk_tokens: ``max_num_tokens``, the engine's when ``None``.
+    """
     return replace(plain_parts(chunk_tokens), gate=Reserved())

@@ -16,7 +16,7 @@ from headway.kit.lengths import SlidingHistogram
 from headway.latency.model import StepShape
 from headway.policy.draft import Draft
 from headway.request import Request
-from headway.rivals.ranked import Ranked, Ranking
+from headway.rivals.ranked import RankedPlanner, Ranking
 
 LEAST_GAP_SHARE = 0.65
 """Share of the tightest gap a step may always take (xLLM's constant)."""
@@ -41,7 +41,7 @@ def remaining_s(request: Request, now_s: float, num_ahead: int = 0) -> float:
 
 
 class Urgency(Ranking):
-    """See the module. Every live request competes, decodes too."""
+    """Ranks every live request, decodes too, once a plan: the urgent by weight per second first."""
 
     def __init__(self) -> None:
         self._is_new = True
@@ -126,7 +126,7 @@ def _rank(
     return (not is_urgent, by, request.order)
 
 
-def planner() -> Ranked:
-    """Return the planner."""
+def planner() -> RankedPlanner:
+    """One order over prompts and decodes, by urgency; no options."""
     lengths = SlidingHistogram()
-    return Ranked(Urgency(), lengths, least_partial_tokens=LEAST_PARTIAL_TOKENS)
+    return RankedPlanner(Urgency(), lengths, least_partial_tokens=LEAST_PARTIAL_TOKENS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from headway.engines.attention import FULL
+from headway.engines.attention_kinds import FULL
 from headway.errors import UserError
 from headway.latency import profile as profiles
 from headway.oracle.bound import bound

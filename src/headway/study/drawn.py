@@ -16,7 +16,7 @@ from headway.study.on_sim import engine_of
 from headway.study.requests import calls_of
 from headway.study.spec import Machine
 from headway.workloads import named, slos
-from headway.workloads.named import Part
+from headway.workloads.named import KindShare
 from headway.workloads.schema import WorkloadRequest, write_jsonl
 
 CHAT_KINDS = ("alpaca", "sharegpt-turn")
@@ -29,7 +29,7 @@ POOL = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
+class DrawnMix:
     """AccelGen's mix and promises (arXiv 2503.13737, setup, as third parties report it).
 
     Attributes:
@@ -51,8 +51,8 @@ class Drawn:
         Promises are drawn in the paper's mix, whatever the share of documents then is.
         """
         parts = (
-            *(Part(kind, "chat", (1.0 - SHARE) / len(CHAT_KINDS)) for kind in CHAT_KINDS),
-            Part(DOCUMENT_KIND, "document", SHARE, self.prompt_scale),
+            *(KindShare(kind, "chat", (1.0 - SHARE) / len(CHAT_KINDS)) for kind in CHAT_KINDS),
+            KindShare(DOCUMENT_KIND, "document", SHARE, self.prompt_scale),
         )
         pool = named.of_parts(parts, POOL * count, self.reference_rps, seed)
         mean_ttft_s = slos.mean_ttft_s_by_bin(measured_ttfts(pool, machine))

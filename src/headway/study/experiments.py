@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from headway.study.drawn import Drawn
-from headway.study.paper import Contender, Traffic, variants
+from headway.study.drawn import DrawnMix
+from headway.study.paper_grid import NamedPolicy, Traffic, variants
 from headway.study.spec import Machine
 
 
@@ -21,7 +21,7 @@ class Table:
     """Who is run on what, under which loads."""
 
     machine: Machine
-    contenders: tuple[Contender, ...]
+    contenders: tuple[NamedPolicy, ...]
     traffic: tuple[Traffic, ...]
 
 
@@ -33,10 +33,10 @@ class Experiment:
     ours: str
     machine: Machine
     traffic: tuple[Traffic, ...]
-    contenders: tuple[Contender, ...]
+    contenders: tuple[NamedPolicy, ...]
     baselines: tuple[str, ...]
-    ablation: tuple[Contender, ...] = ()
-    sensitivity: tuple[Contender, ...] = ()
+    ablation: tuple[NamedPolicy, ...] = ()
+    sensitivity: tuple[NamedPolicy, ...] = ()
     pressed: tuple[Traffic, ...] = ()
     more: Mapping[str, Table] = field(default_factory=dict)
     published: Mapping[str, str] = field(default_factory=dict)
@@ -57,10 +57,10 @@ class Experiment:
 
 OPT_13B = Machine("opt-13b@a100", kv_tokens=14_648, host_tokens=80_000, noise=0.05)
 
-STOCK = tuple(Contender(name, name) for name in ("stock", "stock-static", "stock-hindsight"))
+STOCK = tuple(NamedPolicy(name, name) for name in ("stock", "stock-static", "stock-hindsight"))
 
-_CACHEOPT = Contender("cacheopt", "cacheopt")
-_HEADWAY = Contender("headway", "headway")
+_CACHEOPT = NamedPolicy("cacheopt", "cacheopt")
+_HEADWAY = NamedPolicy("headway", "headway")
 _OPTIONS: dict[str, tuple[float, ...]] = {
     "alpha": (0.5, 0.8),
     "beta": (0.01, 0.1),
@@ -86,7 +86,7 @@ CACHEOPT = Experiment(
         _CACHEOPT,
         _HEADWAY,
         *STOCK,
-        *(Contender(n, n) for n in ("sarathi", "s3", "rlp", "orca", "pastfuture")),
+        *(NamedPolicy(n, n) for n in ("sarathi", "s3", "rlp", "orca", "pastfuture")),
     ),
     baselines=("stock", "stock-static", "sarathi", "s3", "rlp"),
     ablation=(
@@ -131,7 +131,7 @@ CACHEOPT = Experiment(
     },
 )
 
-_ACCELGEN = Contender("accelgen", "accelgen")
+_ACCELGEN = NamedPolicy("accelgen", "accelgen")
 _BASELINES = ("orca", "fastgen", "sarathi", "fastserve")
 _RIVALS = ("qoserve", "xllm", "sliding", "pastfuture")
 _FEW = (
@@ -139,16 +139,16 @@ _FEW = (
     _HEADWAY,
     STOCK[0],
     STOCK[2],
-    *(Contender(n, n) for n in ("sarathi", "fastserve", "qoserve")),
+    *(NamedPolicy(n, n) for n in ("sarathi", "fastserve", "qoserve")),
 )
 """Where what matters is how the figures move with the load."""
 
 # 12 GB hold 14,648 tokens of a 13B model: 100k tokens x 0.12 and 2,048 out fit.
-_DRAWN_13B = Drawn(reference_rps=0.3, prompt_scale=0.12)
+_DRAWN_13B = DrawnMix(reference_rps=0.3, prompt_scale=0.12)
 _ONE_LOAD = Traffic("accelgen-13b", (1.2,), drawn=_DRAWN_13B)
 
 
-def _at_one_load(drawn: Mapping[str, Drawn]) -> Table:
+def _at_one_load(drawn: Mapping[str, DrawnMix]) -> Table:
     """Return the main experiment's machine at one load, with what is drawn by name."""
     traffic = tuple(replace(_ONE_LOAD, source=name, drawn=how) for name, how in drawn.items())
     return Table(OPT_13B, _FEW, traffic)
@@ -163,7 +163,7 @@ ACCELGEN = Experiment(
         _ACCELGEN,
         _HEADWAY,
         *STOCK,
-        *(Contender(n, n) for n in (*_BASELINES, *_RIVALS, "oracle")),
+        *(NamedPolicy(n, n) for n in (*_BASELINES, *_RIVALS, "oracle")),
     ),
     baselines=("stock", *_BASELINES),
     ablation=(
@@ -198,13 +198,13 @@ ACCELGEN = Experiment(
         "8b": Table(
             Machine("llama-3.1-8b@a100", kv_tokens=91_552, noise=0.05),
             _FEW,
-            (Traffic("accelgen-8b", (0.3, 0.6), drawn=Drawn(0.3, prompt_scale=0.8)),),
+            (Traffic("accelgen-8b", (0.3, 0.6), drawn=DrawnMix(0.3, prompt_scale=0.8)),),
         ),
         # 135 GB of KV on four GPUs, 327,680 bytes a token.
         "70b": Table(
             Machine("llama-3.1-70b@a100x4", kv_tokens=411_984, noise=0.05),
             _FEW,
-            (Traffic("accelgen-70b", (0.1, 0.2), drawn=Drawn(0.1)),),
+            (Traffic("accelgen-70b", (0.1, 0.2), drawn=DrawnMix(0.1)),),
         ),
     },
     published={

@@ -11,7 +11,7 @@ from typing import Any
 from headway import registry
 from headway.engines.virtual import GIB
 from headway.errors import UserError
-from headway.latency.calibrate import HOLD_OUT_EVERY, LEAST_STEPS, Listener, fit_steps
+from headway.latency.calibration import HOLD_OUT_EVERY, LEAST_STEPS, Listener, fit_steps
 from headway.latency.profile import Profile
 from headway.metrics.record import RequestRecord, RunFacts, summarise
 from headway.policy.events import Arrived, Event, Finished, StepDone, StepScheduled
@@ -25,7 +25,7 @@ WELL = ("stopped", "length")
 
 
 @dataclass(slots=True)
-class Seen:
+class RecordedRequest:
     """One request of a recording.
 
     Attributes:
@@ -109,13 +109,13 @@ class History:
     """
 
     def __init__(self) -> None:
-        self.requests: dict[str, Seen] = {}
+        self.requests: dict[str, RecordedRequest] = {}
         self.start: Mapping[str, Any] = {}
         self.num_gaps = 0
         self.last_at_s = -math.inf
         self.num_preemptions = {"recompute": 0, "swap": 0}
         self.steps = StepMeter()
-        self._live: dict[str, Seen] = {}
+        self._live: dict[str, RecordedRequest] = {}
         self._view: Mapping[str, Any] = {}
         self._profile: Profile | None = None
         self._most_in_flight = 0
@@ -162,7 +162,7 @@ class History:
 
     def _happened(self, event: Event) -> None:
         if isinstance(event, Arrived):
-            seen = Seen(
+            seen = RecordedRequest(
                 event.request_id, event.slo, event.arrived_at_s, event.num_prompt_tokens,
                 event.max_output_tokens,
             )  # fmt: skip
@@ -182,7 +182,7 @@ class History:
             seen.ended_at_s = event.at_s
             seen.reason = seen.reason or event.reason
 
-    def _begun(self, seen: Seen, num_tokens: int) -> None:
+    def _begun(self, seen: RecordedRequest, num_tokens: int) -> None:
         if not seen.num_begun:
             seen.num_found_tokens = num_tokens
         seen.num_begun += 1

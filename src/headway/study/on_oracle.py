@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from headway.engines.virtual import Call
+from headway.engines.virtual import VirtualCall
 from headway.errors import UserError
 from headway.latency.profile import Profile
 from headway.latency.truth import Truth
 from headway.oracle.bound import scaled
-from headway.oracle.model import StepModel
+from headway.oracle.fast_model import StepModel
 from headway.oracle.policy import scheduler
 from headway.oracle.search import search
-from headway.oracle.simulated import Simulated, server_of
+from headway.oracle.simulated import SimulatedPlayer, server_of
 from headway.slo import Slo, SloBook
 from headway.study.on_sim import engine_of, serve_alone
-from headway.study.served import Served
+from headway.study.run_outcome import RunOutcome
 from headway.study.spec import RunSpec
 from headway.workloads.schema import WorkloadRequest
 
@@ -55,11 +55,11 @@ def serve(
     profile: Profile,
     truth: Truth,
     requests: Sequence[WorkloadRequest],
-    calls: Sequence[Call],
+    calls: Sequence[VirtualCall],
     slos: Mapping[str, Slo],
     book: SloBook,
     keep_steps: bool,
-) -> Served:
+) -> RunOutcome:
     """Search an order for exactly these requests, and serve them in it.
 
     Args:
@@ -74,7 +74,7 @@ def serve(
     cost, told = scaled(profile.cost, scale), Truth(profile, scale=scale)
     seed = spec.load.seed
     found = search(StepModel(requests, slos, server_of(engine, cost)), seed=seed)
-    player = Simulated(requests, calls, slos, engine, cost, told, book, spec.overload)
+    player = SimulatedPlayer(requests, calls, slos, engine, cost, told, book, spec.overload)
     found = search(player, seed=seed, max_plays=SIMULATED_PLAYS, start=found)
     policy = scheduler(found, requests, told, spec.overload)
     return serve_alone(engine, truth, policy, calls, book, keep_steps)

@@ -10,7 +10,7 @@ from headway.engines.journal import Journal, PlanTimes
 from headway.engines.sim.fleet import Fleet, FleetResult
 from headway.engines.sim.routers import LeastKv, LeastWork, RoundRobin, Router
 from headway.engines.sim.run import SimRun
-from headway.engines.virtual import Call, StepRow, VirtualEngine
+from headway.engines.virtual import StepRow, VirtualCall, VirtualEngine
 from headway.errors import UserError
 from headway.kit.lengths import Oracle
 from headway.latency.profile import Profile
@@ -18,7 +18,7 @@ from headway.latency.truth import Truth
 from headway.papers.cacheopt.c1_lengths import HoeffdingPadding
 from headway.policy.scheduler import Scheduler
 from headway.slo import SloBook
-from headway.study.served import Served, quantiles_us
+from headway.study.run_outcome import RunOutcome, quantiles_us
 from headway.study.spec import Machine, RunSpec
 
 ROUTERS: dict[str, Callable[[], Router]] = {
@@ -43,10 +43,10 @@ def serve(
     spec: RunSpec,
     profile: Profile,
     truth_of: Callable[[int], Truth],
-    calls: Sequence[Call],
+    calls: Sequence[VirtualCall],
     book: SloBook,
     keep_steps: bool,
-) -> Served:
+) -> RunOutcome:
     """Run *calls* through the simulator; steps are kept for a single server only."""
     machine = spec.machine
     engine = engine_of(machine, profile)
@@ -72,10 +72,10 @@ def serve_alone(
     engine: VirtualEngine,
     truth: Truth,
     policy: Scheduler,
-    calls: Sequence[Call],
+    calls: Sequence[VirtualCall],
     book: SloBook,
     keep_steps: bool,
-) -> Served:
+) -> RunOutcome:
     """Run *calls* through one simulated server."""
     times = PlanTimes()
     journal = Journal(policy, times)
@@ -87,8 +87,8 @@ def serve_alone(
 
 def _served(
     engine: VirtualEngine, run: SimRun | FleetResult, rows: list[StepRow], plan_s: Sequence[float]
-) -> Served:
-    return Served(
+) -> RunOutcome:
+    return RunOutcome(
         outcomes=run.outcomes,
         rows=rows,
         capacity_tokens=engine.num_blocks * engine.block_size,
@@ -98,7 +98,9 @@ def _served(
     )
 
 
-def _tell_lengths(policy: Scheduler, calls: Sequence[Call], spread: float, seed: int) -> None:
+def _tell_lengths(
+    policy: Scheduler, calls: Sequence[VirtualCall], spread: float, seed: int
+) -> None:
     """Let the policy's padding rest on the true lengths, off by a log-normal factor.
 
     Raises:

@@ -7,13 +7,13 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from headway.engines.journal import Journal, PlanTimes
-from headway.engines.virtual import Call
+from headway.engines.virtual import VirtualCall
 from headway.errors import UserError
 from headway.latency.profile import Profile
 from headway.latency.truth import Truth
 from headway.slo import SloBook
 from headway.study import on_sim
-from headway.study.served import Served, quantiles_us
+from headway.study.run_outcome import RunOutcome, quantiles_us
 from headway.study.spec import RunSpec
 
 if TYPE_CHECKING:
@@ -24,10 +24,10 @@ def serve(
     spec: RunSpec,
     profile: Profile,
     truth_of: Callable[[int], Truth],
-    calls: Sequence[Call],
+    calls: Sequence[VirtualCall],
     book: SloBook,
     keep_steps: bool,
-) -> Served:
+) -> RunOutcome:
     """Run *calls* through vLLM's scheduler under a virtual clock.
 
     Raises:
@@ -50,7 +50,7 @@ def serve(
     outcomes = run.run(calls)
     if not spec.is_stock:
         journal.close()
-    return Served(
+    return RunOutcome(
         outcomes=outcomes,
         rows=run.rows,
         capacity_tokens=run.capacity_tokens,

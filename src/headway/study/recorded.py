@@ -26,7 +26,7 @@ from headway.metrics import kept
 from headway.policy.log import parse_event, plan_line
 from headway.policy.scheduler import Scheduler
 from headway.policy.view import EngineView
-from headway.study.history import History, Seen
+from headway.study.history import History, RecordedRequest
 from headway.workloads.record_files import RunFiles, rows, run_of
 from headway.workloads.schema import WorkloadRequest, write_jsonl
 
@@ -42,7 +42,7 @@ KEPT_RUN_MARK = b'{"schema"'
 
 
 @dataclass(frozen=True, slots=True)
-class Recorded:
+class RecordedRun:
     """The requests of a recorded run, from time 0, and what each was promised.
 
     Attributes:
@@ -65,7 +65,7 @@ class Recorded:
         return path
 
 
-def read(path: str | Path) -> Recorded:
+def read(path: str | Path) -> RecordedRun:
     """Return the workload of a recording (a file or a folder), or of a kept run.
 
     Raises:
@@ -77,7 +77,7 @@ def read(path: str | Path) -> Recorded:
     return of_recording(run, str(path))
 
 
-def of_recording(run: RunFiles, where: str) -> Recorded:
+def of_recording(run: RunFiles, where: str) -> RecordedRun:
     """Return the workload of one recording; *where* names it in errors.
 
     Raises:
@@ -90,7 +90,7 @@ def of_recording(run: RunFiles, where: str) -> Recorded:
     found = sum(one.num_found_tokens for one in seen)
     num_guessed = sum(not one.is_whole for one in seen)
     happened = history.as_it_happened()
-    return Recorded(workload(seen), num_guessed, happened, history, num_found_tokens=found)
+    return RecordedRun(workload(seen), num_guessed, happened, history, num_found_tokens=found)
 
 
 def _is_kept(path: Path) -> bool:
@@ -106,24 +106,26 @@ def _is_kept(path: Path) -> bool:
         raise UserError(f"Cannot read {path}: {error.strerror}.") from None
 
 
-def _of_kept(path: Path) -> Recorded:
+def _of_kept(path: Path) -> RecordedRun:
     run = kept.read(path)
     seen = list(_seen_in(run.requests))
     if not seen:
         raise UserError(f"{path} holds no requests.")
     num_guessed = sum(not one.is_whole for one in seen)
-    return Recorded(workload(seen), num_guessed, dict(run.run), kept_spec=dict(run.spec))
+    return RecordedRun(workload(seen), num_guessed, dict(run.run), kept_spec=dict(run.spec))
 
 
-def _seen_in(requests: Iterable[kept.KeptRequest]) -> Iterator[Seen]:
+def _seen_in(requests: Iterable[kept.KeptRequest]) -> Iterator[RecordedRequest]:
     for request in requests:
-        seen = Seen(request.id, request.slo, request.arrived_at_s, request.num_prompt_tokens)
+        seen = RecordedRequest(
+            request.id, request.slo, request.arrived_at_s, request.num_prompt_tokens
+        )
         seen.emitted_at_s = list(request.emitted_at_s)
         seen.reason = "stopped" if request.outcome == "finished" else request.outcome
         yield seen
 
 
-def workload(seen: Sequence[Seen]) -> tuple[WorkloadRequest, ...]:
+def workload(seen: Sequence[RecordedRequest]) -> tuple[WorkloadRequest, ...]:
     """Return requests as a workload that begins at 0 with the first of them."""
     lengths: dict[str, list[int]] = {}
     for one in seen:

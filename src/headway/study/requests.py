@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from headway.engines.virtual import Call
+from headway.engines.virtual import VirtualCall
 from headway.errors import UserError
 from headway.slo import Slo, SloBook
 from headway.study.spec import Load
@@ -165,7 +165,7 @@ def _some(names: Sequence[str]) -> str:
 
 def calls_of(
     requests: Sequence[WorkloadRequest], book: SloBook, by_class: bool = False
-) -> tuple[list[Call], dict[str, Slo]]:
+) -> tuple[list[VirtualCall], dict[str, Slo]]:
     """Return what the engines are fed, and each request's promise.
 
     Args:
@@ -180,9 +180,9 @@ def calls_of(
 
 def _call(
     request: WorkloadRequest, slo: Slo, book: SloBook, bound: int, rank: Mapping[str, int]
-) -> Call:
+) -> VirtualCall:
     hash_ids, hash_tokens = chain_of(request)
-    return Call(
+    return VirtualCall(
         request_id=request.id,
         arrived_at_s=request.arrived_at_s,
         num_prompt_tokens=request.num_prompt_tokens,

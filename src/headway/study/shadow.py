@@ -31,12 +31,12 @@ from headway.errors import HeadwayError
 from headway.latency.profile import Profile
 from headway.latency.truth import Truth
 from headway.slo import SloBook
-from headway.study.history import History, Seen
+from headway.study.history import History, RecordedRequest
 from headway.study.on_sim import engine_of
 from headway.study.recorded import workload
 from headway.study.requests import calls_of
-from headway.study.run import record_of
 from headway.study.spec import Machine
+from headway.study.virtual_run import record_of
 from headway.workloads.record_files import Row, RunFiles, rows, runs_in
 
 SCHEMA = 1
@@ -75,7 +75,7 @@ NICENESS = 10
 """Not the lowest priority: that would give it a tenth of its share where all cores are busy."""
 
 
-class Pace:
+class CpuShare:
     """Bounds a process' share of a core, whatever it does between two calls.
 
     Args:
@@ -101,7 +101,7 @@ class Pace:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class Comparison:
     """What one look found: the share of promises that each of the two policies kept."""
 
     policies: tuple[str, str]
@@ -132,7 +132,7 @@ class Shadow:
         """Return the newest run of every engine."""
         return list({run.engine: run for run in runs_in(self._folder)}.values())
 
-    def look(self, run: RunFiles, now_s: float) -> Found | None:
+    def look(self, run: RunFiles, now_s: float) -> Comparison | None:
         """Compare on the last minutes of a run; ``None`` when they hold nothing to compare.
 
         Args:
@@ -161,7 +161,7 @@ class Shadow:
                 lately, machine, profile, policy=self._policy, overload=told["overload"]
             ),
         )
-        return Found((running, self._policy), kept, num_promised)
+        return Comparison((running, self._policy), kept, num_promised)
 
     def _in_pieces(self, lines: Iterable[Row]) -> Iterator[Row]:
         for row in lines:
@@ -178,7 +178,7 @@ class Shadow:
         return self._profiles.get(engine)
 
     def attainment(
-        self, seen: Sequence[Seen], machine: Machine, profile: Profile, **policy: Any
+        self, seen: Sequence[RecordedRequest], machine: Machine, profile: Profile, **policy: Any
     ) -> float:
         """Return the share of promises kept when *seen* is served again.
 
@@ -204,7 +204,7 @@ class Shadow:
         return sum(kept) / len(kept)
 
 
-def message(engine: str, found: Found | None, cpu_s: float) -> dict[str, Any]:
+def message(engine: str, found: Comparison | None, cpu_s: float) -> dict[str, Any]:
     """Return what readers of the channel are told; without figures when nothing was found."""
     shares: list[dict[str, Any]] = []
     if found is not None:
@@ -257,7 +257,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Whoever stops the server ends our input.
     threading.Thread(target=end_with_input, daemon=True).start()
     os.nice(NICENESS)
-    watch(Shadow(given.folder, given.policy, Pace()), Sender(given.channel))
+    watch(Shadow(given.folder, given.policy, CpuShare()), Sender(given.channel))
 
 
 if __name__ == "__main__":

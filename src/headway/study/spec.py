@@ -93,7 +93,7 @@ class Machine:
             vLLM cannot swap and ignores it.
         copy_gib_per_s: Bandwidth of the link to that memory, one copy at a time.
         attention: The model's groups of layers, which share the cache; several need vLLM's
-            scheduler. See :mod:`headway.engines.attention`.
+            scheduler. See :mod:`headway.engines.attention_kinds`.
     """
 
     gpu: str

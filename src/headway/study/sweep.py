@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from headway.metrics.kept import read_json
-from headway.study.run import execute, kept_path
 from headway.study.spec import RunSpec
+from headway.study.virtual_run import execute, kept_path
 
 Run = dict[str, Any]
 OnDone = Callable[[RunSpec, Run], None]
 
 
 @dataclass(slots=True)
-class Ledger:
+class FinishedRuns:
     """Finished runs by key; with a file, a line each, so that a stopped sweep can go on.
 
     Args:
@@ -63,11 +63,11 @@ class Ledger:
 
 def run_all(
     specs: Iterable[RunSpec],
-    ledger: Ledger,
+    finished: FinishedRuns,
     workers: int | None = None,
     on_done: OnDone = lambda spec, run: None,
 ) -> dict[str, Run]:
-    """Return the summary of every run by its key, running those the ledger does not know.
+    """Return the summary of every run by its key, running those not *finished* yet.
 
     Args:
         workers: Processes; as many as there are cores when absent.
@@ -79,7 +79,7 @@ def run_all(
     found: dict[str, Run] = {}
     missing: list[RunSpec] = []
     for key, spec in wanted.items():
-        run = ledger.get(spec)
+        run = finished.get(spec)
         if run is None:
             missing.append(spec)
         else:
@@ -88,14 +88,14 @@ def run_all(
 
     def take(spec: RunSpec, run: Run) -> None:
         found[spec.key()] = run
-        ledger.add(spec, run)
+        finished.add(spec, run)
         on_done(spec, run)
 
     # The slowest first: the last ones to end are then short. High rates queue the longest.
     missing.sort(key=lambda spec: -(spec.load.rate_rps or 0.0))
     engine = "vllm" if any(spec.engine == "vllm" for spec in missing) else "sim"
     in_parallel(
-        [(one_run, (spec, ledger.keep)) for spec in missing],
+        [(one_run, (spec, finished.keep)) for spec in missing],
         workers,
         lambda i, run: take(missing[i], run),
         engine,

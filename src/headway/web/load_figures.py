@@ -8,7 +8,7 @@ from typing import NamedTuple
 import plotly.graph_objects as go  # type: ignore[import-untyped]
 from plotly.subplots import make_subplots  # type: ignore[import-untyped]
 
-from headway.web.inputs import band
+from headway.web.material import band
 from headway.web.series import Figure, Group, Point, percent_of, plain, points, quantile
 from headway.web.theme import QUIET, faded, lay_out
 

@@ -12,7 +12,7 @@ import plotly.graph_objects as go  # type: ignore[import-untyped]
 from plotly.subplots import make_subplots  # type: ignore[import-untyped]
 
 from headway.metrics.kept import FloatArray, KeptRequest, Timeline
-from headway.metrics.tale import Verdict
+from headway.metrics.request_lateness import Lateness
 from headway.units import format_s
 from headway.web.bars import Segments, draw_bars, draw_marks, story_of
 from headway.web.theme import (
@@ -150,7 +150,7 @@ def worst_stretch(requests: Sequence[KeptRequest]) -> list[KeptRequest]:
     return rows[start : start + MAX_ROWS]
 
 
-def waterfall(rows: Sequence[KeptRequest], found: Mapping[str, Verdict]) -> go.Figure:
+def waterfall(rows: Sequence[KeptRequest], found: Mapping[str, Lateness]) -> go.Figure:
     """Return one bar a request, coloured by phase; late gaps dark, broken promises marked."""
     bars = {phase: Segments.empty() for phase in PHASE_COLOURS}
     late, broken, refused = (Segments.empty() for _ in range(3))
@@ -185,7 +185,7 @@ def waterfall(rows: Sequence[KeptRequest], found: Mapping[str, Verdict]) -> go.F
     return figure
 
 
-def _story(request: KeptRequest, found: Verdict) -> str:
+def _story(request: KeptRequest, found: Lateness) -> str:
     more = [f"thrown out {request.num_preemptions} times"]
     if not request.attained:
         by_cause_s = found.late_s

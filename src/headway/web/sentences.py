@@ -8,10 +8,10 @@ from html import escape
 import numpy as np
 
 from headway.metrics.lateness import ClassLateness
-from headway.web.inputs import Run, band, load_rps
+from headway.web.material import Run, band, load_rps
 from headway.web.series import Group, percent_of, points
 from headway.web.theme import CAUSE_NAMES
-from headway.web.wait_figures import Shown
+from headway.web.wait_figures import ComparedRun
 
 
 def verdict(groups: Sequence[Group]) -> str:
@@ -83,7 +83,7 @@ def main_causes(found: Mapping[str, Mapping[str, ClassLateness]]) -> str:
     return "".join(sentences)
 
 
-def steps_against_promise(one: Shown, every: int) -> str:
+def steps_against_promise(one: ComparedRun, every: int) -> str:
     """Return what the figure of the steps shows, and how many broke their promise."""
     timeline = one.kept.timeline
     has_plan = np.isfinite(timeline.planned_s)
@@ -110,7 +110,7 @@ def mean_of(every: int) -> str:
     return f" Each point is the mean over {every} steps." if every > 1 else ""
 
 
-def which_runs(shown: Sequence[Shown]) -> str:
+def which_runs(shown: Sequence[ComparedRun]) -> str:
     """Return the load and, when it is one, the seed of the runs that are compared."""
     loads = sorted({load_rps(one.run) for one in shown})
     at = " and ".join(f"{load:g}" for load in loads)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from headway.web.inputs import SETTINGS, KeptFile, Run, band, load_rps
+from headway.web.material import SETTINGS, KeptFile, Run, band, load_rps
 from headway.web.theme import colours
 
 Figure = Callable[[Run], float | None]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from headway.metrics.causes import CAUSES
 from headway.metrics.lateness import ClassLateness
 from headway.units import format_s
-from headway.web.inputs import Material, band, load_rps
+from headway.web.material import Material, band, load_rps
 from headway.web.series import Figure, Group, Point, percent_of, plain, points, quantile
 from headway.web.theme import CAUSE_NAMES
 

@@ -13,9 +13,9 @@ from headway.metrics.kept import KeptRequest, KeptRun
 from headway.metrics.lateness import ClassLateness
 from headway.metrics.lateness import of_run as lateness_of
 from headway.metrics.record import RequestRecord
-from headway.metrics.tale import Verdict
+from headway.metrics.request_lateness import Lateness
 from headway.slo import Slo
-from headway.web.inputs import KeptFile, Run
+from headway.web.material import KeptFile, Run
 from headway.web.theme import CAUSE_COLOURS, CAUSE_NAMES, INK, lay_out
 
 MAX_CLASSES = 6
@@ -42,17 +42,17 @@ class Waits(NamedTuple):
     requests: Sequence[AnyRequest]
 
 
-class Shown(NamedTuple):
+class ComparedRun(NamedTuple):
     """A kept run in a comparison."""
 
     label: str
     colour: str
     run: Run
     kept: KeptRun
-    verdicts: Mapping[str, Verdict]
+    late: Mapping[str, Lateness]
 
     @classmethod
-    def of(cls, label: str, colour: str, file: KeptFile) -> Shown:
+    def of(cls, label: str, colour: str, file: KeptFile) -> ComparedRun:
         """Return the run in a file."""
         kept = file.open()
         return cls(label, colour, file.run, kept, lateness_of(kept))
@@ -63,7 +63,7 @@ class Shown(NamedTuple):
         return self.kept.requests
 
 
-Compared = Shown | Waits
+Compared = ComparedRun | Waits
 
 
 def first_token_waits(shown: Sequence[Compared]) -> go.Figure | None:

@@ -23,7 +23,7 @@ POISSON = Arrivals("poisson")
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class KindShare:
     """One kind's place in a workload: share of the requests, class, scale of its prompts."""
 
     kind: str
@@ -41,7 +41,7 @@ class Workload:
     """
 
     summary: str
-    parts: tuple[Part, ...] = ()
+    parts: tuple[KindShare, ...] = ()
     sessions: str | None = None
 
     @property
@@ -59,18 +59,20 @@ class Workload:
 
 
 WORKLOADS = {
-    "sharegpt": Workload("Chat with its history.", (Part("sharegpt", "chat"),)),
-    "sharegpt-turn": Workload("Chat, one short turn.", (Part("sharegpt-turn", "chat"),)),
-    "alpaca": Workload("Very short instructions.", (Part("alpaca", "chat"),)),
-    "bookcorpus": Workload("Prompts of 4k to 100k tokens.", (Part("bookcorpus", "document"),)),
-    "azure-code": Workload("Code completion at Azure.", (Part("azure-code", "code"),)),
-    "azure-chat": Workload("Conversations at Azure.", (Part("azure-chat", "chat"),)),
-    "reasoning": Workload("Long thoughts before the answer.", (Part("reasoning", "reasoning"),)),
+    "sharegpt": Workload("Chat with its history.", (KindShare("sharegpt", "chat"),)),
+    "sharegpt-turn": Workload("Chat, one short turn.", (KindShare("sharegpt-turn", "chat"),)),
+    "alpaca": Workload("Very short instructions.", (KindShare("alpaca", "chat"),)),
+    "bookcorpus": Workload("Prompts of 4k to 100k tokens.", (KindShare("bookcorpus", "document"),)),
+    "azure-code": Workload("Code completion at Azure.", (KindShare("azure-code", "code"),)),
+    "azure-chat": Workload("Conversations at Azure.", (KindShare("azure-chat", "chat"),)),
+    "reasoning": Workload(
+        "Long thoughts before the answer.", (KindShare("reasoning", "reasoning"),)
+    ),
     "long-outputs": Workload(
         "Outputs longer than prompts: KV pressure grows while requests run.",
-        (Part("writing", "writing"),),
+        (KindShare("writing", "writing"),),
     ),
-    "retrieval": Workload("Long prompts, short outputs.", (Part("retrieval", "retrieval"),)),
+    "retrieval": Workload("Long prompts, short outputs.", (KindShare("retrieval", "retrieval"),)),
     "turns": Workload(
         "Chats of several turns behind three system prompts: 88 % of the prompt tokens are cached.",
         sessions="turns",
@@ -80,31 +82,31 @@ WORKLOADS = {
         " 98 % of its prompt cached.",
         sessions="agents",
     ),
-    "longdoc": Workload("Prompts of 10k to 30k tokens.", (Part("longdoc", "document"),)),
+    "longdoc": Workload("Prompts of 10k to 30k tokens.", (KindShare("longdoc", "document"),)),
     "mixed": Workload(
         "Chat, code and summaries with their own promises, 60, 25 and 15 of 100.",
         (
-            Part("azure-chat", "chat", 0.60),
-            Part("azure-code", "code", 0.25),
-            Part("summary", "summary", 0.15),
+            KindShare("azure-chat", "chat", 0.60),
+            KindShare("azure-code", "code", 0.25),
+            KindShare("summary", "summary", 0.15),
         ),
     ),
     # AccelGen's setup: 35 % BookCorpus is reported, that the rest is halved is assumed.
     "accelgen": Workload(
         "AccelGen's mix: Alpaca, ShareGPT and 35 % BookCorpus of up to 100k tokens.",
         (
-            Part("alpaca", "chat", 0.325),
-            Part("sharegpt-turn", "chat", 0.325),
-            Part("bookcorpus", "document", 0.35),
+            KindShare("alpaca", "chat", 0.325),
+            KindShare("sharegpt-turn", "chat", 0.325),
+            KindShare("bookcorpus", "document", 0.35),
         ),
     ),
     # 12 GB hold about 15k tokens of a 13B model: 100k tokens x 0.12 and 2,048 out fit.
     "accelgen-13b": Workload(
         "The same with BookCorpus prompts x 0.12, to fit 15k tokens of KV.",
         (
-            Part("alpaca", "chat", 0.325),
-            Part("sharegpt-turn", "chat", 0.325),
-            Part("bookcorpus", "document", 0.35, 0.12),
+            KindShare("alpaca", "chat", 0.325),
+            KindShare("sharegpt-turn", "chat", 0.325),
+            KindShare("bookcorpus", "document", 0.35, 0.12),
         ),
     ),
 }
@@ -150,7 +152,7 @@ def make(
 
 
 def of_parts(
-    parts: Sequence[Part],
+    parts: Sequence[KindShare],
     num_requests: int,
     rate_rps: float,
     seed: int,

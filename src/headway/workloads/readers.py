@@ -41,10 +41,10 @@ def read(path: str | Path, options: ReadOptions | None = None) -> Reading:
         UserError: One sentence with the place of the mistake, or with the options that decide
             what the file leaves open.
     """
-    return _Reader(rows_of(path), options or ReadOptions()).reading()
+    return _FileReader(rows_of(path), options or ReadOptions()).reading()
 
 
-class _Reader:
+class _FileReader:
     """Reads one file, once."""
 
     def __init__(self, rows: Rows, options: ReadOptions) -> None:

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from headway.workloads.arrivals import Arrivals, times_s
+from headway.workloads.length_distribution import LengthDistribution, lognormal
 from headway.workloads.schema import WorkloadRequest
-from headway.workloads.shapes import Lengths, lognormal
 
 SEED_TAG = 0x5E55
 """Keeps these random numbers apart from others with the same seed."""
@@ -53,10 +53,10 @@ class SessionKind:
     """
 
     heads: tuple[int, ...]
-    opening: Lengths
-    growth: Lengths
-    output: Lengths
-    num_calls: Lengths
+    opening: LengthDistribution
+    growth: LengthDistribution
+    output: LengthDistribution
+    num_calls: LengthDistribution
     pause_s: float
     longest_tokens: int
     first_class: str
@@ -70,7 +70,7 @@ KINDS = {
         opening=lognormal(69.5, 1.0),
         growth=lognormal(69.5, 1.0),
         output=lognormal(214.5, 0.9),
-        num_calls=Lengths(((0.0, 2), (0.5, 4), (1.0, 10))),
+        num_calls=LengthDistribution(((0.0, 2), (0.5, 4), (1.0, 10))),
         pause_s=5.0,
         longest_tokens=16_000,
         first_class="turn",
@@ -82,10 +82,10 @@ KINDS = {
     ),
     "agents": SessionKind(
         heads=(3_200, 4_800),
-        opening=Lengths(((0.0, 4_800), (1.0, 13_000))),
-        growth=Lengths(((0.0, 100), (1.0, 600))),
-        output=Lengths(((0.0, 20), (1.0, 80))),
-        num_calls=Lengths(((0.0, 10), (1.0, 40))),
+        opening=LengthDistribution(((0.0, 4_800), (1.0, 13_000))),
+        growth=LengthDistribution(((0.0, 100), (1.0, 600))),
+        output=LengthDistribution(((0.0, 20), (1.0, 80))),
+        num_calls=LengthDistribution(((0.0, 10), (1.0, 40))),
         pause_s=2.0,
         longest_tokens=30_000,
         first_class="agent-start",

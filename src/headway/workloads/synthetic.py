@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from headway.errors import UserError
+from headway.workloads.length_distribution import LengthDistribution, lognormal
 from headway.workloads.schema import WorkloadRequest
-from headway.workloads.shapes import Lengths, lognormal
 
 SEED_TAG = 0x5E17
 """Keeps the lengths' random numbers apart from those of arrival times with the same seed."""
@@ -23,15 +23,15 @@ SEED_TAG = 0x5E17
 class Kind:
     """One sort of request: how long its prompts and outputs are, and where that is known from."""
 
-    prompt: Lengths
-    output: Lengths
+    prompt: LengthDistribution
+    output: LengthDistribution
     source: str
 
 
-def _quantiles(*tokens: float) -> Lengths:
+def _quantiles(*tokens: float) -> LengthDistribution:
     """Return a distribution from its 0, 1, 5, 10, 25, 50, 75, 90, 95, 99 and 100 % quantiles."""
     probabilities = (0.0, 0.01, 0.05, 0.10, 0.25, 0.50, 0.75, 0.90, 0.95, 0.99, 1.0)
-    return Lengths(tuple(zip(probabilities, tokens, strict=True)))
+    return LengthDistribution(tuple(zip(probabilities, tokens, strict=True)))
 
 
 KINDS = {
@@ -55,33 +55,43 @@ KINDS = {
         " mean output 58.45). Only means are published; the log-normal shape is assumed.",
     ),
     "bookcorpus": Kind(
-        Lengths(((0.0, 4_000), (1.0, 100_000))),
-        Lengths(((0.0, 16), (0.5, 256), (0.95, 1_200), (1.0, 2_048))),
+        LengthDistribution(((0.0, 4_000), (1.0, 100_000))),
+        LengthDistribution(((0.0, 16), (0.5, 256), (0.95, 1_200), (1.0, 2_048))),
         "BookCorpus as AccelGen uses it (arXiv 2503.13737, as third parties report it): prompts of"
         " 4k to 100k tokens, outputs of at most 2,048. Only ranges are known; log-uniform prompts"
         " (mean 29.8k) and the outputs' median are assumed.",
     ),
     "azure-code": Kind(
         _quantiles(3, 17, 75, 147, 578, 1469, 2744, 5188, 7303, 7436, 7437),
-        Lengths(((0.0, 6), (0.10, 7), (0.25, 9), (0.50, 13), (0.75, 24), (0.90, 55), (0.95, 90),
-                 (0.99, 251), (0.995, 359), (0.999, 825), (1.0, 1_899))),
+        LengthDistribution((
+            (0.0, 6), (0.10, 7), (0.25, 9), (0.50, 13), (0.75, 24), (0.90, 55), (0.95, 90),
+            (0.99, 251), (0.995, 359), (0.999, 825), (1.0, 1_899),
+        )),
         "Azure LLM inference trace 2023, code (CC-BY-4.0; Splitwise, arXiv 2311.18677, section 3:"
         " medians 1500 and 13). Mean/p50/p95/p99: prompt 2048/1469/7303/7436, output 28/13/90/251.",
     ),
     "azure-chat": Kind(
-        Lengths(((0.0, 3), (0.05, 100), (0.25, 460), (0.5, 1_020), (0.75, 1_440),
-                 (0.95, 2_900), (0.99, 4_100), (1.0, 14_000))),
-        Lengths(((0.0, 5), (0.05, 20), (0.25, 60), (0.5, 129), (0.75, 330), (0.95, 610),
-                 (0.99, 800), (1.0, 1_000))),
+        LengthDistribution((
+            (0.0, 3), (0.05, 100), (0.25, 460), (0.5, 1_020), (0.75, 1_440),
+            (0.95, 2_900), (0.99, 4_100), (1.0, 14_000),
+        )),
+        LengthDistribution((
+            (0.0, 5), (0.05, 20), (0.25, 60), (0.5, 129), (0.75, 330), (0.95, 610),
+            (0.99, 800), (1.0, 1_000),
+        )),
         "Azure LLM inference trace 2023, conversation (Splitwise, arXiv 2311.18677, section 3:"
         " medians 1020 and 129; means of the file 1155 and 211, as later papers state them)."
         " The other quantiles are assumed, chosen to meet those means.",
     ),
     "reasoning": Kind(
-        Lengths(((0.0, 5), (0.25, 60), (0.5, 208), (0.75, 350), (0.9, 1_300), (0.95, 6_714),
-                 (0.99, 23_423), (1.0, 48_000))),
-        Lengths(((0.0, 10), (0.25, 320), (0.5, 792), (0.75, 1_400), (0.95, 5_701),
-                 (0.99, 12_607), (1.0, 25_000))),
+        LengthDistribution((
+            (0.0, 5), (0.25, 60), (0.5, 208), (0.75, 350), (0.9, 1_300), (0.95, 6_714),
+            (0.99, 23_423), (1.0, 48_000),
+        )),
+        LengthDistribution((
+            (0.0, 10), (0.25, 320), (0.5, 792), (0.75, 1_400), (0.95, 5_701),
+            (0.99, 12_607), (1.0, 25_000),
+        )),
         "DeepSeek-R1 clients of ServeGen (arXiv 2505.09999). Mean/p50/p95/p99: prompt"
         " 1268/208/6714/23423, output 1527/792/5701/12607; the other quantiles are assumed,"
         " chosen to meet the means.",
@@ -99,13 +109,13 @@ KINDS = {
         " Mean/p50/p95/p99: prompt 1067/1037/1584/1800, output 1613/1601/2342/2533.",
     ),
     "retrieval": Kind(
-        Lengths(((0.0, 1_000), (0.5, 3_500), (0.95, 7_000), (1.0, 8_000))),
-        Lengths(((0.0, 4), (0.5, 40), (0.95, 150), (1.0, 300))),
+        LengthDistribution(((0.0, 1_000), (0.5, 3_500), (0.95, 7_000), (1.0, 8_000))),
+        LengthDistribution(((0.0, 4), (0.5, 40), (0.95, 150), (1.0, 300))),
         "A question behind a few retrieved passages: long prompts, short outputs. Assumed.",
     ),
     "longdoc": Kind(
-        Lengths(((0.0, 10_000), (1.0, 30_000))),
-        Lengths(((0.0, 50), (0.5, 250), (0.95, 600), (1.0, 1_000))),
+        LengthDistribution(((0.0, 10_000), (1.0, 30_000))),
+        LengthDistribution(((0.0, 50), (0.5, 250), (0.95, 600), (1.0, 1_000))),
         "A whole document: prompts of 10k to 30k tokens, log-uniform. Assumed.",
     ),
 }  # fmt: skip

@@ -10,9 +10,9 @@ from typing import cast
 from headway.engines import wire
 from headway.engines.journal import Journal
 from headway.engines.sim.job import Job
-from headway.engines.sim.machine import Machine
 from headway.engines.sim.steady import Steady
-from headway.engines.virtual import Call, Outcome, VirtualEngine
+from headway.engines.sim.steered_engine import SteeredEngine
+from headway.engines.virtual import Outcome, VirtualCall, VirtualEngine
 from headway.errors import UserError
 from headway.policy.events import Arrived, Finished
 from headway.policy.scheduler import Scheduler
@@ -30,11 +30,11 @@ class Clients:
     ) -> None:
         self.engine = engine
         self.policy = policy
-        self.machine = Machine(engine)
+        self.machine = SteeredEngine(engine)
         self.now_s = 0.0
         self.outcomes: dict[str, Outcome] = {}
         self._book = book or SloBook.empty()
-        self._inbox: deque[Call] = deque()
+        self._inbox: deque[VirtualCall] = deque()
         self._inbox_tokens = 0
         self.unfinished_prompt_tokens = 0
         """Prompt tokens of all requests that have not ended."""
@@ -60,7 +60,7 @@ class Clients:
         waiting = sum(j.num_tokens for j in self.machine.waiting.values()) + self._inbox_tokens
         return self.machine.pool.num_total - self.machine.pool.num_free + -(-waiting // size)
 
-    def submit(self, call: Call) -> None:
+    def submit(self, call: VirtualCall) -> None:
         """Send a call; calls must come in the order of their arrival.
 
         Raises:
@@ -93,7 +93,7 @@ class Clients:
                 self._remove(job, "aborted")
                 self._close(job.outcome, "abort", None)
 
-    def _arrive(self, call: Call) -> None:
+    def _arrive(self, call: VirtualCall) -> None:
         outcome = self.outcomes[call.request_id]
         mistake = None
         slo = NO_PROMISE

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from headway.engines.sim.routers import Router
 from headway.engines.sim.run import SimRun
-from headway.engines.virtual import Call, Outcome
+from headway.engines.virtual import Outcome, VirtualCall
 from headway.errors import UserError
 
 
@@ -43,7 +43,7 @@ class Fleet:
         self._router = router
         self._num_servers = num_servers
 
-    def run(self, calls: Iterable[Call]) -> FleetResult:
+    def run(self, calls: Iterable[VirtualCall]) -> FleetResult:
         """Serve *calls* to the end.
 
         A router that needs no state is asked first and the servers then run one after another.
@@ -52,7 +52,7 @@ class Fleet:
         servers = [self._build(index) for index in range(self._num_servers)]
         if self._router.needs_state:
             return self._run_together(servers, ordered)
-        shares: list[list[Call]] = [[] for _ in servers]
+        shares: list[list[VirtualCall]] = [[] for _ in servers]
         for call in ordered:
             shares[self._router.choose(call, servers)].append(call)
         result = FleetResult(routed=[len(share) for share in shares])
@@ -61,7 +61,7 @@ class Fleet:
             result.take(server)
         return result
 
-    def _run_together(self, servers: Sequence[SimRun], calls: Sequence[Call]) -> FleetResult:
+    def _run_together(self, servers: Sequence[SimRun], calls: Sequence[VirtualCall]) -> FleetResult:
         """All servers stand at the instant of an arrival when the router looks at them."""
         result = FleetResult(routed=[0] * len(servers))
         for call in calls:

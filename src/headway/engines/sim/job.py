@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-from headway.engines.virtual import Call, Outcome
+from headway.engines.virtual import Outcome, VirtualCall
 
 TokensKey = tuple[str, int] | tuple[bytes, int | str, int]
 """A request and how many of its tokens; or the chain so far, the next id and tokens of that."""
@@ -55,7 +55,7 @@ class Job:
         "times",
     )
 
-    def __init__(self, call: Call, outcome: Outcome) -> None:
+    def __init__(self, call: VirtualCall, outcome: Outcome) -> None:
         self.call = call
         self.outcome = outcome
         self.times = outcome.emitted_at_s

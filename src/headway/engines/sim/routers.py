@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from headway.engines.sim.run import SimRun
-from headway.engines.virtual import Call
+from headway.engines.virtual import VirtualCall
 
 
 class Router(Protocol):
@@ -19,7 +19,7 @@ class Router(Protocol):
 
     needs_state: bool
 
-    def choose(self, call: Call, servers: Sequence[SimRun]) -> int:
+    def choose(self, call: VirtualCall, servers: Sequence[SimRun]) -> int:
         """Return the index of the server that gets *call*, which arrives now."""
 
 
@@ -31,7 +31,7 @@ class RoundRobin(Router):
     def __init__(self) -> None:
         self._next = 0
 
-    def choose(self, call: Call, servers: Sequence[SimRun]) -> int:
+    def choose(self, call: VirtualCall, servers: Sequence[SimRun]) -> int:
         """Return the next index."""
         chosen = self._next % len(servers)
         self._next = chosen + 1
@@ -51,7 +51,7 @@ class LeastWork(Router):
     def __init__(self, output_tokens: int = 256) -> None:
         self._output_tokens = output_tokens
 
-    def choose(self, call: Call, servers: Sequence[SimRun]) -> int:
+    def choose(self, call: VirtualCall, servers: Sequence[SimRun]) -> int:
         """Return the first of the least loaded."""
         guess = self._output_tokens
         loads = [s.unfinished_prompt_tokens + guess * s.num_unfinished for s in servers]
@@ -63,7 +63,7 @@ class LeastKv(Router):
 
     needs_state = True
 
-    def choose(self, call: Call, servers: Sequence[SimRun]) -> int:
+    def choose(self, call: VirtualCall, servers: Sequence[SimRun]) -> int:
         """Return the first of those with the smallest share of their KV spoken for."""
         loads = [s.kv_load_blocks / s.machine.pool.num_total for s in servers]
         return loads.index(min(loads))

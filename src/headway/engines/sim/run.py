@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from headway.engines import wire
 from headway.engines.journal import Journal
 from headway.engines.sim.clients import Clients
-from headway.engines.sim.machine import Launch
 from headway.engines.sim.steady import Steady, is_plain
-from headway.engines.virtual import Call, Outcome, StepRow, VirtualEngine
+from headway.engines.sim.steered_engine import Launch
+from headway.engines.virtual import Outcome, StepRow, VirtualCall, VirtualEngine
 from headway.latency.model import StepShape
 from headway.policy.events import Finished, StepDone, StepScheduled
 from headway.policy.plan import StepPlan
@@ -45,7 +45,7 @@ class SimRun(Clients):
     Args:
         truth: Seconds of a step of a given shape; the policy never sees it.
         policy: The policy core, new, or its journal; it learns from events alone.
-        book: SLO classes that ``Call.xargs`` may name.
+        book: SLO classes that ``VirtualCall.xargs`` may name.
         keep_steps: Fill ``steps`` with a row for each step.
         keep_schedule: Fill ``schedule`` with the instant and tokens of each step, for tests.
     """
@@ -80,7 +80,7 @@ class SimRun(Clients):
 
     # -- time passes -----------------------------------------------------------------------
 
-    def run(self, calls: Iterable[Call]) -> dict[str, Outcome]:
+    def run(self, calls: Iterable[VirtualCall]) -> dict[str, Outcome]:
         """Serve *calls* to the end and return their outcomes."""
         for call in sorted(calls, key=lambda c: (c.arrived_at_s, c.request_id)):
             self.submit(call)

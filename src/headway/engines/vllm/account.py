@@ -1,8 +1,8 @@
 """Lateness in the answer, for clients that ask: ``usage.headway`` of what they get anyway.
 
-The scheduler's process keeps the verdicts of such requests (:func:`watch`) and sends each with
+The scheduler's process keeps the lateness of such requests (:func:`watch`) and sends each with
 the output that ends its request (:func:`put_into`); the HTTP edge takes it out again and adds it
-to the answer (:class:`Accounted`). Spans are milliseconds, as everywhere in HTTP.
+to the answer (:class:`AccountedAnswer`). Spans are milliseconds, as everywhere in HTTP.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from headway.engines import wire
 from headway.engines.vllm.asgi import Message, Send, grown
 from headway.engines.vllm.channel import CHANNEL_VARIABLE
 from headway.errors import UserError
-from headway.metrics.tale import Verdict
+from headway.metrics.request_lateness import Lateness
 from headway.slo import EXPLAIN_IN_STAMP, STAMP, Slo
 
 PATHS = ("/v1/chat/completions", "/v1/completions")
@@ -39,7 +39,7 @@ Told = Mapping[str, Any]
 
 
 class Accountant(Protocol):
-    """Who keeps the verdicts of those who ask."""
+    """Who keeps the lateness of those who ask."""
 
     def explain(self, request_id: str) -> None:
         """Keep the account of a live request, for its client, when it ends."""
@@ -48,7 +48,7 @@ class Accountant(Protocol):
 def watch(
     accountant: Accountant | None, request_id: str, extra_args: Mapping[str, Any] | None
 ) -> None:
-    """Have the verdict kept of a request whose client asked for it through the edge.
+    """Have the lateness kept of a request whose client asked for it through the edge.
 
     Raises:
         UserError: It does, and nobody counts here.
@@ -61,18 +61,18 @@ def watch(
     accountant.explain(request_id)
 
 
-def account_of(verdict: Verdict, slo: Slo) -> dict[str, Any]:
+def account_of(lateness: Lateness, slo: Slo) -> dict[str, Any]:
     """Return what a client is told: the causes add up to the lateness, to the microsecond.
 
     ``kept`` is ``None`` when nothing was promised; a span is ``None`` when there was no token.
     """
-    by_cause_ms = {cause: _ms(seconds) for cause, seconds in verdict.late_s.items() if _ms(seconds)}
+    by_cause_ms = {cause: _ms(s) for cause, s in lateness.late_s.items() if _ms(s)}
     return {
-        "kept": verdict.attained if slo.is_promise else None,
+        "kept": lateness.attained if slo.is_promise else None,
         "late_ms": round(sum(by_cause_ms.values()), 3),
         "by_cause_ms": by_cause_ms,
-        "ttft_ms": None if verdict.ttft_s is None else _ms(verdict.ttft_s),
-        "jct_ms": None if verdict.jct_s is None else _ms(verdict.jct_s),
+        "ttft_ms": None if lateness.ttft_s is None else _ms(lateness.ttft_s),
+        "jct_ms": None if lateness.jct_s is None else _ms(lateness.jct_s),
     }
 
 
@@ -117,7 +117,7 @@ def worst(accounts: Iterable[Told]) -> Told | None:
     return max(accounts, key=lambda a: (a.get("kept") is False, a["late_ms"]), default=None)
 
 
-class Accounted:
+class AccountedAnswer:
     """Passes an answer on with ``usage.headway`` in it: the worst of ``accounts``, or null.
 
     Args:

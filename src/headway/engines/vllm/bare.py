@@ -33,11 +33,11 @@ from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.outputs import KVConnectorOutput
 from vllm.v1.structured_output import StructuredOutputManager
 
-from headway.engines.attention import FULL
+from headway.engines.attention_kinds import FULL
 from headway.engines.virtual import HostLink, VirtualEngine
-from headway.engines.vllm.attention import groups_of
-from headway.engines.vllm.scheduler import AsyncHeadway, SyncHeadway
-from headway.engines.vllm.swap import CopyTimes, SwapMetadata, transfer_config
+from headway.engines.vllm.driver import AsyncHeadway, SyncHeadway
+from headway.engines.vllm.kv_cache_specs import groups_of
+from headway.engines.vllm.swap_connector import CopyTimes, SwapMetadata, transfer_config
 
 MODEL = {
     "architectures": ["LlamaForCausalLM"],
@@ -69,7 +69,7 @@ class Engine(VirtualEngine):
     headway: Mapping[str, Any] | None = None
     """Headway's settings; ``None`` runs stock vLLM."""
     groups: tuple[str, ...] = FULL
-    """Groups of layers, which share the blocks; see :mod:`headway.engines.attention`."""
+    """Groups of layers, which share the blocks; see :mod:`headway.engines.attention_kinds`."""
     chunked_prefill: bool = True
     """Whether a prompt may be computed in pieces."""
     max_loras: int = 0

@@ -25,7 +25,7 @@ from headway.engines.vllm.answers import http_error
 from headway.engines.vllm.api_keys import is_allowed
 from headway.engines.vllm.asgi import App, Message, Receive, Scope, Send, path_of
 from headway.engines.vllm.call import attach_to, current, engine_client, slo_file_of
-from headway.engines.vllm.promise import Asked, asked_of
+from headway.engines.vllm.promise import RequestedPromise, asked_of
 from headway.engines.vllm.request_body import can_matter, parsed
 from headway.engines.wire import Invalid, Refused, parse, parse_account
 from headway.errors import UserError
@@ -129,8 +129,8 @@ class _Exchange:
         self._path = path_of(scope)
         self._is_stranger = self._path in OPEN_PATHS and not ("app" in scope and is_allowed(scope))
         self._pieces: list[bytes] = []
-        self._asked: Asked | None = None
-        self._accounted: account.Accounted | None = None
+        self._asked: RequestedPromise | None = None
+        self._accounted: account.AccountedAnswer | None = None
         self._held: list[Message] = []
         self._passing = False
         self._answered = False
@@ -148,10 +148,14 @@ class _Exchange:
         What was judged counts, whatever else *params* hold; what was not judged is no promise.
         Where nothing was asked for and no file says what others hold, nothing is written.
         """
-        asked = self._asked or Asked(NO_PROMISE)
+        asked = self._asked or RequestedPromise(NO_PROMISE)
         given = params.extra_args or {}
         others = {name: value for name, value in given.items() if not is_ours(name)}
-        if asked == Asked(NO_PROMISE) and not self._has_file and len(others) == len(given):
+        if (
+            asked == RequestedPromise(NO_PROMISE)
+            and not self._has_file
+            and len(others) == len(given)
+        ):
             return
         stamp = asked.slo.stamp()
         if asked.explain:
@@ -196,7 +200,7 @@ class _Exchange:
             self._asked = asked_of(self._book, self._headers, body, is_stranger=self._is_stranger)
             if self._asked.explain:
                 account.check(self._path)
-                self._send = self._accounted = account.Accounted(self._send)
+                self._send = self._accounted = account.AccountedAnswer(self._send)
         except UserError as error:
             return Invalid(str(error))
         return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from headway.engines.vllm import compat
-from headway.engines.vllm.swap import SwapConnector
+from headway.engines.vllm.swap_connector import SwapConnector
 
 
 class External:

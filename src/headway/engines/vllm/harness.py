@@ -20,7 +20,7 @@ from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
 from headway.engines import wire
-from headway.engines.virtual import Call, Outcome, StepRow
+from headway.engines.virtual import Outcome, StepRow, VirtualCall
 from headway.engines.vllm import compat
 from headway.engines.vllm.bare import Engine, Swaps, build
 from headway.engines.vllm.made_up_tokens import STOP, own_token, prompt_tokens
@@ -86,7 +86,7 @@ class VirtualRun:
         """Tokens the KV cache holds."""
         return compat.total_blocks(self.scheduler) * self.engine.block_size
 
-    def add(self, call: Call) -> None:
+    def add(self, call: VirtualCall) -> None:
         """Hand a request to the scheduler at the current instant, if vLLM's server would."""
         outcome = self.outcomes[call.request_id] = Outcome(call)
         outcome.phases.append((call.arrived_at_s, "queued"))
@@ -98,7 +98,7 @@ class VirtualRun:
         self._prefilling[call.request_id] = call.num_prompt_tokens
         self.scheduler.add_request(self.request_of(call))
 
-    def request_of(self, call: Call) -> Request:
+    def request_of(self, call: VirtualCall) -> Request:
         """Return the request that vLLM's server would make of *call*."""
         params = SamplingParams(
             max_tokens=call.max_output_tokens or call.num_output_tokens,
@@ -116,7 +116,7 @@ class VirtualRun:
             block_hasher=self._hasher if self.engine.prefix_caching else None,
         )
 
-    def _at_the_door(self, call: Call) -> str | None:
+    def _at_the_door(self, call: VirtualCall) -> str | None:
         """Return what vLLM's API server answers to a request it does not pass on."""
         longest, cap = self.engine.max_model_len, self.engine.max_num_queued_tokens
         if call.num_prompt_tokens >= longest:
@@ -136,7 +136,7 @@ class VirtualRun:
             outcome.finish_reason = "abort"
             outcome.ended_at_s = self.clock.time_s
 
-    def run(self, calls: Iterable[Call], max_steps: int = 10_000_000) -> dict[str, Outcome]:
+    def run(self, calls: Iterable[VirtualCall], max_steps: int = 10_000_000) -> dict[str, Outcome]:
         """Serve *calls* to the end and return their outcomes.
 
         What happens at one instant happens in this order: arrivals, hang-ups, the next step.

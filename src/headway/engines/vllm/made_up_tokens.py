@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 
-from headway.engines.virtual import Call
+from headway.engines.virtual import VirtualCall
 
 STOP, FILLER = 2, 3
 FIRST_TELLING = 1024
 """Telling tokens are never below this, so never one of the two above."""
 
 
-def prompt_tokens(call: Call) -> list[int]:
+def prompt_tokens(call: VirtualCall) -> list[int]:
     """Return the prompt of *call*: its chain, then what is its own."""
     tokens: list[int] = []
     for one in call.hash_ids:

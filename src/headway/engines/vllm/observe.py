@@ -79,7 +79,7 @@ class LiveView:
             return
         path = path_of(scope) if scope["type"] == "http" else ""
         if path.rstrip("/") == METRICS and scope["method"] == "GET":
-            await self._app(_plain_text(scope), receive, _Appended(send, self._metrics))
+            await self._app(_plain_text(scope), receive, _LongerAnswer(send, self._metrics))
         elif path in PAGE_FILES or path in (STATE, BROKEN):
             await self._answer(path, scope, send)
         else:
@@ -147,7 +147,7 @@ class LiveView:
         return HTTPStatus.OK, {"broken": self._board.worst(count)}
 
 
-class _Appended:
+class _LongerAnswer:
     """Passes an answer on with something more at its end, when it is a good one."""
 
     def __init__(self, send: Send, more: Any) -> None:

@@ -36,7 +36,7 @@ OpenAI SDK calls its own argument."""
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class RequestedPromise:
     """What one request asks for.
 
     Attributes:
@@ -48,7 +48,9 @@ class Asked:
     explain: bool = False
 
 
-def asked_of(book: SloBook, headers: Headers, body: Any, *, is_stranger: bool = False) -> Asked:
+def asked_of(
+    book: SloBook, headers: Headers, body: Any, *, is_stranger: bool = False
+) -> RequestedPromise:
     """Return what a request asks for, and is promised.
 
     A header that the body or another header overrides is judged too: a mistake is told,
@@ -81,7 +83,7 @@ def asked_of(book: SloBook, headers: Headers, body: Any, *, is_stranger: bool = 
         else:
             book.promise({field: value}, labels={field: label}, **client)
     explain = EXPLAIN in asked and truth(labels.get(EXPLAIN, EXPLAIN), asked.pop(EXPLAIN))
-    return Asked(book.promise(asked, labels=labels, **client), explain)
+    return RequestedPromise(book.promise(asked, labels=labels, **client), explain)
 
 
 def asked_in_body(body: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:

@@ -45,7 +45,7 @@ CLOSE_WITHIN_S = 10.0
 
 
 class Handover:
-    """Hands lines to a descriptor without waiting; see the module's docstring.
+    """Hands lines to a descriptor without waiting; of what is dropped a ``gap`` line tells.
 
     Args:
         fd: Write end of a pipe; it is closed by :meth:`close`.

@@ -1,6 +1,6 @@
 """Carrying a plan out: what the stock loop is shown before its step, and what came of it.
 
-Mixed into the driver (``scheduler.py``). The stock loop spends a budget of tokens on
+Mixed into the driver (``driver.py``). The stock loop spends a budget of tokens on
 ``self.running`` in order, then on whom the waiting queues present; nothing else of it is steered.
 """
 
@@ -16,7 +16,7 @@ from headway.policy.plan import StepPlan
 
 
 class Steering:
-    """The driver's hands; see the module's docstring."""
+    """Takes victims' KV, sets who runs and who may enter, before the stock loop's step."""
 
     def _preempt_planned(self, plan: StepPlan) -> None:
         for preempt in plan.preempt:

@@ -10,7 +10,7 @@ from typing import Any
 from headway.engines.journal import Reader
 from headway.engines.vllm.account import account_of
 from headway.engines.vllm.channel import CHANNEL_VARIABLE, Sender
-from headway.metrics.observed import Observed
+from headway.metrics.scheduler_counts import SchedulerCounts
 from headway.policy.events import Arrived, Finished, StepDone, SteppedAside, StepScheduled
 from headway.policy.log import Entry
 from headway.policy.scheduler import Scheduler
@@ -42,7 +42,7 @@ class Watch(Reader):
         self._explained: set[str] = set()
         self.accounts: dict[str, dict[str, Any]] = {}
         """What the clients of explained requests that have ended are told, until it is sent."""
-        self.observed = Observed(core.name, core.overload)
+        self.observed = SchedulerCounts(core.name, core.overload)
 
     def explain(self, request_id: str) -> None:
         """Keep the account of a live request, for its client, when it ends."""
@@ -73,8 +73,8 @@ class Watch(Reader):
         if request is None:
             return
         broken = observed.finished(event, request)
-        if request_id in self._explained and observed.verdict is not None:
-            self.accounts[request_id] = account_of(observed.verdict, request.slo)
+        if request_id in self._explained and observed.lateness is not None:
+            self.accounts[request_id] = account_of(observed.lateness, request.slo)
         self._explained.discard(request_id)
         if broken is not None and self._sender.has_readers:
             broken.update(engine=self._engine, unix_s=time.time())

@@ -33,7 +33,7 @@ def planner(
     exact_chunk: bool = False,
     max_wait_s: float = 300.0,
 ) -> AccelGen:
-    """Return the planner.
+    """The paper's A1, A2 and A3; each can be switched off, as in its ablations.
 
     Args:
         chunking: A1. Without it a step has the engine's budget and prompts are not cut.

@@ -17,7 +17,7 @@ from headway.papers.accelgen.a1_chunk import Budget
 from headway.papers.accelgen.a2_order import Order, Task
 from headway.papers.accelgen.a3_packing import Amount, Packer
 from headway.papers.accelgen.composition import Composition
-from headway.policy.batch import Filled, cap_partial
+from headway.policy.batch import StepFill, cap_partial
 from headway.policy.draft import Draft
 from headway.policy.known import Known
 from headway.policy.preempt import Preemptor
@@ -84,10 +84,10 @@ class AccelGen(OneWalk):
         gone = {v.request_id for v in made.victims}
         return tuple(i for i in made.held if i not in gone)
 
-    def fill(self, draft: Draft, preemptor: Preemptor) -> Filled:
+    def fill(self, draft: Draft, preemptor: Preemptor) -> StepFill:
         """Return what was chosen."""
         made = self._compose(draft)
-        filled = Filled(made.shape, made.chunks, preempt=made.victims)
+        filled = StepFill(made.shape, made.chunks, preempt=made.victims)
         draft.gone.update(v.request_id for v in made.victims)
         draft.num_spare_blocks = made.spare_blocks
         cap_partial(draft, filled)

@@ -10,14 +10,14 @@ from __future__ import annotations
 from headway.kit.ledger import KvLedger
 from headway.papers.cacheopt.critical import MINIMUM_TOKENS, Critical, Reserve
 from headway.policy.admit import Gate
-from headway.policy.batch import Filled, InOrder
+from headway.policy.batch import InOrder, StepFill
 from headway.policy.draft import Draft
 from headway.policy.preempt import Preemptor
 from headway.request import Request
 
 
 class MinimumFirst(InOrder):
-    """Fills a step in order; see the module's docstring."""
+    """Fills a step in order; pays a critical request's minimum by reserve, then preemption."""
 
     def __init__(self, ledger: KvLedger, critical: Critical, reserve: Reserve) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class MinimumFirst(InOrder):
         tokens: int,
         gate: Gate,
         preemptor: Preemptor,
-        filled: Filled,
+        filled: StepFill,
     ) -> bool:
         """Return whether a waiting request gets its KV; the critical draw on the reserve."""
         if not gate.fits(draft, request):
@@ -63,7 +63,7 @@ class MinimumFirst(InOrder):
         request: Request,
         needed: int,
         preemptor: Preemptor,
-        filled: Filled,
+        filled: StepFill,
     ) -> bool:
         """Return whether *needed* blocks are there, once victims have left if it must be."""
         if needed <= draft.num_spare_blocks:

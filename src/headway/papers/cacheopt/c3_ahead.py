@@ -63,7 +63,7 @@ class Needs:
 
 
 class Proactive(Funder):
-    """See the module's docstring.
+    """Sees to it that the running have the blocks of the next steps before newcomers do.
 
     Args:
         ledger: Tells who is about to outgrow its estimate.

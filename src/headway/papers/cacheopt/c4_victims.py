@@ -22,7 +22,7 @@ from headway.request import Request
 
 
 class Buckets(Preemptor):
-    """See the module's docstring.
+    """Whose KV goes first: the loosest gap, then the most output to come, then the least KV held.
 
     Args:
         book: Tells which guests are in their owner's way; ``None`` where nobody lends.

@@ -59,7 +59,7 @@ def parts(
     remaining_bucket_tokens: int = 64,
     max_wait_s: float = 300.0,
 ) -> Parts:
-    """Return the parts.
+    """The paper's components; each can be switched off, as in its ablations.
 
     Args:
         components: Those switched on, by the names above, separated by commas; may be empty.

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from headway.policy.kv.layout import KvLayout
-from headway.policy.lengths.curve import ROUNDING, SurvivalCurve
+from headway.policy.lengths.survival import ROUNDING, SurvivalCurve
 from headway.request import Request
 
 HORIZONS = np.array([1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192])

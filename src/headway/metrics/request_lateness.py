@@ -1,4 +1,4 @@
-"""One request as the slack ledger follows it, and the verdict at its end. Spans in seconds."""
+"""One request as the book of lateness follows it, and its lateness at its end. Spans in seconds."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
+from headway.metrics.causes import Split
 from headway.metrics.tally import ClassTally
 from headway.slo import Slo
-
-Split = dict[str, float]
-"""Seconds by cause."""
 
 
 class Stage(Enum):
@@ -50,7 +48,7 @@ class InStep:
 
 
 @dataclass(slots=True)
-class Tale:
+class LiveLateness:
     """One live request: its stage, and its seconds by cause.
 
     ``open_s`` are the seconds since the last token (or the arrival) up to ``since_s``;
@@ -85,7 +83,7 @@ class Tale:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Lateness:
     """How a request ended up against its promise; ``late_s`` by cause adds up to its lateness."""
 
     attained: bool
@@ -99,19 +97,3 @@ class Verdict:
     def total_late_s(self) -> float:
         """Seconds late, all broken promises of the request together."""
         return math.fsum(self.late_s.values())
-
-
-def add(into: Split, seconds: Mapping[str, float], factor: float = 1.0) -> None:
-    """Add seconds by cause, times *factor*, to others."""
-    for cause, value in seconds.items():
-        if value:
-            into[cause] = into.get(cause, 0.0) + factor * value
-
-
-def charge(into: Split, seconds: Mapping[str, float], late_s: float) -> None:
-    """Charge lateness to causes in proportion to the seconds each took."""
-    total_s = math.fsum(seconds.values())
-    if total_s > 0:
-        add(into, seconds, late_s / total_s)
-    else:
-        add(into, {"other": late_s})

@@ -26,11 +26,11 @@ from headway.engines.vllm.clock import WallClock
 from headway.engines.vllm.external import External
 from headway.engines.vllm.hindered import Hindrances
 from headway.engines.vllm.kv_groups import kv_groups, room_of, view_of, whole_hits
+from headway.engines.vllm.model_roofline import roofline
 from headway.engines.vllm.queue import gated
 from headway.engines.vllm.recorder import recording_of
-from headway.engines.vllm.shapes import roofline
 from headway.engines.vllm.steering import Steering
-from headway.engines.vllm.swap import swap_connector
+from headway.engines.vllm.swap_connector import swap_connector
 from headway.engines.vllm.watch import watch_of
 from headway.errors import UserError
 from headway.latency.online import OnlineModel
@@ -44,7 +44,7 @@ logger = logging.getLogger("vllm.headway")
 
 
 class HeadwayMixin(Steering):
-    """Mixed into vLLM's scheduler classes; see the module's docstring."""
+    """Goes before a scheduler class of vLLM: its every step follows a plan, the rest is stock."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

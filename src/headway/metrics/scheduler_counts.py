@@ -1,7 +1,7 @@
 """What a running scheduler tells about itself: events and plans in, snapshots out.
 
 Pure: no clock, no socket. Lives in the scheduler's process, so its cost a step must not grow
-with the number of running requests in Python code; see :mod:`headway.metrics.story`.
+with the number of running requests in Python code; see :mod:`headway.metrics.lateness_book`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from dataclasses import replace
 from typing import Any
 
 from headway.metrics.define import is_bounded
+from headway.metrics.lateness_book import LatenessBook
 from headway.metrics.overdue import overdue
-from headway.metrics.story import SlackLedger
-from headway.metrics.tale import Tale, Verdict
+from headway.metrics.request_lateness import Lateness, LiveLateness
 from headway.metrics.tally import (
     PLAN_BOUNDS_S,
     RATIO_BOUNDS,
@@ -24,7 +24,7 @@ from headway.metrics.tally import (
     promise_of,
 )
 from headway.policy.events import Arrived, Finished, StepDone, StepScheduled
-from headway.policy.live import LiveRequests
+from headway.policy.live_requests import LiveRequests
 from headway.policy.plan import StepPlan
 from headway.policy.view import EngineView
 from headway.request import Request
@@ -34,12 +34,12 @@ SCHEMA = 1
 NATURAL_ENDS = ("stopped", "length")
 
 
-class Observed:
+class SchedulerCounts:
     """Counts of one scheduler since its start. Instants are its driver's clock, in seconds."""
 
     def __init__(self, policy: str = "", overload: str = "") -> None:
         self.tallies = Tallies()
-        self.ledger = SlackLedger(self.tallies)
+        self.book = LatenessBook(self.tallies)
         self.policy, self.overload = policy, overload
         self.preemptions = {"recompute": 0, "swap": 0}
         self.num_asides = 0
@@ -53,7 +53,7 @@ class Observed:
         self.longest_step_s = 0.0
         self._plan = StepPlan(0)
         self._view: EngineView | None = None
-        self.verdict: Verdict | None = None
+        self.lateness: Lateness | None = None
         """Of the request that ended last; ``None`` where nothing was known of it."""
         self._in_flight: deque[tuple[str, StepPlan, float, EngineView | None]] = deque()
 
@@ -66,19 +66,19 @@ class Observed:
 
     def arrived(self, event: Arrived, predicted_output_tokens: int) -> None:
         """A request arrived and the core predicted its length."""
-        tale = self.ledger.arrived(
+        live = self.book.arrived(
             event.request_id, event.slo, event.arrived_at_s, event.num_prompt_tokens
         )
-        tale.predicted_output_tokens = predicted_output_tokens
-        tale.tally.offered += 1
-        tale.tally.saw(event.slo)
+        live.predicted_output_tokens = predicted_output_tokens
+        live.tally.offered += 1
+        live.tally.saw(event.slo)
 
     def scheduled(self, event: StepScheduled) -> None:
         """A step was begun, or requests lost their place."""
         for request_id in event.preempted:
             swapped = request_id in event.swapped
             self.preemptions["swap" if swapped else "recompute"] += 1
-            self.ledger.preempted(request_id, event.at_s, swapped=swapped)
+            self.book.preempted(request_id, event.at_s, swapped=swapped)
         tokens = event.num_scheduled_tokens
         if not tokens:
             return
@@ -87,7 +87,7 @@ class Observed:
         kind = "mixed" if num_tokens > len(tokens) or admitted else "decode"
         bound_s = bound_of(plan)
         self._in_flight.append((kind, plan, bound_s, self._view))
-        self.ledger.scheduled(event.at_s, admitted, bound_s)
+        self.book.scheduled(event.at_s, admitted, bound_s)
         self.tokens["computed"] += num_tokens
 
     def done(self, event: StepDone) -> None:
@@ -97,8 +97,8 @@ class Observed:
         kind, plan, bound_s, view = self._in_flight.popleft()
         free_tokens = view.layout.tokens(view.num_free_blocks) if view is not None else 0
         emitted = event.num_new_tokens
-        self.ledger.done(event.at_s, emitted, free_tokens)
-        took_s = self.ledger.last_step_s
+        self.book.done(event.at_s, emitted, free_tokens)
+        took_s = self.book.last_step_s
         self.steps[kind].add(took_s)
         if plan.predicted_s > 0:
             self.ratios[kind].add(took_s / plan.predicted_s)
@@ -111,42 +111,42 @@ class Observed:
 
     def finished(self, event: Finished, request: Request) -> dict[str, Any] | None:
         """A request left; return what to tell about it when it broke its promise."""
-        self.verdict = None
-        tale = self.ledger.tales.get(event.request_id)
-        if tale is None:
+        self.lateness = None
+        live = self.book.live.get(event.request_id)
+        if live is None:
             return None
         ended_well = event.reason in NATURAL_ENDS
         outcome = _outcome(event.reason)
         num_output_tokens = request.num_output_tokens
-        verdict = self.ledger.finished(
+        lateness = self.book.finished(
             event.request_id,
             event.at_s,
             num_output_tokens,
             ended_well=ended_well,
             was_refused=outcome in ("refused", "rejected"),
         )
-        self.verdict = verdict
-        if not self.ledger.tales and self._view is not None:
+        self.lateness = lateness
+        if not self.book.live and self._view is not None:
             # Nobody holds KV any more; the next plan, which will see it, may be long in coming.
             self._view = replace(self._view, num_free_blocks=self._view.num_total_blocks)
-        tally = tale.tally
+        tally = live.tally
         tally.outcomes[outcome] += 1
         tally.output_tokens += num_output_tokens
         if ended_well:
-            covered = num_output_tokens <= tale.predicted_output_tokens
+            covered = num_output_tokens <= live.predicted_output_tokens
             self.lengths["covered" if covered else "exceeded"] += 1
-        if not tale.slo.is_promise:
+        if not live.slo.is_promise:
             return None
         tally.promised += 1
-        if verdict.attained:
+        if lateness.attained:
             tally.attained += 1
             tally.attained_tokens += num_output_tokens
             return None
-        if verdict.total_late_s > 0:
+        if lateness.total_late_s > 0:
             tally.late += 1
-            for cause, seconds in verdict.late_s.items():
+            for cause, seconds in lateness.late_s.items():
                 tally.late_s[cause] += seconds
-        return _told(tale, verdict, request, outcome, event.at_s)
+        return _told(live, lateness, request, outcome, event.at_s)
 
     # -- what is told -----------------------------------------------------------------------
 
@@ -157,7 +157,7 @@ class Observed:
         step since the last snapshot.
         """
         longest_s, self.longest_step_s = self.longest_step_s, 0.0
-        num_late, late = overdue(self.ledger.tales.values(), at_s)
+        num_late, late = overdue(self.book.live.values(), at_s)
         return {
             "schema": SCHEMA,
             "kind": "counts",
@@ -224,27 +224,27 @@ def kv_split(live: LiveRequests, view: EngineView | None) -> dict[str, int]:
 
 
 def _told(
-    tale: Tale, verdict: Verdict, request: Request, outcome: str, at_s: float
+    live: LiveLateness, lateness: Lateness, request: Request, outcome: str, at_s: float
 ) -> dict[str, Any]:
     """Return the story of a request that broke its promise; no text of its prompt is in it."""
-    arrived_at_s = tale.arrived_at_s
+    arrived_at_s = live.arrived_at_s
     return {
         "schema": SCHEMA,
         "kind": "broken",
-        "id": tale.request_id,
-        "class": tale.slo.class_name,
+        "id": live.request_id,
+        "class": live.slo.class_name,
         "outcome": outcome,
-        "promise": promise_of(tale.slo),
+        "promise": promise_of(live.slo),
         "ended_at_s": at_s,
         "lived_s": at_s - arrived_at_s,
-        "ttft_s": verdict.ttft_s,
-        "jct_s": verdict.jct_s,
-        "num_gaps": verdict.num_gaps,
-        "num_late_gaps": verdict.num_late_gaps,
-        "num_prompt_tokens": tale.num_prompt_tokens,
+        "ttft_s": lateness.ttft_s,
+        "jct_s": lateness.jct_s,
+        "num_gaps": lateness.num_gaps,
+        "num_late_gaps": lateness.num_late_gaps,
+        "num_prompt_tokens": live.num_prompt_tokens,
         "num_output_tokens": request.num_output_tokens,
-        "num_preemptions": tale.num_preemptions,
-        "late_s": verdict.total_late_s,
-        "by_cause_s": {cause: seconds for cause, seconds in verdict.late_s.items() if seconds},
+        "num_preemptions": live.num_preemptions,
+        "late_s": lateness.total_late_s,
+        "by_cause_s": {cause: seconds for cause, seconds in lateness.late_s.items() if seconds},
         "story": [[at - arrived_at_s, what] for at, what in request.story],
     }

@@ -11,7 +11,7 @@ from headway.errors import UserError
 from headway.metrics import lateness
 from headway.metrics.lateness import ClassLateness
 from headway.web import load_figures, run_figures, tables, wait_figures
-from headway.web.inputs import Material, load_rps
+from headway.web.material import Material, load_rps
 from headway.web.page import Page
 from headway.web.sentences import (
     first_of,
@@ -26,7 +26,7 @@ from headway.web.sentences import (
     why_late,
 )
 from headway.web.series import Group, Labels, chosen, classes_of, groups_of
-from headway.web.wait_figures import Shown
+from headway.web.wait_figures import ComparedRun
 
 MAX_CLASSES = 6
 MAX_INSIDE = 6
@@ -69,7 +69,7 @@ def page_of(
         )
     colour_of = {group.label: group.colour for group in groups}
     shown = [
-        Shown.of(labels.of(file.run), colour_of[labels.of(file.run)], file)
+        ComparedRun.of(labels.of(file.run), colour_of[labels.of(file.run)], file)
         for file in picked[:MAX_INSIDE]
     ]
     page = Page()
@@ -142,7 +142,7 @@ def _over_load(page: Page, groups: Sequence[Group], class_names: Sequence[str]) 
     )
 
 
-def _compared(page: Page, shown: Sequence[Shown], num_kept: int) -> None:
+def _compared(page: Page, shown: Sequence[ComparedRun], num_kept: int) -> None:
     """Add what kept runs say side by side."""
     if not shown:
         return
@@ -164,7 +164,7 @@ def _compared(page: Page, shown: Sequence[Shown], num_kept: int) -> None:
             " 99 % of its own gaps do, so the curve has to be close to the top at the dotted line.",
             gaps,
         )
-    found = {one.label: lateness.by_class(one.kept.requests, one.verdicts) for one in shown}
+    found = {one.label: lateness.by_class(one.kept.requests, one.late) for one in shown}
     page.section("Where lateness came from", which + why_late(found), *_lateness(found))
 
 
@@ -174,7 +174,7 @@ def _lateness(found: Mapping[str, Mapping[str, ClassLateness]]) -> list[go.Figur
     return [wait_figures.lateness(found), table] if some else [table]
 
 
-def _inside(page: Page, one: Shown) -> None:
+def _inside(page: Page, one: ComparedRun) -> None:
     """Add one kept run from the inside."""
     timeline, requests = one.kept.timeline, one.kept.requests
     rows = run_figures.worst_stretch(requests)
@@ -189,7 +189,7 @@ def _inside(page: Page, one: Shown) -> None:
             else ""
         )
         + "</p>",
-        run_figures.waterfall(rows, one.verdicts),
+        run_figures.waterfall(rows, one.late),
     ]
     if len(timeline):
         every = run_figures.Bins.of(timeline).num_steps

@@ -13,8 +13,8 @@ from typing import Any
 
 from headway import registry
 from headway.study import stock
-from headway.study.capacity import crossing
-from headway.study.drawn import Drawn
+from headway.study.drawn import DrawnMix
+from headway.study.highest_rate import crossing
 from headway.study.spec import STOCK_WAYS, EngineName, Load, Machine, RunSpec
 from headway.study.sweep import Run
 from headway.workloads import named
@@ -23,7 +23,7 @@ RunMany = Callable[[Sequence[RunSpec]], Mapping[str, Run]]
 
 
 @dataclass(frozen=True, slots=True)
-class Contender:
+class NamedPolicy:
     """A policy with options, under the name the tables give it."""
 
     label: str
@@ -62,7 +62,7 @@ class Traffic:
     times: float = 1
     max_output_tokens: int | None = None
     arrivals: str | None = None
-    drawn: Drawn | None = None
+    drawn: DrawnMix | None = None
 
     @property
     def name(self) -> str:
@@ -136,7 +136,7 @@ Grid = dict[tuple[str, str, float], list[Run]]
 
 
 def run_grid(
-    contenders: Sequence[Contender],
+    contenders: Sequence[NamedPolicy],
     traffic: Sequence[Traffic],
     machine: Machine,
     seeds: Sequence[int],
@@ -264,7 +264,7 @@ def capacity_of(grid: Grid, label: str, workload: str, target: float = 0.9) -> f
     )
 
 
-def variants(base: Contender, changes: Mapping[str, Mapping[str, Any]]) -> list[Contender]:
+def variants(base: NamedPolicy, changes: Mapping[str, Mapping[str, Any]]) -> list[NamedPolicy]:
     """Return *base* with each set of options laid over its own, labelled by name."""
     return [
         replace(base, label=label, options={**base.options, **options})

@@ -1,6 +1,6 @@
 """What the steered engine does with a plan: who computes how much, who loses its KV.
 
-The rules are those of vLLM's loop as Headway steers it (``engines/vllm/scheduler.py``),
+The rules are those of vLLM's loop as Headway steers it (``engines/vllm/driver.py``),
 written from its behaviour: ``tests/conformance/test_two_engines.py`` holds the two together.
 """
 
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from headway.engines.prefix import Prefixes
 from headway.engines.sim.blocks import BlockPool, PrefixPool
+from headway.engines.sim.host_pool import HostPool
 from headway.engines.sim.job import Job
-from headway.engines.sim.swap import HostPool
 from headway.engines.virtual import VirtualEngine
 from headway.latency.model import StepShape
 from headway.policy.plan import StepPlan
@@ -30,7 +30,7 @@ class Launch:
     shape: StepShape
 
 
-class Machine:
+class SteeredEngine:
     """Jobs, blocks and the rules of one step. Knows no time but what it is told."""
 
     def __init__(self, engine: VirtualEngine) -> None:

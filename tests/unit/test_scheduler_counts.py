@@ -12,13 +12,13 @@ from told import Kept
 from headway import registry
 from headway.engines.journal import Journal
 from headway.engines.vllm.watch import Watch
-from headway.metrics.observed import Observed
+from headway.metrics.lateness_book import LatenessBook
 from headway.metrics.overdue import MOST_SHOWN, overdue
 from headway.metrics.prometheus import exposition
-from headway.metrics.story import SlackLedger
+from headway.metrics.scheduler_counts import SchedulerCounts
 from headway.metrics.tally import Tallies, combine
 from headway.policy.events import Arrived, Finished, StepScheduled
-from headway.policy.live import LiveRequests
+from headway.policy.live_requests import LiveRequests
 from headway.policy.log import event_line, parse_event
 from headway.policy.plan import Preempt, StepPlan
 from headway.policy.view import EngineView
@@ -32,11 +32,11 @@ VIEW = EngineView(
 )  # fmt: skip
 
 
-def now(observed: Observed, at_s: float) -> Any:
+def now(observed: SchedulerCounts, at_s: float) -> Any:
     return observed.snapshot(LIVE, at_s)["now"]
 
 
-def arrive(observed: Observed, name: str, slo: Slo, at_s: float = 0.0) -> Request:
+def arrive(observed: SchedulerCounts, name: str, slo: Slo, at_s: float = 0.0) -> Request:
     event = Arrived(at_s, name, at_s, 10, 9, slo)
     observed.arrived(event, 5)
     return event.request()
@@ -47,7 +47,7 @@ def arrive(observed: Observed, name: str, slo: Slo, at_s: float = 0.0) -> Reques
 
 def test_preemptions_are_counted_by_what_the_engine_did() -> None:
     """One victim of a planned swap was kept and one was not; a later one nobody planned."""
-    observed = Observed()
+    observed = SchedulerCounts()
     for name in "abc":
         arrive(observed, name, Slo())
     planned = tuple(Preempt(name, "swap", "for the test") for name in "ab")
@@ -73,7 +73,7 @@ def test_what_was_kept_travels_with_a_recording() -> None:
 
 def test_an_idle_server_holds_nothing() -> None:
     """The last plan saw ten blocks in use; with the last request they are free again."""
-    observed = Observed()
+    observed = SchedulerCounts()
     request = arrive(observed, "a", Slo())
     other = arrive(observed, "b", Slo())
     observed.planned(StepPlan(8), VIEW, 0.0)
@@ -94,7 +94,7 @@ def test_an_idle_server_holds_nothing() -> None:
 )
 def test_who_ends_without_a_token_is_late_unless_turned_away(reason: str, late_s: float) -> None:
     """Sixty seconds of a promised one: charged to the wait, in the story and in the counters."""
-    observed = Observed()
+    observed = SchedulerCounts()
     request = arrive(observed, "a", Slo(ttft_s=1.0, class_name="chat"))
     told = observed.finished(Finished(60.0, "a", reason), request)
     assert told is not None
@@ -109,7 +109,7 @@ def test_who_ends_without_a_token_is_late_unless_turned_away(reason: str, late_s
 
 def test_the_overdue_are_told_with_what_they_break() -> None:
     """One waits for its first token, one in a pause, one is an old job; the fourth is in time."""
-    books = SlackLedger(Tallies())
+    books = LatenessBook(Tallies())
     books.arrived("paused", Slo(tbt_s=1.0, class_name="code"), 0.0, 10)
     books.arrived("job", Slo(ttft_s=99.0, jct_s=3.0, class_name="batch"), 0.0, 10)
     books.scheduled(0.0, {"paused": 0, "job": 0}, math.inf)
@@ -120,7 +120,7 @@ def test_the_overdue_are_told_with_what_they_break() -> None:
     books.arrived("plain", Slo(), 0.0, 10)
     books.scheduled(1.0, {}, math.inf)
     books.done(8.0, {"job": 1}, 0)
-    num_late, rows = overdue(books.tales.values(), 8.0)
+    num_late, rows = overdue(books.live.values(), 8.0)
     assert num_late == 3
     assert rows == [
         {"id": "paused", "class": "code", "breaks": "tbt", "late_s": 6.0, "stage": "preempted",
@@ -134,17 +134,17 @@ def test_the_overdue_are_told_with_what_they_break() -> None:
 
 def test_a_late_first_token_that_came_is_overdue_no_more() -> None:
     """It is told when its request ends; who decodes in step is on time now."""
-    books = SlackLedger(Tallies())
+    books = LatenessBook(Tallies())
     books.arrived("a", Slo(ttft_s=1.0, tbt_s=0.1), 0.0, 10)
     books.scheduled(0.0, {"a": 0}, math.inf)
-    assert overdue(books.tales.values(), 4.0)[0] == 1
+    assert overdue(books.live.values(), 4.0)[0] == 1
     books.done(5.0, {"a": 1}, 0)
-    assert overdue(books.tales.values(), 5.0) == (0, [])
+    assert overdue(books.live.values(), 5.0) == (0, [])
 
 
 def test_a_crowd_is_counted_and_its_head_is_shown() -> None:
     """Of a hundred overdue the oldest eight, in order; the number says how many there are."""
-    observed = Observed()
+    observed = SchedulerCounts()
     for i in range(100):
         arrive(observed, f"r{i:02d}", Slo(ttft_s=1.0), float(i) / 100)
     told = now(observed, 10.0)
@@ -158,7 +158,7 @@ def test_a_crowd_is_counted_and_its_head_is_shown() -> None:
 
 def test_a_class_shows_the_least_and_the_most_it_promised() -> None:
     """One client's ten minutes do not become the promise of a class that promises a second."""
-    observed = Observed()
+    observed = SchedulerCounts()
     for slo in (Slo(ttft_s=1.0, tbt_s=0.1), Slo(ttft_s=600.0), Slo(ttft_s=0.5, jct_s=9.0)):
         arrive(observed, f"r{slo.ttft_s}", Slo(slo.ttft_s, slo.tbt_s, slo.jct_s, class_name="chat"))
     told = observed.snapshot(LIVE, 0.0)["counts"]["classes"]["chat"]

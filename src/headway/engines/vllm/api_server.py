@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 from headway import registry
 from headway.config import Settings
-from headway.engines.vllm import embedded, recorder, shadow, start_checks
+from headway.engines.vllm import embedded, recorder, shadow_process, start_checks
 from headway.engines.vllm.channel import private_channel
 from headway.engines.vllm.edge import SLO_FILE_VARIABLE
 from headway.engines.vllm.start_checks import additional_config, last_value, mistyped
@@ -174,7 +174,7 @@ def _plug_in(args: argparse.Namespace, options: ServeOptions) -> None:
     _refuse_others(args.scheduler_cls, args.scheduling_policy, args.long_prefill_token_threshold)
     args.additional_config = merged_config(args.additional_config, options.settings())
     if options.shadow is not None:
-        shadow.see_to_recording(args.additional_config["headway"])
+        shadow_process.see_to_recording(args.additional_config["headway"])
     settings = _settings_of(args.additional_config, options)
     os.environ.pop(SLO_FILE_VARIABLE, None)  # the edge shall read what the scheduler reads
     if settings.slo_file:
@@ -186,7 +186,7 @@ def _plug_in(args: argparse.Namespace, options: ServeOptions) -> None:
         private_channel()
         args.middleware.append(LIVE_VIEW)
     if options.shadow is not None:
-        shadow.start(settings, options.shadow)
+        shadow_process.start(settings, options.shadow)
     if options.swap_gib is not None:
         _plug_in_swap(args, options.swap_gib)
     args.scheduler_cls = ASYNC_SCHEDULER if _schedules_ahead(args) else SYNC_SCHEDULER
@@ -205,7 +205,7 @@ def _plug_in_swap(args: argparse.Namespace, swap_gib: float) -> None:
         )
     from vllm.config import KVTransferConfig
 
-    from headway.engines.vllm.swap import transfer_config
+    from headway.engines.vllm.swap_connector import transfer_config
 
     args.kv_transfer_config = KVTransferConfig(**transfer_config(int(swap_gib * 1024**3)))
 

@@ -20,7 +20,7 @@ from headway.metrics.record import RequestRecord, RunFacts, summarise
 from headway.slo import Slo
 from headway.study import on_oracle, on_sim, on_vllm
 from headway.study.requests import book_of, calls_of, requests_of, too_long
-from headway.study.served import Served
+from headway.study.run_outcome import RunOutcome
 from headway.study.spec import Machine, RunSpec
 
 SCHEMA = 1
@@ -33,7 +33,7 @@ class RunResult:
     spec: RunSpec
     run: dict[str, Any]
     records: Sequence[RequestRecord]
-    served: Served
+    served: RunOutcome
 
     def document(self) -> dict[str, Any]:
         """Return the kept run: spec, summary, timeline and requests."""

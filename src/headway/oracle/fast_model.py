@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from headway.kit.curve import UsageCurve
+from headway.kit.usage_curve import UsageCurve
 from headway.latency.profile import StepCost
 from headway.slo import Slo
 from headway.workloads.schema import WorkloadRequest

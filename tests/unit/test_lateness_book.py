@@ -1,4 +1,4 @@
-"""The slack ledger: by hand where the answer is known, and against the rule for finished runs."""
+"""The book of lateness: by hand where the answer is known, and against finished runs' rule."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from told import Silent
 
 from headway.engines.journal import Journal
 from headway.metrics.kept import KeptRequest, Timeline
-from headway.metrics.lateness import verdicts
-from headway.metrics.observed import Observed
-from headway.metrics.story import SlackLedger
-from headway.metrics.tale import Verdict
+from headway.metrics.lateness import by_request
+from headway.metrics.lateness_book import LatenessBook
+from headway.metrics.request_lateness import Lateness
+from headway.metrics.scheduler_counts import SchedulerCounts
 from headway.metrics.tally import Tallies
 from headway.slo import Slo
 
 PLENTY = 10_000
 
 
-def ledger() -> SlackLedger:
-    return SlackLedger(Tallies())
+def book() -> LatenessBook:
+    return LatenessBook(Tallies())
 
 
-def causes(verdict: Verdict) -> dict[str, float]:
-    return {cause: seconds for cause, seconds in verdict.late_s.items() if seconds}
+def causes(late: Lateness) -> dict[str, float]:
+    return {cause: seconds for cause, seconds in late.late_s.items() if seconds}
 
 
 def step(
-    books: SlackLedger,
+    books: LatenessBook,
     begins_s: float,
     ends_s: float,
     emitted: str,
@@ -46,41 +46,41 @@ def step(
 
 def test_a_late_first_token_is_split_by_where_the_time_went() -> None:
     """Two seconds of waiting and one of prefill, 1.5 s late: two thirds and one third of it."""
-    books = ledger()
+    books = book()
     books.arrived("a", Slo(ttft_s=1.5), 0.0, 100)
     step(books, 2.0, 2.6, "", admitted="a")
     step(books, 2.6, 3.0, "a")
-    verdict = books.finished("a", 3.0, 1, ended_well=True)
-    assert not verdict.attained
-    assert verdict.ttft_s == 3.0
-    assert causes(verdict) == pytest.approx({"queueing": 1.0, "prefill": 0.5})
+    late = books.finished("a", 3.0, 1, ended_well=True)
+    assert not late.attained
+    assert late.ttft_s == 3.0
+    assert causes(late) == pytest.approx({"queueing": 1.0, "prefill": 0.5})
 
 
 def test_a_wait_with_too_little_free_kv_is_told_apart() -> None:
     """Of four seconds of waiting, the second in which 99 tokens were free is kv_wait."""
-    books = ledger()
+    books = book()
     books.arrived("z", Slo(), 0.0, 10)
     books.arrived("a", Slo(ttft_s=2.5), 0.0, 100)
     step(books, 0.0, 2.0, "z", admitted="z", free_tokens=100)
     step(books, 2.0, 3.0, "z", free_tokens=99)
     step(books, 3.0, 4.0, "z", free_tokens=100)
     step(books, 4.0, 5.0, "za", admitted="a")
-    verdict = books.finished("a", 5.0, 1, ended_well=True)
-    assert causes(verdict) == pytest.approx({"queueing": 1.5, "kv_wait": 0.5, "prefill": 0.5})
+    late = books.finished("a", 5.0, 1, ended_well=True)
+    assert causes(late) == pytest.approx({"queueing": 1.5, "kv_wait": 0.5, "prefill": 0.5})
 
 
 def test_a_step_beyond_its_plan_is_the_models_error() -> None:
     """A step planned for 0.5 s takes 1 s: half of the prefill it delayed is model error."""
-    books = ledger()
+    books = book()
     books.arrived("a", Slo(ttft_s=0.5), 0.0, 100)
     step(books, 0.0, 1.0, "a", admitted="a", planned_s=0.5)
-    verdict = books.finished("a", 1.0, 1, ended_well=True)
-    assert causes(verdict) == {"prefill": 0.25, "model_error": 0.25}
+    late = books.finished("a", 1.0, 1, ended_well=True)
+    assert causes(late) == {"prefill": 0.25, "model_error": 0.25}
 
 
 def test_late_gaps_are_counted_for_all_that_are_in_step() -> None:
     """Two streams, a 0.3 s step where 0.1 s was promised to one of them: only it is late."""
-    books = ledger()
+    books = book()
     books.arrived("a", Slo(tbt_s=0.1), 0.0, 10)
     books.arrived("b", Slo(), 0.0, 10)
     step(books, 0.0, 0.1, "ab", admitted="ab")
@@ -95,46 +95,46 @@ def test_late_gaps_are_counted_for_all_that_are_in_step() -> None:
 
 def test_a_stream_that_falls_out_of_step_is_charged_the_steps_it_missed() -> None:
     """Two steps without a token, then one with: skipped twice, its own step once."""
-    books = ledger()
+    books = book()
     books.arrived("a", Slo(tbt_s=0.1), 0.0, 10)
     books.arrived("b", Slo(), 0.0, 10)
     step(books, 0.0, 0.1, "ab", admitted="ab")
     for i in (1, 2):
         step(books, 0.1 * i, 0.1 * i + 0.1, "b")
     step(books, 0.3, 0.4, "ab")
-    verdict = books.finished("a", 0.4, 2, ended_well=True)
-    assert causes(verdict) == pytest.approx({"skipped": 0.2 * 2 / 3, "long_step": 0.2 / 3})
+    late = books.finished("a", 0.4, 2, ended_well=True)
+    assert causes(late) == pytest.approx({"skipped": 0.2 * 2 / 3, "long_step": 0.2 / 3})
 
 
 @pytest.mark.parametrize(("swapped", "cause"), [(False, "preemption"), (True, "swap")])
 def test_what_a_preemption_cost_is_told_by_its_kind(swapped: bool, cause: str) -> None:
     """From the last token to the next one, what is computed again included."""
-    books = ledger()
+    books = book()
     books.arrived("a", Slo(tbt_s=0.1), 0.0, 10)
     step(books, 0.0, 0.1, "a", admitted="a")
     books.preempted("a", 0.1, swapped=swapped)
     step(books, 0.1, 0.5, "")
     step(books, 0.5, 0.9, "a", admitted="a")
-    verdict = books.finished("a", 0.9, 2, ended_well=True)
-    assert causes(verdict) == pytest.approx({cause: 0.7})
+    late = books.finished("a", 0.9, 2, ended_well=True)
+    assert causes(late) == pytest.approx({cause: 0.7})
 
 
 def test_a_second_preemption_before_it_decodes_is_charged_by_its_own_kind() -> None:
     """Swapped for 0.4 s, then thrown out while it resumes: each by the seconds it took."""
-    books = ledger()
+    books = book()
     books.arrived("a", Slo(tbt_s=0.1), 0.0, 10)
     step(books, 0.0, 0.1, "a", admitted="a")
     books.preempted("a", 0.1, swapped=True)
     step(books, 0.1, 0.5, "", admitted="a")
     books.preempted("a", 0.5)
     step(books, 0.5, 0.9, "a", admitted="a")
-    verdict = books.finished("a", 0.9, 2, ended_well=True)
-    assert causes(verdict) == pytest.approx({"swap": 0.35, "preemption": 0.35})
+    late = books.finished("a", 0.9, 2, ended_well=True)
+    assert causes(late) == pytest.approx({"swap": 0.35, "preemption": 0.35})
 
 
 def test_one_late_gap_in_a_hundred_breaks_nothing() -> None:
     """99 % of the gaps are enough: the lateness of a kept promise is 0."""
-    books = ledger()
+    books = book()
     books.arrived("a", Slo(tbt_s=0.1), 0.0, 10)
     step(books, 0.0, 0.05, "a", admitted="a")
     at_s = 0.05
@@ -142,32 +142,32 @@ def test_one_late_gap_in_a_hundred_breaks_nothing() -> None:
         ends_s = at_s + (0.5 if i == 50 else 0.05)
         step(books, at_s, ends_s, "a")
         at_s = ends_s
-    verdict = books.finished("a", at_s, 101, ended_well=True)
-    assert (verdict.num_late_gaps, verdict.attained, causes(verdict)) == (1, True, {})
+    late = books.finished("a", at_s, 101, ended_well=True)
+    assert (late.num_late_gaps, late.attained, causes(late)) == (1, True, {})
 
 
 def test_a_late_job_is_split_over_its_whole_life() -> None:
     """Waiting, prefill and decoding share the lateness of a job by the seconds they took."""
-    books = ledger()
+    books = book()
     books.arrived("a", Slo(jct_s=2.0), 0.0, 10)
     step(books, 1.0, 2.0, "a", admitted="a")
     step(books, 2.0, 3.0, "a")
     step(books, 3.0, 4.0, "a")
-    verdict = books.finished("a", 4.0, 3, ended_well=True)
-    assert causes(verdict) == pytest.approx({"queueing": 0.5, "prefill": 0.5, "long_step": 1.0})
+    late = books.finished("a", 4.0, 3, ended_well=True)
+    assert causes(late) == pytest.approx({"queueing": 0.5, "prefill": 0.5, "long_step": 1.0})
 
 
-def cut_off(books: SlackLedger, at_s: float, num_output_tokens: int = 0) -> dict[str, float]:
+def cut_off(books: LatenessBook, at_s: float, num_output_tokens: int = 0) -> dict[str, float]:
     """Let the client of "a" hang up and return what is charged, by cause."""
-    verdict = books.finished("a", at_s, num_output_tokens, ended_well=False)
-    assert not verdict.attained
-    assert verdict.ttft_s is None or num_output_tokens
-    return causes(verdict)
+    late = books.finished("a", at_s, num_output_tokens, ended_well=False)
+    assert not late.attained
+    assert late.ttft_s is None or num_output_tokens
+    return causes(late)
 
 
 def test_who_gives_up_waiting_was_late_until_then() -> None:
     """A promised second, given up after 60: 59 s late, the 20 s without room told apart."""
-    books = ledger()
+    books = book()
     books.arrived("z", Slo(), 0.0, 10)
     books.arrived("a", Slo(ttft_s=1.0), 0.0, 100)
     step(books, 0.0, 20.0, "z", admitted="z", free_tokens=99)
@@ -178,14 +178,14 @@ def test_who_gives_up_waiting_was_late_until_then() -> None:
 
 def test_who_gives_up_in_time_was_not_late() -> None:
     """Hung up before the first token was due: a promise not kept, and no seconds."""
-    books = ledger()
+    books = book()
     books.arrived("a", Slo(ttft_s=1.0, tbt_s=0.1, jct_s=9.0), 0.0, 100)
     assert cut_off(books, 0.9) == {}
 
 
 def test_who_gives_up_during_its_prompt_is_charged_the_prompt_too() -> None:
     """Two seconds of waiting, two of prefill, the second of them in the step in flight."""
-    books = ledger()
+    books = book()
     books.arrived("a", Slo(ttft_s=1.0), 0.0, 100)
     step(books, 2.0, 3.0, "", admitted="a", planned_s=0.5)
     books.scheduled(3.0, {}, math.inf)
@@ -195,7 +195,7 @@ def test_who_gives_up_during_its_prompt_is_charged_the_prompt_too() -> None:
 
 def test_a_stream_that_is_given_up_in_a_pause_was_late_by_the_pause() -> None:
     """A token at 0.1 s, thrown out, hung up at 4.1 s: the end stands in for the next token."""
-    books = ledger()
+    books = book()
     books.arrived("a", Slo(tbt_s=1.0), 0.0, 10)
     step(books, 0.0, 0.1, "a", admitted="a")
     books.preempted("a", 0.1)
@@ -205,7 +205,7 @@ def test_a_stream_that_is_given_up_in_a_pause_was_late_by_the_pause() -> None:
 
 def test_a_step_that_the_end_interrupts_brought_nothing() -> None:
     """A decode whose step is in flight when its client hangs up was skipped by it."""
-    books = ledger()
+    books = book()
     books.arrived("a", Slo(tbt_s=1.0), 0.0, 10)
     step(books, 0.0, 1.0, "a", admitted="a")
     books.scheduled(2.0, {}, math.inf)
@@ -214,40 +214,40 @@ def test_a_step_that_the_end_interrupts_brought_nothing() -> None:
 
 def test_a_job_that_is_given_up_was_late_until_then() -> None:
     """Without a token, ten seconds beyond the job's promise."""
-    books = ledger()
+    books = book()
     books.arrived("a", Slo(jct_s=5.0), 0.0, 10)
     assert cut_off(books, 15.0) == pytest.approx({"queueing": 10.0})
 
 
 def test_the_refused_have_no_seconds() -> None:
     """They never waited for a token, however long the answer took."""
-    books = ledger()
+    books = book()
     books.arrived("a", Slo(ttft_s=1.0, jct_s=2.0), 0.0, 10)
-    verdict = books.finished("a", 9.0, 0, ended_well=False, was_refused=True)
-    assert not verdict.attained
-    assert causes(verdict) == {}
+    late = books.finished("a", 9.0, 0, ended_well=False, was_refused=True)
+    assert not late.attained
+    assert causes(late) == {}
 
 
 def test_an_end_is_no_token() -> None:
     """The histograms of waits hold what came, not what was given up."""
-    books = ledger()
-    tale = books.arrived("a", Slo(ttft_s=1.0), 0.0, 10)
+    books = book()
+    live = books.arrived("a", Slo(ttft_s=1.0), 0.0, 10)
     cut_off(books, 9.0)
-    tale = books.arrived("a", Slo(tbt_s=1.0), 10.0, 10)
+    live = books.arrived("a", Slo(tbt_s=1.0), 10.0, 10)
     step(books, 10.0, 11.0, "a", admitted="a")
     cut_off(books, 19.0, 1)
-    assert (sum(tale.tally.ttft.counts), sum(tale.tally.gap.counts)) == (1, 0)
+    assert (sum(live.tally.ttft.counts), sum(live.tally.gap.counts)) == (1, 0)
 
 
 def test_an_abort_keeps_no_promise_and_leaves_nothing_behind() -> None:
     """Whatever stage it is in."""
-    books = ledger()
+    books = book()
     for name in "abc":
         books.arrived(name, Slo(ttft_s=9.0), 0.0, 10)
     step(books, 0.0, 0.1, "a", admitted="ab")
     for name in "abc":
         assert not books.finished(name, 0.1, 0, ended_well=False).attained
-    assert not books.tales
+    assert not books.live
     assert not books._in_step
     assert not books._groups
 
@@ -279,19 +279,19 @@ def timeline(run: Any) -> Timeline:
     return Timeline.parse({**table, "capacity_tokens": run.capacity_tokens})
 
 
-class Heard(Observed):
-    """Keeps every verdict."""
+class Heard(SchedulerCounts):
+    """Keeps the lateness of every request."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.verdicts: dict[str, Verdict] = {}
-        finished = self.ledger.finished
+        self.by_request: dict[str, Lateness] = {}
+        finished = self.book.finished
 
-        def listen(request_id: str, *args: Any, **kwargs: Any) -> Verdict:
-            self.verdicts[request_id] = finished(request_id, *args, **kwargs)
-            return self.verdicts[request_id]
+        def listen(request_id: str, *args: Any, **kwargs: Any) -> Lateness:
+            self.by_request[request_id] = finished(request_id, *args, **kwargs)
+            return self.by_request[request_id]
 
-        self.ledger.finished = listen  # type: ignore[method-assign]
+        self.book.finished = listen  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize(
@@ -311,7 +311,7 @@ class Heard(Observed):
 def test_it_agrees_with_the_rule_for_finished_runs(
     lab: Any, policy: str, num_blocks: int, asynchronous: bool, host_blocks: int, hang_up: bool
 ) -> None:
-    """On vLLM's own scheduler, overloaded: same verdicts, same lateness, nearly the same split."""
+    """On vLLM's own scheduler, overloaded: the same kept and as late, nearly the same split."""
     from headway.engines.vllm.watch import Watch
 
     engine = lab.Engine(
@@ -337,21 +337,21 @@ def test_it_agrees_with_the_rule_for_finished_runs(
     steps = timeline(run)
     by_cause, expected, num_late = {}, {}, 0
     for request_id, outcome in outcomes.items():
-        verdict = heard.verdicts[request_id]
-        assert verdict.attained == lab.attained(outcome), request_id
-        want = lateness_of(kept(outcome, verdict.attained), steps)
-        assert verdict.total_late_s == pytest.approx(want.total_s, abs=1e-6), request_id
-        assert min(verdict.late_s.values()) > -1e-9
+        late = heard.by_request[request_id]
+        assert late.attained == lab.attained(outcome), request_id
+        want = lateness_of(kept(outcome, late.attained), steps)
+        assert late.total_late_s == pytest.approx(want.total_s, abs=1e-6), request_id
+        assert min(late.late_s.values()) > -1e-9
         num_late += want.total_s > 0
         for cause, seconds in want.by_cause_s.items():
             expected[cause] = expected.get(cause, 0.0) + seconds
-            by_cause[cause] = by_cause.get(cause, 0.0) + verdict.late_s[cause]
+            by_cause[cause] = by_cause.get(cause, 0.0) + late.late_s[cause]
     assert num_late > 10, "the load is one that makes requests late"
     assert (heard.preemptions["swap"] > 0) == (host_blocks > 0)
     if hang_up:
         assert any(
             outcomes[i].finish_reason == "abort" and v.total_late_s > 0
-            for i, v in heard.verdicts.items()
+            for i, v in heard.by_request.items()
         ), "some gave up after their due time"
     total_s = sum(expected.values())
     for cause in ("kv_wait", "queueing"):
@@ -363,13 +363,13 @@ def test_it_agrees_with_the_rule_for_finished_runs(
         waits = ("kv_wait", "queueing")
         for cause in set(expected) - set(waits):
             assert by_cause[cause] == pytest.approx(expected[cause], abs=1e-6), cause
-    rows = [kept(outcome, heard.verdicts[i].attained) for i, outcome in outcomes.items()]
-    for request_id, again in verdicts(rows, steps).items():
+    rows = [kept(outcome, heard.by_request[i].attained) for i, outcome in outcomes.items()]
+    for request_id, again in by_request(rows, steps).items():
         # In a kept run a step begins when the copies before it are done.
-        assert_same_split(heard.verdicts[request_id], again, 5e-3 if host_blocks else 1e-6)
+        assert_same_split(heard.by_request[request_id], again, 5e-3 if host_blocks else 1e-6)
 
 
-def assert_same_split(live: Verdict, kept: Verdict, error_s: float) -> None:
+def assert_same_split(live: Lateness, kept: Lateness, error_s: float) -> None:
     """Of a kept run the same seconds are charged to the same causes, but for the two waits."""
     waits = {cause: live.late_s[cause] - kept.late_s[cause] for cause in ("kv_wait", "queueing")}
     assert sum(waits.values()) == pytest.approx(0.0, abs=error_s)

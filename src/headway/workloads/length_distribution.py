@@ -14,7 +14,7 @@ LOGNORMAL_PROBABILITIES = (0.0005, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 
 
 
 @dataclass(frozen=True, slots=True)
-class Lengths:
+class LengthDistribution:
     """A length distribution: known quantiles, joined by straight lines in the logarithm.
 
     Published statistics of a trace are quantiles, so this repeats them exactly and has nothing
@@ -50,12 +50,12 @@ class Lengths:
         tokens_drawn: np.ndarray = np.maximum(np.rint(drawn), 1).astype(np.int64)
         return tokens_drawn
 
-    def scaled(self, factor: float) -> Lengths:
+    def scaled(self, factor: float) -> LengthDistribution:
         """Return the same distribution with every length times *factor*, never below 1 token."""
-        return Lengths(tuple((p, max(tokens * factor, 1.0)) for p, tokens in self.knots))
+        return LengthDistribution(tuple((p, max(tokens * factor, 1.0)) for p, tokens in self.knots))
 
 
-def lognormal(mean_tokens: float, sigma: float) -> Lengths:
+def lognormal(mean_tokens: float, sigma: float) -> LengthDistribution:
     """Return a bounded log-normal with this mean and this deviation of the logarithm.
 
     For data of which only the mean is published. The median is ``mean * exp(-sigma**2 / 2)``
@@ -64,5 +64,5 @@ def lognormal(mean_tokens: float, sigma: float) -> Lengths:
     median = mean_tokens * math.exp(-sigma * sigma / 2)
     tokens = [median * math.exp(sigma * NormalDist().inv_cdf(p)) for p in LOGNORMAL_PROBABILITIES]
     ends = (0.0, *LOGNORMAL_PROBABILITIES[1:-1], 1.0)
-    shape = Lengths(tuple(zip(ends, tokens, strict=True)))
+    shape = LengthDistribution(tuple(zip(ends, tokens, strict=True)))
     return shape.scaled(mean_tokens / shape.mean_tokens)

@@ -12,7 +12,7 @@ from vllm.v1.kv_cache_interface import (
     SlidingWindowSpec,
 )
 
-from headway.engines.attention import parts_of
+from headway.engines.attention_kinds import parts_of
 
 
 def groups_of(kinds: tuple[str, ...], block_size: int, longest: int) -> list[KVCacheGroupSpec]:

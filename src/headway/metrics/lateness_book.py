@@ -1,6 +1,6 @@
-"""The slack ledger: where each request's seconds go, kept while it runs.
+"""The book of lateness: where each request's seconds go, kept while it runs.
 
-The rule is that of :mod:`headway.metrics.causes`. The ledger hears events and must not spend time
+The rule is that of :mod:`headway.metrics.causes`. The book hears events and must not spend time
 per token, so what all requests in step share (how long steps took, and how far beyond their plan)
 is counted once a step, and a request takes the difference of two readings when it falls in or out
 of step. Of a request that was cut off, what it waited during the step in flight is ``queueing`` or
@@ -16,9 +16,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from headway.metrics.causes import CAUSES
+from headway.metrics.causes import CAUSES, Split, add, charge
 from headway.metrics.define import GAPS_KEPT_PERCENT
-from headway.metrics.tale import InStep, Mark, Split, Stage, Tale, Verdict, add, charge
+from headway.metrics.request_lateness import InStep, Lateness, LiveLateness, Mark, Stage
 from headway.metrics.tally import Tallies
 from headway.slo import Slo
 
@@ -26,19 +26,19 @@ STEPS_KEPT = 4096
 """Steps whose free KV is remembered; of a longer wait, what came before counts as queueing."""
 
 
-_Step = tuple[float, float, Sequence[tuple[Tale, int]]]
+_Step = tuple[float, float, Sequence[tuple[LiveLateness, int]]]
 """A step in flight: when it began, what it may take, and who began in it, how often preempted."""
 
 
-class SlackLedger:
+class LatenessBook:
     """Every live request's seconds, by cause."""
 
     def __init__(self, tallies: Tallies) -> None:
-        self.tales: dict[str, Tale] = {}
+        self.live: dict[str, LiveLateness] = {}
         self.last_step_s = 0.0
         self.last_beyond_s = 0.0
         self._tallies = tallies
-        self._in_step: dict[str, Tale] = {}
+        self._in_step: dict[str, LiveLateness] = {}
         self._groups: dict[tuple[str, float | None], InStep] = {}
         self._in_flight: deque[_Step] = deque()
         self._last_done_s = -math.inf
@@ -53,38 +53,38 @@ class SlackLedger:
 
     def arrived(
         self, request_id: str, slo: Slo, arrived_at_s: float, num_prompt_tokens: int
-    ) -> Tale:
+    ) -> LiveLateness:
         """A request reached the engine."""
         tally = self._tallies.of(slo.class_name)
-        tale = Tale(request_id, slo, tally, arrived_at_s, num_prompt_tokens, arrived_at_s)
-        self.tales[request_id] = tale
-        return tale
+        live = LiveLateness(request_id, slo, tally, arrived_at_s, num_prompt_tokens, arrived_at_s)
+        self.live[request_id] = live
+        return live
 
     def preempted(self, request_id: str, at_s: float, *, swapped: bool = False) -> None:
         """A running request lost its place; *swapped* when the host keeps its KV."""
-        tale = self.tales.get(request_id)
-        if tale is None:
+        live = self.live.get(request_id)
+        if live is None:
             return
-        self._fall_out(tale)
-        self._close(tale, at_s if tale.stage is Stage.QUEUED else self._last_done_s)
-        if tale.stage is Stage.QUEUED:
-            tale.first_start_at_s = at_s
-        tale.stage = Stage.PREEMPTED
-        tale.lost_to = "swap" if swapped else "preemption"
-        tale.is_running = False
-        tale.num_preemptions += 1
+        self._fall_out(live)
+        self._close(live, at_s if live.stage is Stage.QUEUED else self._last_done_s)
+        if live.stage is Stage.QUEUED:
+            live.first_start_at_s = at_s
+        live.stage = Stage.PREEMPTED
+        live.lost_to = "swap" if swapped else "preemption"
+        live.is_running = False
+        live.num_preemptions += 1
 
     def scheduled(self, at_s: float, admitted: Mapping[str, int], planned_s: float) -> None:
         """A step was begun; *planned_s* is what it may take at most, ``inf`` without a bound."""
         if not admitted:
             self._in_flight.append((at_s, planned_s, ()))
             return
-        started: list[tuple[Tale, int]] = []
+        started: list[tuple[LiveLateness, int]] = []
         for request_id in admitted:
-            tale = self.tales.get(request_id)
-            if tale is not None:
-                tale.is_running = True
-                started.append((tale, tale.num_preemptions))
+            live = self.live.get(request_id)
+            if live is not None:
+                live.is_running = True
+                started.append((live, live.num_preemptions))
         self._in_flight.append((at_s, planned_s, started))
 
     def done(self, at_s: float, emitted: Mapping[str, int], free_tokens: int) -> None:
@@ -93,9 +93,9 @@ class SlackLedger:
             return
         begins_s, planned_s, started = self._in_flight.popleft()
         begins_s = max(begins_s, self._last_done_s)
-        for tale, num_preemptions in started:
-            if tale.num_preemptions == num_preemptions and tale.stage is Stage.QUEUED:
-                self._start(tale, begins_s)
+        for live, num_preemptions in started:
+            if live.num_preemptions == num_preemptions and live.stage is Stage.QUEUED:
+                self._start(live, begins_s)
         joined: list[str] = []
         in_step = self._in_step
         if emitted.keys() != in_step.keys():
@@ -104,7 +104,7 @@ class SlackLedger:
                 self._fall_out(in_step[request_id])
         self._advance(begins_s, at_s, planned_s, free_tokens)
         for request_id in joined:
-            resumed = self.tales.get(request_id)
+            resumed = self.live.get(request_id)
             if resumed is not None:
                 self._token(resumed, at_s)
 
@@ -116,7 +116,7 @@ class SlackLedger:
         *,
         ended_well: bool,
         was_refused: bool = False,
-    ) -> Verdict:
+    ) -> Lateness:
         """A request left.
 
         Args:
@@ -127,32 +127,32 @@ class SlackLedger:
         Raises:
             KeyError: The request is not live here.
         """
-        tale = self.tales.pop(request_id)
-        self._fall_out(tale)
-        slo, arrived_at_s = tale.slo, tale.arrived_at_s
+        live = self.live.pop(request_id)
+        self._fall_out(live)
+        slo, arrived_at_s = live.slo, live.arrived_at_s
         num_gaps = max(num_output_tokens - 1, 0)
-        first_s, last_s = tale.first_token_at_s, tale.last_token_at_s
+        first_s, last_s = live.first_token_at_s, live.last_token_at_s
         attained = ended_well and first_s is not None
         if not (attained or was_refused):
             num_gaps = num_output_tokens  # The last one ends with the request.
-            self._settle(tale, at_s)
+            self._settle(live, at_s)
         late_s = dict.fromkeys(CAUSES, 0.0)
-        if tale.ttft_late_s:
+        if live.ttft_late_s:
             attained = False
-            add(late_s, tale.ttft_late_s)
-        kept = num_gaps - tale.num_late_gaps
+            add(late_s, live.ttft_late_s)
+        kept = num_gaps - live.num_late_gaps
         if slo.tbt_s is not None and 100 * kept < GAPS_KEPT_PERCENT * num_gaps:
             attained = False
-            add(late_s, tale.tbt_late_s)
-        lived_s = 0.0 if tale.last_token_at_s is None else tale.last_token_at_s - arrived_at_s
+            add(late_s, live.tbt_late_s)
+        lived_s = 0.0 if live.last_token_at_s is None else live.last_token_at_s - arrived_at_s
         if slo.jct_s is not None and lived_s > slo.jct_s:
             attained = False
-            charge(late_s, tale.spent_s, lived_s - slo.jct_s)
-        return Verdict(
+            charge(late_s, live.spent_s, lived_s - slo.jct_s)
+        return Lateness(
             attained=attained,
             ttft_s=None if first_s is None else first_s - arrived_at_s,
             jct_s=None if last_s is None else last_s - arrived_at_s,
-            num_late_gaps=tale.num_late_gaps,
+            num_late_gaps=live.num_late_gaps,
             num_gaps=num_gaps,
             late_s=late_s,
         )
@@ -184,112 +184,112 @@ class SlackLedger:
         all_begin_s[index], all_end_s[index], all_free[index] = begins_s, at_s, free_tokens
         self._num_steps += 1
 
-    def _start(self, tale: Tale, at_s: float) -> None:
-        self._close(tale, at_s)
-        tale.stage = Stage.PREFILL
-        tale.first_start_at_s = at_s
-        tale.beyond_at_start_s = self._beyond_s
+    def _start(self, live: LiveLateness, at_s: float) -> None:
+        self._close(live, at_s)
+        live.stage = Stage.PREFILL
+        live.first_start_at_s = at_s
+        live.beyond_at_start_s = self._beyond_s
 
-    def _token(self, tale: Tale, at_s: float) -> None:
+    def _token(self, live: LiveLateness, at_s: float) -> None:
         """A request that was not in step got a token: its first, or after a pause."""
-        if tale.last_token_at_s is None:
-            tale.first_token_at_s = at_s
-            tale.tally.ttft.add(at_s - tale.arrived_at_s)
+        if live.last_token_at_s is None:
+            live.first_token_at_s = at_s
+            live.tally.ttft.add(at_s - live.arrived_at_s)
         else:
-            tale.tally.gap.add(at_s - tale.last_token_at_s)
-        self._settle(tale, at_s, brought_token=True)
-        if tale.is_running:
-            tale.stage = Stage.DECODE
-            self._fall_in(tale, at_s)
+            live.tally.gap.add(at_s - live.last_token_at_s)
+        self._settle(live, at_s, brought_token=True)
+        if live.is_running:
+            live.stage = Stage.DECODE
+            self._fall_in(live, at_s)
 
-    def _settle(self, tale: Tale, at_s: float, *, brought_token: bool = False) -> None:
+    def _settle(self, live: LiveLateness, at_s: float, *, brought_token: bool = False) -> None:
         """The span under way ends, with a token or with the request: charge what of it is late."""
-        self._close(tale, at_s, brought_token=brought_token)
-        open_s, tale.open_s = tale.open_s, {}
-        slo, last_s = tale.slo, tale.last_token_at_s
+        self._close(live, at_s, brought_token=brought_token)
+        open_s, live.open_s = live.open_s, {}
+        slo, last_s = live.slo, live.last_token_at_s
         if last_s is None:
-            late_s = -math.inf if slo.ttft_s is None else at_s - tale.arrived_at_s - slo.ttft_s
+            late_s = -math.inf if slo.ttft_s is None else at_s - live.arrived_at_s - slo.ttft_s
             if late_s > 0 or slo.jct_s is not None:
-                self._name_wait(tale, open_s, at_s)
+                self._name_wait(live, open_s, at_s)
             if late_s > 0:
-                charge(tale.ttft_late_s, open_s, late_s)
+                charge(live.ttft_late_s, open_s, late_s)
         elif slo.tbt_s is not None and at_s - last_s > slo.tbt_s:
-            tale.num_late_gaps += 1
-            charge(tale.tbt_late_s, open_s, at_s - last_s - slo.tbt_s)
-        add(tale.spent_s, open_s)
-        tale.last_token_at_s = at_s
+            live.num_late_gaps += 1
+            charge(live.tbt_late_s, open_s, at_s - last_s - slo.tbt_s)
+        add(live.spent_s, open_s)
+        live.last_token_at_s = at_s
 
-    def _name_wait(self, tale: Tale, open_s: Split, at_s: float) -> None:
+    def _name_wait(self, live: LiveLateness, open_s: Split, at_s: float) -> None:
         """Tell apart the seconds before the first start in which KV was short."""
-        started_s = at_s if tale.first_start_at_s is None else tale.first_start_at_s
+        started_s = at_s if live.first_start_at_s is None else live.first_start_at_s
         waited_s = open_s.get("queueing", 0.0)
-        short_s = self._short_of_kv_s(tale.arrived_at_s, started_s, tale)
+        short_s = self._short_of_kv_s(live.arrived_at_s, started_s, live)
         open_s["kv_wait"] = min(short_s, waited_s)
         open_s["queueing"] = waited_s - open_s["kv_wait"]
 
-    def _short_of_kv_s(self, low_s: float, high_s: float, tale: Tale) -> float:
+    def _short_of_kv_s(self, low_s: float, high_s: float, live: LiveLateness) -> float:
         """Return the seconds of steps between two instants with less KV free than the prompt."""
         begins_s, ends_s, free_tokens = map(np.frombuffer, self._free)
         inside_s = np.minimum(ends_s, high_s) - np.maximum(begins_s, low_s)
-        return float(inside_s[(inside_s > 0) & (free_tokens < tale.num_prompt_tokens)].sum())
+        return float(inside_s[(inside_s > 0) & (free_tokens < live.num_prompt_tokens)].sum())
 
-    def _close(self, tale: Tale, until_s: float, *, brought_token: bool = False) -> None:
+    def _close(self, live: LiveLateness, until_s: float, *, brought_token: bool = False) -> None:
         """Charge the seconds of the current stage up to an instant, a token's or not."""
-        span_s = max(until_s - tale.since_s, 0.0)
-        if tale.stage is Stage.QUEUED:
-            add(tale.open_s, {"queueing": span_s})
-        elif tale.stage is Stage.PREFILL:
-            error_s = min(self._beyond_s - tale.beyond_at_start_s, span_s)
-            add(tale.open_s, {"prefill": span_s - error_s, "model_error": error_s})
-        elif tale.stage is Stage.PREEMPTED:
-            add(tale.open_s, {tale.lost_to: span_s})
+        span_s = max(until_s - live.since_s, 0.0)
+        if live.stage is Stage.QUEUED:
+            add(live.open_s, {"queueing": span_s})
+        elif live.stage is Stage.PREFILL:
+            error_s = min(self._beyond_s - live.beyond_at_start_s, span_s)
+            add(live.open_s, {"prefill": span_s - error_s, "model_error": error_s})
+        elif live.stage is Stage.PREEMPTED:
+            add(live.open_s, {live.lost_to: span_s})
         else:
-            self._close_lag(tale, until_s, span_s, brought_token)
-        tale.since_s = max(until_s, tale.since_s)
+            self._lag(live, until_s, span_s, brought_token)
+        live.since_s = max(until_s, live.since_s)
 
-    def _close_lag(self, tale: Tale, until_s: float, span_s: float, brought_token: bool) -> None:
+    def _lag(self, live: LiveLateness, until_s: float, span_s: float, brought_token: bool) -> None:
         """Charge a pause of a decode: the steps without it, and the one that brought a token."""
-        run_s = self._run_s - tale.run_at_lag_s
+        run_s = self._run_s - live.run_at_lag_s
         if self._in_flight:  # It ends after the instant, and so brought nothing.
             begins_s = max(self._in_flight[0][0], self._last_done_s)
             run_s += max(until_s - begins_s, 0.0)
         own_s, error_s = (self.last_step_s, self.last_beyond_s) if brought_token else (0.0, 0.0)
         lagged = {"skipped": run_s - own_s, "long_step": own_s - error_s, "model_error": error_s}
-        add(tale.open_s, {**lagged, "other": max(span_s - run_s, 0.0)})
-        tale.run_at_lag_s = self._run_s
+        add(live.open_s, {**lagged, "other": max(span_s - run_s, 0.0)})
+        live.run_at_lag_s = self._run_s
 
     # -- in step and out of it --------------------------------------------------------------
 
-    def _fall_in(self, tale: Tale, at_s: float) -> None:
-        key = (tale.slo.class_name, tale.slo.tbt_s)
+    def _fall_in(self, live: LiveLateness, at_s: float) -> None:
+        key = (live.slo.class_name, live.slo.tbt_s)
         group = self._groups.get(key)
         if group is None:
-            tbt_s = math.inf if tale.slo.tbt_s is None else tale.slo.tbt_s
-            group = self._groups[key] = InStep(tale.tally, tbt_s)
+            tbt_s = math.inf if live.slo.tbt_s is None else live.slo.tbt_s
+            group = self._groups[key] = InStep(live.tally, tbt_s)
         group.count += 1
-        tale.group = group
-        tale.mark = Mark(at_s, self._run_s, self._beyond_s, group.num_late, group.late_s)
-        self._in_step[tale.request_id] = tale
+        live.group = group
+        live.mark = Mark(at_s, self._run_s, self._beyond_s, group.num_late, group.late_s)
+        self._in_step[live.request_id] = live
 
-    def _fall_out(self, tale: Tale) -> None:
+    def _fall_out(self, live: LiveLateness) -> None:
         """Settle what a decode shared with the others since it fell in; harmless when it is out."""
-        mark, group = tale.mark, tale.group
+        mark, group = live.mark, live.group
         if mark is None or group is None:
             return
-        tale.mark = tale.group = None
-        del self._in_step[tale.request_id]
+        live.mark = live.group = None
+        del self._in_step[live.request_id]
         run_s, beyond_s = self._run_s - mark.run_s, self._beyond_s - mark.beyond_s
         between_s = max(self._last_done_s - mark.at_s - run_s, 0.0)
         shares = {"long_step": run_s - beyond_s, "model_error": beyond_s, "other": between_s}
-        add(tale.spent_s, shares)
-        tale.num_late_gaps += group.num_late - mark.num_late
+        add(live.spent_s, shares)
+        live.num_late_gaps += group.num_late - mark.num_late
         own_s, error_s, between_s = (
             now - then for now, then in zip(group.late_s, mark.late_s, strict=True)
         )
         shares = {"long_step": own_s, "model_error": error_s, "other": between_s}
-        add(tale.tbt_late_s, shares)
-        tale.last_token_at_s = tale.since_s = self._last_done_s
-        tale.run_at_lag_s = self._run_s
+        add(live.tbt_late_s, shares)
+        live.last_token_at_s = live.since_s = self._last_done_s
+        live.run_at_lag_s = self._run_s
         group.count -= 1
         if not group.count:
-            del self._groups[(tale.slo.class_name, tale.slo.tbt_s)]
+            del self._groups[(live.slo.class_name, live.slo.tbt_s)]

@@ -11,7 +11,7 @@ from headway.engines.virtual import Outcome, StepRow
 
 
 @dataclass(slots=True)
-class Served:
+class RunOutcome:
     """Outcomes by request, the steps where they were kept, and what the run cost.
 
     ``num_asides`` counts steps that the engine decided alone; ``None`` where none can be.
