@@ -20,8 +20,8 @@ import numpy as np
 
 from headway.metrics import define, kept
 from headway.policy.events import Arrived, StepDone
-from headway.policy.log import event_in
 from headway.slo import Slo
+from headway.workloads.record_files import event_in
 from headway.workloads.text_files import json_lines
 
 HERE = Path(__file__).parent

@@ -15,8 +15,9 @@ from headway import registry
 from headway.engines.journal import Journal
 from headway.errors import UserError
 from headway.policy.events import Arrived, Event, Finished, StepDone, StepScheduled
-from headway.policy.log import event_in, event_line, parse_event, replay
+from headway.policy.log import event_line, parse_event, replay
 from headway.slo import Slo
+from headway.workloads.record_files import event_in
 
 instants = st.floats(0, 1e9)
 ids = st.text(min_size=1, max_size=12)

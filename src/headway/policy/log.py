@@ -28,9 +28,6 @@ from headway.slo import Slo
 
 EVENTS = {cls.__name__: cls for cls in get_args(Event)}
 
-NOTES = ("view", "plan", "start", "gap")
-"""Keys that tell the lines of a recording that are no events."""
-
 _FIELDS = {cls: tuple(f.name for f in fields(cls)) for cls in EVENTS.values()}
 _ENCODER = msgspec.json.Encoder()
 
@@ -92,25 +89,6 @@ def parse_event(row: dict[str, Any]) -> Event:
         fields["preempted"] = tuple(fields["preempted"])
         fields["swapped"] = tuple(fields.get("swapped", ()))  # Older recordings do not tell.
     return kind(**fields)
-
-
-def event_in(where: str, row: dict[str, Any]) -> Event | None:
-    """Return the event of one parsed line, ``None`` when it is another line of a recording.
-
-    Args:
-        where: File and line, for the error sentence.
-
-    Raises:
-        UserError: The line is none of a recording.
-    """
-    if "event" in row:
-        try:
-            return parse_event(row)
-        except (TypeError, KeyError):
-            raise UserError(f"{where}: not an event of a recording.") from None
-    if row.keys().isdisjoint(NOTES):
-        raise UserError(f"{where}: expected a line of a recording, with event, view or plan.")
-    return None
 
 
 def replay(lines: Iterable[str], scheduler: Scheduler) -> Iterator[str]:
