@@ -7,6 +7,7 @@ field of the request overrides the same field of its class.
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -32,6 +33,13 @@ from headway.slo_rules import (
     truth,
 )
 from headway.units import ms_to_s
+
+LEAST_PAUSE_S = 1.0
+"""The longest pause of a stream that is promised a gap and no pause is not shorter: whoever reads
+along notices a second of silence, and hardly anything below."""
+
+PAUSE_GAPS = 5.0
+"""Nor is it shorter than so many promised gaps: where gaps are long, a second is no pause."""
 
 MAX_PROMISE_S = 7 * 24 * 3600.0
 """No promise is longer than a week: a larger number is a unit mistake."""
@@ -60,10 +68,15 @@ class Slo:
 
     Attributes:
         ttft_s: Seconds from arrival to the first token.
-        tbt_s: Seconds between two tokens; met when 99 % of the gaps keep it.
+        tbt_s: Seconds between two tokens; met when 99 % of the gaps keep it and none is longer
+            than :attr:`longest_pause_s`.
         jct_s: Seconds from arrival to the last token.
         weight: How much this request counts against others; 1 unless told.
         class_name: The class it is reported under.
+        tpot_s: Mean seconds a token after the first (what vLLM's benchmark, guidellm and llm-d
+            call TPOT).
+        pause_s: The longest gap allowed, as it was asked for: ``inf`` is any, ``None`` the
+            default. May be promised without ``tbt_s``.
     """
 
     ttft_s: float | None = None
@@ -71,11 +84,32 @@ class Slo:
     jct_s: float | None = None
     weight: float = 1.0
     class_name: str = "none"
+    tpot_s: float | None = None
+    pause_s: float | None = None
 
     @property
     def is_promise(self) -> bool:
         """Whether anything at all was promised."""
-        return self.ttft_s is not None or self.tbt_s is not None or self.jct_s is not None
+        return (
+            self.ttft_s is not None
+            or self.tbt_s is not None
+            or self.tpot_s is not None
+            or self.jct_s is not None
+            or self.longest_pause_s < math.inf
+        )
+
+    @property
+    def longest_pause_s(self) -> float:
+        """The longest gap a kept promise may have.
+
+        Where a gap is promised and no pause, a second or five promised gaps, whichever is longer;
+        ``inf`` where neither is promised.
+        """
+        if self.pause_s is not None:
+            return self.pause_s
+        if self.tbt_s is None:
+            return math.inf
+        return max(LEAST_PAUSE_S, PAUSE_GAPS * self.tbt_s)
 
     def stamp(self) -> dict[str, Any]:
         """Return the promise as the value of :data:`STAMP`, plain enough for any wire."""

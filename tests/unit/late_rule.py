@@ -45,7 +45,7 @@ def late_spans(slo: Slo, arrived_at_s: float, emitted_at_s: tuple[float, ...]) -
     spans = []
     if slo.ttft_s is not None:
         spans.append(LateSpan(arrived_at_s, first_s, first_s - arrived_at_s - slo.ttft_s, "ttft"))
-    if slo.tbt_s is not None and not define.tbt_attained(emitted_at_s, slo.tbt_s):
+    if slo.tbt_s is not None and not define.tbt_attained_plain(emitted_at_s, slo.tbt_s):
         spans += [
             LateSpan(before_s, after_s, after_s - before_s - slo.tbt_s, "tbt")
             for before_s, after_s in pairwise(emitted_at_s)

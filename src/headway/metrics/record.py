@@ -147,9 +147,19 @@ def figures(
         "num_attained": len(kept),
         "attainment": define.attainment([r.attained for r in records] + missing),
         "ttft_attainment": _ttft_attainment(records),
-        "tbt_attainment": _tbt_attainment(records, define.tbt_attained),
-        "tbt_strict_attainment": _tbt_attainment(records, define.tbt_attained_strict),
-        "tbt_lenient_attainment": _tbt_attainment(records, define.tbt_attained_lenient),
+        "tbt_attainment": _tbt_attainment(records, "default"),
+        "tbt_plain_attainment": _tbt_attainment(records, "plain"),
+        "tbt_strict_attainment": _tbt_attainment(records, "strict"),
+        "tbt_lenient_attainment": define.attainment(
+            r.finished and define.tpot_attained(r.emitted_at_s, r.slo.tbt_s)
+            for r in records
+            if r.slo.tbt_s is not None
+        ),
+        "tpot_attainment": define.attainment(
+            r.finished and define.tpot_attained(r.emitted_at_s, r.slo.tpot_s)
+            for r in records
+            if r.slo.tpot_s is not None
+        ),
         "jct_attainment": _jct_attainment(records),
         "goodput_rps": define.goodput_per_s(len(kept), duration_s),
         "goodput_tokens_per_s": define.goodput_per_s(
@@ -174,9 +184,11 @@ def _ttft_attainment(records: Sequence[RequestRecord]) -> float | None:
     )
 
 
-def _tbt_attainment(records: Sequence[RequestRecord], rule: Any) -> float | None:
+def _tbt_attainment(records: Sequence[RequestRecord], reading: define.Reading) -> float | None:
     return define.attainment(
-        r.finished and rule(r.emitted_at_s, r.slo.tbt_s) for r in records if r.slo.tbt_s is not None
+        r.finished and define.gaps_attained(r.slo, r.arrived_at_s, r.emitted_at_s, reading)
+        for r in records
+        if r.slo.tbt_s is not None
     )
 
 
