@@ -209,8 +209,8 @@ class Request:
 
     @property
     def promised_gap_s(self) -> float | None:
-        """The gap promised between its tokens; one that may have one token has no gaps."""
-        return self.slo.tbt_s if self.max_output_tokens > 1 else None
+        """The gap its tokens are planned for; one that may have one token has no gaps."""
+        return self.slo.planned_gap_s if self.max_output_tokens > 1 else None
 
     def can_spare_a_gap(self) -> bool:
         """Return whether one late gap more still leaves the promise whole."""

@@ -53,8 +53,12 @@ def due_at_s(request: Request, step_s: float) -> float:
     if request.first_token_at_s is None:
         if slo.ttft_s is not None:
             due_s = request.arrived_at_s + slo.ttft_s
-    elif slo.tbt_s is not None and request.last_token_at_s is not None:
-        due_s = request.last_token_at_s + slo.tbt_s
+    elif request.last_token_at_s is not None:
+        due_s = request.last_token_at_s + slo.longest_pause_s
+        if slo.tbt_s is not None and not request.can_spare_a_gap():
+            due_s = min(due_s, request.last_token_at_s + slo.tbt_s)
+        if slo.tpot_s is not None:
+            due_s = min(due_s, request.first_token_at_s + slo.tpot_s * request.num_output_tokens)
     if slo.jct_s is not None:
         decode_s = request.steps_left * step_s
         due_s = min(due_s, request.arrived_at_s + slo.jct_s - decode_s)

@@ -124,8 +124,9 @@ def inputs_of(known: Known, view: EngineView, now_s: float) -> Inputs:
     ref_s = known.pace.begins_at_s(now_s)
     lagging_due_s = math.inf
     for request in known.lagging:
-        if request.has_claim and request.slo.tbt_s is not None and request.last_token_at_s:
-            due_s = request.last_token_at_s + request.slo.tbt_s
+        gap_s = request.slo.planned_gap_s
+        if request.has_claim and gap_s is not None and request.last_token_at_s:
+            due_s = request.last_token_at_s + gap_s
             if due_s > ref_s:
                 lagging_due_s = min(lagging_due_s, due_s)
     return Inputs(

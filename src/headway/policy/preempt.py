@@ -78,7 +78,7 @@ class BestEffortFirst(Preemptor):
                 r.first_token_at_s is not None,
                 not r.can_spare_a_gap(),
                 not r.has_earned_a_gap(),
-                -(r.slo.tbt_s if r.slo.tbt_s is not None else math.inf),
+                -(math.inf if r.slo.planned_gap_s is None else r.slo.planned_gap_s),
                 -r.order,
             )
         )

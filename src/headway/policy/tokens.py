@@ -69,7 +69,18 @@ def take_tokens(request: Request, num_tokens: int, at_s: float) -> bool:
         request.first_token_at_s = at_s
         is_late = slo.ttft_s is not None and at_s - request.arrived_at_s > slo.ttft_s
         return is_promised and is_late
-    is_late_gap = is_promised and slo.tbt_s is not None and at_s - last_s > slo.tbt_s
+    if not is_promised:
+        return False
+    is_late_gap = slo.tbt_s is not None and at_s - last_s > slo.tbt_s
     if is_late_gap:
         request.num_late_gaps += 1
-    return is_late_gap and request.num_late_gaps > request.late_gaps_allowed()
+    too_many = is_late_gap and request.num_late_gaps > request.late_gaps_allowed()
+    return too_many or at_s - last_s > slo.longest_pause_s or _is_too_slow(request, at_s)
+
+
+def _is_too_slow(request: Request, at_s: float) -> bool:
+    """Return whether no length that is allowed brings the mean time per token down again."""
+    if request.slo.tpot_s is None or request.first_token_at_s is None:
+        return False
+    most_s = request.slo.tpot_s * max(request.max_output_tokens - 1, 1)
+    return at_s - request.first_token_at_s > most_s
