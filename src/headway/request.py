@@ -216,11 +216,14 @@ class Request:
         """Return whether one late gap more still leaves the promise whole."""
         return self.slo.tbt_s is None or self.num_late_gaps < self.late_gaps_allowed()
 
-    def has_earned_a_gap(self) -> bool:
-        """Return whether the tokens it has already generated forgive one late gap more."""
-        if self.slo.tbt_s is None:
-            return True
-        return self.num_late_gaps < _forgiven(self.num_output_tokens)
+    def survives_a_pause(self) -> bool:
+        """Return whether its promise stays whole however long its next gap becomes.
+
+        Nobody can tell that room comes back within the longest pause it was promised.
+        """
+        if self.slo.longest_pause_s < float("inf"):
+            return False
+        return self.slo.tbt_s is None or self.num_late_gaps < _forgiven(self.num_output_tokens)
 
     def late_gaps_allowed(self) -> int:
         """Late gaps the promise tolerates given the output predicted (at least so far)."""
