@@ -111,7 +111,7 @@ class InOrder:
         needed = draft.blocks_to_start(request, filled.shape.num_prefill_tokens + tokens)
         victims: list[Request] = []
         if needed > draft.num_spare_blocks:  # Cheaper to tell than what the future holds.
-            victims = self._victims(draft, request, needed, preemptor, filled)
+            victims = self._victims(draft, request, needed, preemptor)
             if not victims:
                 return False
         if not gate.fits(draft, request):
@@ -130,12 +130,7 @@ class InOrder:
             filled.preempt.append(draft.preempt(victim, why))
 
     def _victims(
-        self,
-        draft: Draft,
-        request: Request,
-        needed: int,
-        preemptor: Preemptor,
-        filled: StepFill,
+        self, draft: Draft, request: Request, needed: int, preemptor: Preemptor
     ) -> list[Request]:
         """Return requests whose KV together suffices, or none when that is impossible."""
         if not draft.comes_first(request):

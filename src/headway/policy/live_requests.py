@@ -52,10 +52,6 @@ class LiveRequests:
         yield from self.decoding.values()
         yield from self.prefilling.values()
 
-    def startable(self) -> Iterator[Request]:
-        """Yield whom a plan can give tokens: all but the hindered, in order of arrival."""
-        return (r for r in self.requests.values() if not r.hindrance)
-
     def waiting(self) -> Iterator[Request]:
         """Yield those who could start: claims by due time, then best effort by arrival."""
         yield from self.claims

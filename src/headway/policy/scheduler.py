@@ -34,11 +34,6 @@ class Scheduler:
         """Every unfinished request."""
         return self.known.live
 
-    @property
-    def overload(self) -> str:
-        """What becomes of a promise that does not fit."""
-        return self.known.overload
-
     def observe(self, event: Event) -> None:
         """Take in what happened."""
         self.known.observe(event)

@@ -79,7 +79,7 @@ class Urgency(Ranking):
         tightest_s = least_s = math.inf
         queue_s = 0.0
         left: list[tuple[Request, float, float]] = []
-        for request in live.startable():
+        for request in (r for r in live.requests.values() if not r.hindrance):
             decodes = request.request_id in live.decoding
             own = _alone(request, decodes)
             alone_s = max(predict_s(own) - overhead_s, 1e-9)

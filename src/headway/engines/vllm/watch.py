@@ -42,7 +42,7 @@ class Watch(Reader):
         self._explained: set[str] = set()
         self.accounts: dict[str, dict[str, Any]] = {}
         """What the clients of explained requests that have ended are told, until it is sent."""
-        self.observed = SchedulerCounts(core.name, core.overload)
+        self.observed = SchedulerCounts(core.name, core.known.overload)
 
     def explain(self, request_id: str) -> None:
         """Keep the account of a live request, for its client, when it ends."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -114,7 +115,7 @@ class ByTimeLeft(Order):
         """See :class:`Order`; who has waited too long at all goes first."""
         tasks = []
         decode_s = draft.given.latency.predict_s(draft.shape)
-        for request in draft.given.live.startable():
+        for request in _startable(draft):
             decodes = request.request_id in draft.given.live.decoding
             slo = request.slo if request.has_claim or not self._late_last else NOTHING
             left_s, promise_s = time_left_s(
@@ -136,7 +137,7 @@ class ByArrivalTime(Order):
         """See :class:`Order`; ``left_s`` is the arrival, so gamma is a window of arrivals."""
         decode_s = draft.given.latency.predict_s(draft.shape)
         tasks = []
-        for request in draft.given.live.startable():
+        for request in _startable(draft):
             decodes = request.request_id in draft.given.live.decoding
             slo = request.slo if request.has_claim else NOTHING
             promise_s = slo.ttft_s if request.last_token_at_s is None else slo.tbt_s
@@ -145,3 +146,8 @@ class ByArrivalTime(Order):
             tasks.append(Task(request, request.arrived_at_s, promise_s, decodes, decodes))
         tasks.sort(key=lambda t: (not t.decodes, t.left_s, t.request.order))
         return tasks
+
+
+def _startable(draft: Draft) -> Iterator[Request]:
+    """Yield all but those who wait for what no plan can give them."""
+    return (r for r in draft.given.live.requests.values() if not r.hindrance)

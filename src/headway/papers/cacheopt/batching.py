@@ -71,7 +71,7 @@ class MinimumFirst(InOrder):
         steps = int(self._critical.slack_s(draft, request) / max(draft.given.step_s, 1e-6))
         if steps > 0 and needed <= draft.num_spare_blocks + self._released_blocks(draft, steps):
             return False  # Donors finish in time: nobody has to leave.
-        victims = self._victims(draft, request, needed, preemptor, filled)
+        victims = self._victims(draft, request, needed, preemptor)
         self._give_up(draft, request, victims, filled)
         return bool(victims)
 
