@@ -49,7 +49,8 @@ class Request:
     recompute also the tokens emitted so far). ``due_at_s`` is when a waiting request's next
     token is due by its promise; ``order`` is its rank of arrival; ``work_s``
     estimates, on arrival, the seconds of the engine it will take; ``tokens_a_step`` is what it
-    gains in a step of decoding, above 1 where drafts are accepted;
+    gains in a step of decoding, above 1 where drafts are accepted; ``promised_gap_s`` is the gap
+    its tokens are planned for, ``None`` where none was promised or it may have one token only;
     ``is_leftover`` tells that it was started with capacity no claim wanted, ``is_expected``
     that it was refused before and came back when it was told to; ``hindrance`` is why the engine
     could not start it now, empty when it could. While a request waits, it holds the KV of
@@ -83,6 +84,7 @@ class Request:
         "order",
         "predicted_output_tokens",
         "prefill_target_tokens",
+        "promised_gap_s",
         "queued_at_s",
         "request_id",
         "slo",
@@ -112,6 +114,7 @@ class Request:
         self.num_prompt_tokens = num_prompt_tokens
         self.max_output_tokens = max_output_tokens
         self.predicted_output_tokens = max_output_tokens
+        self.promised_gap_s = slo.planned_gap_s if max_output_tokens > 1 else None
         self.prefill_target_tokens = num_prompt_tokens
         self.num_computed_tokens = 0
         self.num_found_tokens = 0
@@ -206,11 +209,6 @@ class Request:
         ttft_s = slo.ttft_s if self.first_token_at_s is None else None
         spans_s = (span_s for span_s in (ttft_s, slo.jct_s) if span_s is not None)
         return now_s - self.arrived_at_s > min(spans_s, default=float("inf"))
-
-    @property
-    def promised_gap_s(self) -> float | None:
-        """The gap its tokens are planned for; one that may have one token has no gaps."""
-        return self.slo.planned_gap_s if self.max_output_tokens > 1 else None
 
     def can_spare_a_gap(self) -> bool:
         """Return whether one late gap more still leaves the promise whole."""
