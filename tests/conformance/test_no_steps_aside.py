@@ -94,3 +94,11 @@ def test_a_transfer_takes_no_slot_of_an_adapter(lab: Any) -> None:
     extras = {c.request_id: Extra(adapter=2, remote_tokens=320, load_s=0.05) for c in calls}
     extras["loaded"] = Extra(adapter=1, remote_tokens=320, load_s=0.05)
     assert num_aside(lab, calls, extras, transfer=TRANSFER, max_loras=1) == 0
+
+
+def test_a_prefix_of_requests_far_behind(lab: Any) -> None:
+    """Whoever may pass eight that lack KV is known as well as they are."""
+    about: dict[str, Any] = {"hash_ids": ("document",), "hash_tokens": 1_600}
+    calls = [Call("stream", 0.0, 100, 200), Call("holder", 0.0, 1_600, 50, **about)]
+    calls += [Call(f"c{i:02d}", 0.1, 1_760, 5, **about) for i in range(12)]
+    assert num_aside(lab, calls, prefix_caching=True, max_num_seqs=2, num_blocks=119) == 0
