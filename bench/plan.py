@@ -5,7 +5,8 @@ Command:  make bench   (or: python bench/plan.py --json bench/plan.json)
 Method:   the real scheduler classes under the virtual clock, no model; R requests decode and
           W wait; stock and ours alternate in blocks of steps, and the medians are compared.
           In the cached rows prefix caching is on, every prompt has 30,000 tokens, and those who
-          wait will find all but 500 of them in the cache.
+          wait will find all but 500 of them in the cache. In the rows with groups the model has
+          one layer group of full attention and five of a sliding window, as Gemma 3 has.
 Ends in one JSON line.
 """
 
@@ -13,8 +14,11 @@ from __future__ import annotations
 
 import gc
 import statistics
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+from headway.engines.attention import FULL
 from stepping import Timed, cells, fill, options, report
 
 from headway.engines.virtual import VirtualCall
@@ -23,6 +27,9 @@ from headway.engines.vllm.harness import VirtualRun
 from headway.latency.model import StepShape
 
 OUTPUT_TOKENS = 4000
+
+GROUPS = ("full", *["sliding:1024"] * 5)
+"""Layer groups of the rows with groups."""
 
 NUM_DOCUMENTS = 16
 DOCUMENT_TOKENS, QUESTION_TOKENS = 29_500, 500
@@ -35,18 +42,26 @@ def truth(shape: StepShape) -> float:
 
 
 def loaded(
-    policy: str, running: int, waiting: int, promised: bool, kv_is_short: bool = False
+    policy: str,
+    running: int,
+    waiting: int,
+    promised: bool,
+    kv_is_short: bool = False,
+    groups: tuple[str, ...] = FULL,
 ) -> VirtualRun:
     """Return a run in which *running* requests decode and *waiting* ones queue.
 
     They queue because no more may run at once, or, with *kv_is_short*, because KV is what lacks:
     then admission is decided anew in every step.
     """
+    each = 24 if kv_is_short else 300
+    windows = 65 * (len(groups) - 1)  # Blocks of a window of 1,024 tokens, begun anywhere.
     engine = Engine(
-        num_blocks=running * (24 if kv_is_short else 300) + 1000 * (not kv_is_short),
+        num_blocks=running * (each + windows) + 1000 * (not kv_is_short),
         block_size=16,
         max_num_batched_tokens=8192,
         max_num_seqs=4 * running if kv_is_short else running,
+        groups=groups,
         headway=None if policy == "stock" else {"policy": policy},
     )
     xargs: dict[str, Any] = {"slo_ttft_ms": 60000, "slo_tbt_ms": 100} if promised else {}
@@ -112,19 +127,21 @@ def main() -> None:
     """Run both grids and print one JSON line."""
     parser = options(__doc__, "256x0,256x1000,1024x0,1024x1000,256x20000,1024x20000", 15, 20)
     parser.add_argument("--cached-grid", default="256x1000", help="the same of cached prompts")
+    parser.add_argument("--groups-grid", default="256x1000", help="the same of layers in groups")
     parser.add_argument("--policy", default="headway")
     given = parser.parse_args()
     policy, rows = given.policy, []
-    for is_cached, grid in ((False, given.grid), (True, given.cached_grid)):
-        for running, waiting in cells(grid):
-            runs = [
-                cached(name, running, waiting)
-                if is_cached
-                else loaded(name, running, waiting, promised=True)
-                for name in ("stock", policy)
-            ]
-            row = {"policy": policy, "cached": is_cached, "running": running, "waiting": waiting}
-            row |= compare(*runs, given.rounds, given.steps)
+    kinds: dict[str, Callable[[str, int, int], VirtualRun]] = {
+        "plain": partial(loaded, promised=True),
+        "cached": cached,
+        "groups": partial(loaded, promised=True, groups=GROUPS),
+    }
+    grids = {"plain": given.grid, "cached": given.cached_grid, "groups": given.groups_grid}
+    for kind, make in kinds.items():
+        for running, waiting in cells(grids[kind]):
+            stock, ours = (make(name, running, waiting) for name in ("stock", policy))
+            row = {"policy": policy, "kind": kind, "running": running, "waiting": waiting}
+            row |= compare(stock, ours, given.rounds, given.steps)
             print(row, flush=True)
             rows.append(row)
     report("plan", rows, given.json)

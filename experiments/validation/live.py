@@ -20,8 +20,8 @@ import numpy as np
 
 from headway.metrics import define, kept
 from headway.policy.events import Arrived, StepDone
-from headway.policy.log import events_in
 from headway.slo import Slo
+from headway.workloads.record_files import event_in
 from headway.workloads.text_files import json_lines
 
 HERE = Path(__file__).parent
@@ -31,7 +31,8 @@ Seen = dict[str, tuple[Slo, float, list[float]]]
 def of_recording(path: Path) -> Seen:
     """Return promise, arrival and emission times of each request, as the server saw them."""
     seen: Seen = {}
-    for event in events_in(json_lines(path)):
+    for where, row in json_lines(path):
+        event = event_in(where, row)
         if isinstance(event, Arrived):
             seen[event.request_id] = (event.slo, event.arrived_at_s, [])
         elif isinstance(event, StepDone):

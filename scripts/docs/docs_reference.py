@@ -17,6 +17,7 @@ from typing import Any
 
 import click
 from docs_commands import commands_page
+from docs_constants import constants_page
 from docs_text import attributes_of, escaped, markdown, table
 from docs_traces import traces_page
 from docs_workloads import workloads_page
@@ -56,6 +57,7 @@ def pages() -> dict[Path, str]:
     reference = DOCS / "reference"
     written: dict[str, Callable[[], Iterable[str]]] = {
         "commands": commands_page,
+        "constants": constants_page,
         "policies": policies_page,
         "promises": promises_page,
         "settings": settings_page,

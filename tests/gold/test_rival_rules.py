@@ -231,7 +231,9 @@ def test_queues_are_what_the_rules_say(happened: list[tuple[int, int]]) -> None:
         if number < 4:
             live.arrive(Request(f"r{number}", NO_PROMISE, now_s, prompt, 1000))
             told[f"r{number}"] = []
-        queue.order(context(live, now_s))
+        draft = context(live, now_s)
+        queue.begin(draft)
+        queue.order(draft)
         for name, request in live.requests.items():
             assert queue.level(request) == replayed(request, told[name])
 

@@ -7,14 +7,16 @@ from random import Random
 from typing import Any
 
 import pytest
+from drafts import draft_of
 
 from headway import registry
 from headway.errors import UserError
 from headway.latency import profile
 from headway.latency.fixed import FixedModel
-from headway.latency.model import StepShape
 from headway.papers.accelgen.a1_chunk import GRAIN_TOKENS, DynamicChunk, saturating_tokens
 from headway.papers.accelgen.a2_order import ByTimeLeft, time_left_s
+from headway.policy.live import LiveRequests
+from headway.policy.view import EngineView
 from headway.request import Request
 from headway.slo import NO_PROMISE, Slo
 
@@ -304,24 +306,15 @@ def test_who_waited_too_long_is_urgent(fake_engine: Any) -> None:
 def test_a_late_prompt_goes_first_only_by_the_letter() -> None:
     """Time left below nothing sorts first; with late_last it sorts behind everybody."""
 
-    class Ctx:
-        latency = flat()
-        shape = StepShape()
-        ref_s = 5.0
-
-        def __init__(self, *requests: Request) -> None:
-            self.live = type("Live", (), {})()
-            self.live.startable = lambda: iter(requests)
-            self.live.decoding = {}
-
-        def is_overdue(self, request: Request) -> bool:
-            return False
-
     late = Request("late", Slo(ttft_s=1.0), 0.0, 10, 5)
     late.standing = type(late.standing).LOST
     alive = Request("alive", Slo(ttft_s=9.0), 0.0, 10, 5)
+    live = LiveRequests()
+    for request in (late, alive):
+        live.arrive(request)
+    draft = draft_of(live, EngineView(100, 100, 16, 64, 512), 5.0, latency=flat())
     for late_last, first in ((True, "alive"), (False, "late")):
-        tasks = ByTimeLeft(late_last).tasks(Ctx(late, alive), 0.1, 40.0)  # type: ignore[arg-type]
+        tasks = ByTimeLeft(late_last).tasks(draft, 0.1, 40.0)
         assert tasks[0].request.request_id == first
 
 

@@ -41,7 +41,7 @@ def alike(one: list[int], other: list[int]) -> int:
 
 
 def job(call: VirtualCall) -> Job:
-    return Job(call, Outcome(call), [])
+    return Job(call, Outcome(call))
 
 
 @st.composite

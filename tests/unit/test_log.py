@@ -15,8 +15,9 @@ from headway import registry
 from headway.engines.journal import Journal
 from headway.errors import UserError
 from headway.policy.events import Arrived, Event, Finished, StepDone, StepScheduled
-from headway.policy.log import event_line, events_in, parse_event, replay
+from headway.policy.log import event_line, parse_event, replay
 from headway.slo import Slo
+from headway.workloads.record_files import event_in
 
 instants = st.floats(0, 1e9)
 ids = st.text(min_size=1, max_size=12)
@@ -72,6 +73,6 @@ def test_notes_of_a_live_server_are_no_events() -> None:
     """Its start and its gaps are passed over; a line of something else is a mistake."""
     done = json.loads(event_line(StepDone(1.0, {"a": 1})))
     rows = [("f, line 1", {"start": {}}), ("f, line 2", {"gap": {}}), ("f, line 3", done)]
-    assert list(events_in(rows)) == [StepDone(1.0, {"a": 1})]
+    assert [event_in(*row) for row in rows] == [None, None, StepDone(1.0, {"a": 1})]
     with pytest.raises(UserError, match="f, line 9"):
-        list(events_in([("f, line 9", {"prompt": "x"})]))
+        event_in("f, line 9", {"prompt": "x"})

@@ -13,6 +13,7 @@ from headway import registry
 from headway.cli.paper import run_experiment
 from headway.errors import UserError
 from headway.papers.cacheopt import preset as cacheopt
+from headway.papers.cacheopt.c2_lending import LendingLedger
 from headway.study import stock
 from headway.study.drawn import DrawnMix
 from headway.study.experiments import ACCELGEN, CACHEOPT, Experiment
@@ -124,7 +125,8 @@ def test_who_knows_no_promise_serves_alike_in_both_modes(policy: str) -> None:
 def test_components_left_out_leave_the_others() -> None:
     """Every subset of CacheOPT's components is a policy."""
     for components in ("", "C1", "C2,C4", "C1,C2,C3,C4,C5,B"):
-        assert cacheopt.parts(components=components).lending is None or "C2" in components
+        lends = isinstance(cacheopt.parts(components=components).ledger, LendingLedger)
+        assert lends is ("C2" in components)
 
 
 def test_every_client_sends_the_limit() -> None:

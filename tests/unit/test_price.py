@@ -103,13 +103,13 @@ def test_a_dear_gap_is_told_so() -> None:
     offered = calls(36.0, {"slo_tbt_ms": 9}, 0.1, 5)
     engine = VirtualEngine(num_blocks=25_000, max_num_batched_tokens=8192, max_num_seqs=1024)
     told: list[str] = []
-    lose = core._lose
+    lose = core.known._lose
 
     def noted(request: object, at_s: float, why: str) -> None:
         told.append(why)
         lose(request, at_s, why)  # type: ignore[arg-type]
 
-    core._lose = noted  # type: ignore[method-assign]
+    core.known._lose = noted  # type: ignore[method-assign]
     SimRun(engine, Truth(H100), core, book=SloBook.builtin()).run(offered)
     assert "a token came after its due time: such gaps cost the others more promises" in told
     assert len(core.known.price._claims) == RECENT_CLAIMS

@@ -20,7 +20,7 @@ def test_every_preset_builds(name: str, overload: str) -> None:
     assert isinstance(one, Scheduler)
     assert one.name == name
     assert one.live is not two.live
-    assert one.parts.predictor is not two.parts.predictor
+    assert one.known.lengths is not two.known.lengths
     one.validate()
 
 
@@ -83,5 +83,5 @@ def test_settings_reach_the_policy(tmp_path: Path) -> None:
     path = tmp_path / "slo.toml"
     path.write_text("[classes.fast]\nttft_s = 0.5\n")
     settings = Settings.parse({"options": {"max_wait_s": 20}, "slo_file": str(path)})
-    assert settings.build().parts.max_wait_s == 20
+    assert settings.build().known.max_wait_s == 20
     assert settings.book().resolve({"slo_class": "fast"}).ttft_s == 0.5

@@ -253,7 +253,7 @@ def test_a_guest_in_the_way_is_the_first_victim() -> None:
     assert next(Buckets(book).for_running(scene.draft)).request_id == "owner"
     guest.max_output_tokens = guest.predicted_output_tokens = 390
     scene.ledger.enter(guest, 0)
-    order = [r.request_id for r in Buckets().for_running(scene.draft)]
+    order = [r.request_id for r in Buckets(book).for_running(scene.draft)]
     assert order == ["guest", "owner"]
 
 

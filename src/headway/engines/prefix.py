@@ -12,7 +12,7 @@ from __future__ import annotations
 from bisect import bisect
 from collections.abc import Callable, Hashable, Iterator
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from headway.policy.events import PrefixFound
 from headway.policy.live_requests import LiveRequests
@@ -37,8 +37,22 @@ Naming = Callable[[Any, int], Hashable | None]
 """``(engine's request, index of a block) -> what its tokens are called, with all before them``."""
 
 
-Whole = Callable[[Any], tuple[int, int]]
-"""``(engine's request) -> tokens found, tokens held``."""
+class WholeHit(NamedTuple):
+    """What the engine says of all of a request at once.
+
+    Attributes:
+        num_found_tokens: Cached.
+        num_held_tokens: Of them, held by running requests.
+        is_still_held: Tells, for the price of a look at one block, whether they still are.
+    """
+
+    num_found_tokens: int
+    num_held_tokens: int
+    is_still_held: Callable[[], bool] = lambda: True
+
+
+Whole = Callable[[Any], WholeHit]
+"""``(engine's request) -> what it would find``."""
 
 Elsewhere = Callable[[Any, int], int]
 """``(engine's request, tokens found here) -> tokens found here or elsewhere``."""
@@ -72,6 +86,7 @@ class Prefixes:
         self._turn = 0
         self._plan = 0
         self._asked: dict[str, int] = {}
+        self._hits: dict[str, WholeHit] = {}
         self._may_ask = True
 
     def find(self, name: str, request: Any, num_tokens: int) -> tuple[int, int]:
@@ -108,19 +123,23 @@ class Prefixes:
         return found * self._block_size, held * self._block_size
 
     def _find_whole(self, name: str, request: Any) -> tuple[int, int]:
-        """Ask about a request that is new, or was last asked about long enough ago."""
-        is_new = name not in self._known
+        """Ask about a request that is new, or was last asked about long enough ago.
+
+        And at once about one whose prefix nobody holds any more: it takes free blocks now.
+        """
+        hit = self._hits.get(name)
+        is_new = hit is None or not hit.is_still_held()
         is_due = self._may_ask and self._plan - self._asked.get(name, 0) >= ASK_EVERY
         if self._whole is not None and (is_new or is_due):
             self._may_ask = self._may_ask and is_new
             self._asked[name] = self._plan
-            self._known[name] = self._whole(request)
-        return self._known[name]
+            hit = self._hits[name] = self._whole(request)
+        return (hit.num_found_tokens, hit.num_held_tokens) if hit is not None else (0, 0)
 
     def forget(self, name: str) -> None:
         """A request ended."""
-        self._known.pop(name, None)
-        self._asked.pop(name, None)
+        for known in (self._known, self._asked, self._hits):
+            known.pop(name, None)
 
     def news(self, at_s: float, live: LiveRequests, requests: Any) -> PrefixFound | None:
         """Return what changed for the requests that wait, ``None`` when nothing did.

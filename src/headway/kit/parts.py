@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from headway.kit.ledger import KvLedger
+from headway.kit.tightest import Tightest, TightestRecent
 from headway.latency.model import LatencyModel
 from headway.policy.admit import Gate
 from headway.policy.batch import StepFill
@@ -73,8 +74,8 @@ class Parts:
     promises treats every request as if it had none. Where ``everyone_decodes`` no stream sits a
     step out, else those without a promised gap yield to those with one. ``funder`` replaces the
     rule that blocks are found for the next step only. Parts that reckon with the KV running
-    requests will hold share a ``ledger``; ``shared`` are parts of parts that remember something
-    for one plan.
+    requests will hold share a ``ledger``; who heeds the ``tightest`` recent first token shares it
+    too; ``shared`` are parts of parts that remember something for one plan.
     """
 
     predictor: Predictor
@@ -89,6 +90,7 @@ class Parts:
     everyone_decodes: bool = False
     funder: Funder | None = None
     ledger: KvLedger | None = None
+    tightest: TightestRecent | None = None
     swap: SwapChoice = field(default_factory=AlwaysRecompute)
     shared: tuple[Part, ...] = ()
 
@@ -115,8 +117,12 @@ class ComposedPlanner(Planner):
     def known(self, latency: LatencyModel, overload: str) -> Known:
         """See :class:`~headway.policy.planner.Planner`."""
         parts = self.parts
-        kind = Known if parts.heeds_promises else Promiseless
-        return kind(latency, parts.predictor, parts.max_wait_s, overload, parts.ledger)
+        given = (latency, parts.predictor, parts.max_wait_s, overload, parts.ledger)
+        if parts.tightest is not None:
+            known = Tightest(*given)
+            known.tightest = parts.tightest
+            return known
+        return Known(*given) if parts.heeds_promises else Promiseless(*given)
 
     def begin(self, draft: Draft) -> None:
         """See :class:`~headway.policy.planner.Planner`."""

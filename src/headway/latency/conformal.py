@@ -15,13 +15,30 @@ import numpy as np
 import numpy.typing as npt
 
 NEAR_MISSES = (0.9, 0.95, 1.0, 1.05)
-"""Where the tail is read, relative to the ratio asked for."""
+"""Where the tail is read, relative to the ratio asked for, so that a near miss counts too. No run.
+Wider: risks are seen where there are none; narrower: none until a step was that late."""
 
 FAR = 1.8
-"""A ratio that the guess below does not expect to see."""
+"""Ratio that the guess below does not expect to see. Derived from it: one step in a million.
+Larger: no difference; smaller: the guess's tail is cut."""
 
 GUESSED_SPREAD = 0.12
-"""Standard deviation of log(measured / predicted) assumed before steps were seen."""
+"""Standard deviation of log(measured / predicted) assumed before steps were seen, near the 10 to 12
+% of noise in LOG.md's first runs. No run of its value. Larger: short steps at the start; smaller:
+gaps broken at the start."""
+
+WINDOW_STEPS = 400
+"""Steps remembered of each mode: some more than one in a hundred needs to be told
+(experiments/margin). Larger: a drift widens the bound for longer; smaller: the bound is the largest
+ratio seen."""
+
+FIRST_RATIO = 1.3
+"""Ratio answered at least until :data:`LEAST_STEPS` were seen, above two standard deviations of the
+guess. No run. Larger: few streams at the start; smaller: gaps broken then."""
+
+LEAST_STEPS = 20
+"""Steps from which their ratios are believed alone, and that the guess weighs beside them: one in
+twenty can be told by then. No run. Larger: caution lasts longer; smaller: a lucky few decide."""
 
 Vector = npt.NDArray[np.float64]
 
@@ -35,7 +52,11 @@ class RatioWindow:
     """
 
     def __init__(
-        self, width: int, window: int = 400, prior: float = 1.3, min_samples: int = 20
+        self,
+        width: int,
+        window: int = WINDOW_STEPS,
+        prior: float = FIRST_RATIO,
+        min_samples: int = LEAST_STEPS,
     ) -> None:
         self._rows = np.zeros((window, width))
         self._seconds = np.ones(window)
@@ -97,5 +118,5 @@ class RatioWindow:
             return 0.0  # The guess says less than one step in a million.
         within = sum([bisect.bisect_right(ratios, ratio * near) for near in NEAR_MISSES])
         beyond = count - within / len(NEAR_MISSES)
-        guess = 0.5 * math.erfc(math.log(ratio) / (GUESSED_SPREAD * math.sqrt(2.0)))
+        guess = math.erfc(math.log(ratio) / (GUESSED_SPREAD * math.sqrt(2.0))) / 2
         return (beyond + self._min_samples * guess) / (count + self._min_samples)

@@ -21,28 +21,44 @@ from headway.latency.model import FEATURES, LatencyModel, StepShape, linear_s
 from headway.latency.roofline import Roofline
 
 FORGET = 0.995
-"""Weight kept per step of the same mode: about the last 200 steps speak."""
+"""Weight kept per step of the same mode: about the last 200 steps speak. No run of its value.
+Larger: a drift is learned late; smaller: noise moves the prediction."""
 
 PRIOR_STEPS = 0.5
-"""How many real steps the roofline's guess weighs, for ever."""
+"""Real steps that the roofline's guess weighs, for ever, as a pull on each coefficient; as steps
+that were measured the guess outweighs all others (LOG.md, first table). Larger: a wrong guess
+stays; smaller: what the traffic never shows has any value."""
 
 REFIT_EVERY = 8
-"""Steps between two refits once warm; every step is fitted before :data:`WARM_STEPS`."""
+"""Steps between two refits once warm; every step is fitted before :data:`WARM_STEPS`. No run.
+Larger: a change is learned late; smaller: steps cost more of the scheduler's time."""
 
 WARM_STEPS = 32
-"""Steps of one mode. A long answer says nothing of prompts, and the one prompt before it little."""
+"""Steps of one mode, each of which is fitted: a long answer says nothing of prompts. 24 or 40
+change one paper's rule by 0.3 and -0.1 points over 24 seeds (LOG.md, *Agents, turns and Mooncake*).
+Larger: more fits; smaller: the guess is believed for longer."""
 
 ALLOWED = math.log(1.15)
-"""Error (as a logarithm) that a step may have without speaking for a change."""
+"""Error (as a logarithm) that a step may have without speaking for a change, above a machine's
+noise. experiments/margin measures it together with the next three. Larger: a small change goes
+unnoticed; smaller: noise is called a change."""
 
 LOUDEST = 0.25
-"""The most one step can say, so that a hiccup is no change."""
+"""The most one step can say (a logarithm), so that a hiccup is no change: eight far-off steps are
+one. Larger: a few hiccups forget what was learned; smaller: changes are noticed late."""
 
 CHANGED = 2.0
-"""Sum of what steps of one mode say, all to one side, that means the machine changed."""
+"""Sum of what steps of one mode say (logarithms), all to one side, that means the machine changed;
+twelve far-off steps in a row, the rule before, missed the margin on two profiles of ten. Larger:
+noticed late; smaller: noise is called a change."""
 
 KEEP = 0.02
-"""Weight left to the past when it did."""
+"""Weight left to the past when it did: some steps' worth, so that a fit stays possible. Larger: the
+old machine is believed for longer; smaller: the first steps after it decide all."""
+
+SCALE_WEIGHT = 0.01
+"""Least weight of the newest step in measured over guessed: about the last hundred count. No run.
+Larger: one odd step moves what the traffic never shows; smaller: that follows late."""
 
 Vector = npt.NDArray[np.float64]
 
@@ -141,7 +157,7 @@ class OnlineModel(LatencyModel):
 
     def _rescale(self, shape: StepShape, duration_s: float) -> None:
         """Track measured / roofline, so that the guess keeps only its proportions."""
-        rate = max(1.0 / (self._num_steps + 1), 0.01)
+        rate = max(1.0 / (self._num_steps + 1), SCALE_WEIGHT)
         error = math.log(duration_s / self._roofline.predict_s(shape)) - self._log_scale
         self._log_scale += rate * error
 

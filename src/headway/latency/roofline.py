@@ -14,7 +14,11 @@ from headway.latency.model import StepShape
 
 @dataclass(frozen=True, slots=True)
 class Roofline:
-    """Model and device in six numbers. The defaults are a 0.1B model on two CPU cores.
+    """Model and device in seven numbers. The defaults are a 0.1B model on two CPU cores.
+
+    A driver that knows the model's shapes gives all but the last. No run of their values: the first
+    steps correct the scale. Longer than the truth: promises are given up at the start; shorter:
+    the reverse.
 
     Attributes:
         num_params: Weights used for one token.

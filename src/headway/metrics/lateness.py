@@ -99,9 +99,7 @@ def _own_steps(request: KeptRequest) -> list[_Step]:
     begun_s = [at_s for at_s, phase in request.phases if phase == "prefill"]
     steps: list[_Step] = []
     for before_s, at_s in pairwise((request.arrived_at_s, *request.emitted_at_s)):
-        begins_s = max([before_s, *(b for b in begun_s if b < at_s)])
-        if begins_s < at_s:
-            steps.append(_Step(begins_s, at_s))
+        steps.append(_Step(max([before_s, *(b for b in begun_s if b < at_s)]), at_s))
     return steps
 
 
@@ -123,6 +121,8 @@ def _told(requests: Sequence[KeptRequest], steps: Sequence[_Step]) -> dict[str, 
         order += ((request.arrived_at_s, _ARRIVED, number), (_end_s(request), _ENDED, number))
         begun_s = [at_s for at_s, phase in request.phases if phase == "prefill"]
         for where, instants in ((admitted, begun_s), (emitted, request.emitted_at_s)):
+            if not steps:
+                break  # It was begun, and nothing came of it.
             edges = begins_s if where is admitted else ends_s
             for index in np.searchsorted(edges, np.array(instants) - SAME_INSTANT_S):
                 where[min(int(index), len(steps) - 1)][request.id] = 1

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from headway.kit.curve_gate import CurveGate
 from headway.kit.ledger import KvLedger
 from headway.kit.parts import ComposedPlanner, Feasibility, Parts, Prioritizer
+from headway.kit.tightest import TightestRecent
 from headway.latency.model import LatencyModel, StepShape
 from headway.oracle.search import SearchResult
 from headway.policy.batch import InOrder
@@ -74,13 +75,17 @@ class ChosenClaims(Feasibility):
 class EveryGap(SlackChunk):
     """Steps as short as every promise of those it serves asks: whom to serve is decided."""
 
+    def __init__(self, tightest: TightestRecent) -> None:
+        super().__init__()
+        self._tightest = tightest
+
     def promised_s(self, draft: Draft, least_s: float) -> float:
         """Return the tighter of recent first tokens and gaps that are not broken anyway."""
         decode_s = draft.given.latency.predict_s(draft.shape)
         gap_s = next(
             draft.given.live.claim_gaps.irange(decode_s, inclusive=(False, True)), math.inf
         )
-        return min(max(draft.given.tightest_ttft_s, least_s), gap_s)
+        return min(max(self._tightest.value_s, least_s), gap_s)
 
 
 class ByRank(Prioritizer):
@@ -120,15 +125,16 @@ def scheduler(
     lengths = {
         r.id: min(r.num_output_tokens, r.max_output_tokens or r.num_output_tokens) for r in requests
     }
-    ledger = KvLedger()
+    ledger, tightest = KvLedger(), TightestRecent()
     parts = Parts(
         predictor=KnownLengths(lengths),
         feasibility=ChosenClaims(found.dropped),
         prioritizer=ByRank(found.rank),
-        chunker=EveryGap(),
+        chunker=EveryGap(tightest),
         gate=CurveGate(ledger, reserve_share=0.0),
         batcher=InOrder(),
         preemptor=BestEffortFirst(),
         ledger=ledger,
+        tightest=tightest,
     )
     return Scheduler("oracle", ComposedPlanner(parts), KnownTime(truth), overload)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import heapq
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
@@ -13,11 +12,27 @@ from headway.latency.model import StepShape
 from headway.policy.appointments import WORTH
 from headway.policy.chunk import Chunker
 from headway.policy.draft import Draft
+from headway.policy.inputs import MISS_RATE
 from headway.policy.price import STREAMS_SHARE
 from headway.request import Request
 
 CLAIMS_A_STEP = 64
-"""Waiting claims for which what fits together is decided in every step; with more, less often."""
+"""Waiting claims for which what fits together is decided in every step; with more, less often. With
+1,000 a decision takes 2 ms, in one of 16 steps (LOG.md, *Agents, turns and Mooncake*); no run of
+others. Larger: plans take longer; smaller: a claim that came counts late."""
+
+STEPS_TO_TOKEN = 0.5
+"""Steps from the end of a claim's work to its token. Derived: work ends anywhere in a step, a token
+comes out when the step ends. Larger: promises given up that could be kept; smaller: the reverse."""
+
+MOST_PROBED_TOKENS = 2048
+"""Prompt tokens of the largest step that tells what those in line will take: a step's fixed cost is
+spread over many by then. No run. Larger: tokens seem cheaper, and more claims fit than can be on
+time; smaller: the fixed cost weighs more, and claims are set aside that could be kept."""
+
+NO_ROOM_TOKEN_S = 1e3
+"""Seconds a prompt token is said to take while none fits: then no claim does. Any span beyond all
+promises would do, but ``inf``, for a claim with no token left would take 0 x ``inf``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,20 +87,13 @@ class MooreHodgson:
 
     def set_aside(self, draft: Draft, chunker: Chunker) -> tuple[set[str], float]:
         """Return the claims to set aside; see the class."""
-        due_for_it = (draft.given.step - self._decided_at_step) * CLAIMS_A_STEP >= len(
-            draft.given.live.claims
-        )
-        if due_for_it:
+        given, claims = draft.given, draft.given.live.claims
+        if (given.step - self._decided_at_step) * CLAIMS_A_STEP >= len(claims):
             draft.pressure = 1.0  # What fits is decided at the speed the server has when pressed.
             dropped, pressure = largest_feasible(self._jobs(draft, chunker))
-            least_s = draft.given.price.least_gap_s
-            dropped.update(
-                r.request_id
-                for r in draft.given.live.claims
-                if (r.promised_gap_s or math.inf) < least_s
-            )
+            dropped.update(r.request_id for r in claims if given.price.is_dear(r))
             self._last = dropped, pressure
-            self._decided_at_step = draft.given.step
+            self._decided_at_step = given.step
         return self._last
 
     def _jobs(self, draft: Draft, chunker: Chunker) -> list[DueWork]:
@@ -94,18 +102,17 @@ class MooreHodgson:
         What several have in common with a prompt in progress is the work of the first of them.
         """
         prefill = prefill_time(draft, chunker)
-        waiting: Sequence[Request] = draft.given.live.claims
-        running = [r for r in draft.given.live.prefilling.values() if r.has_claim]
-        shared = draft.given.live.shared_tokens()
+        live = draft.given.live
+        running = [r for r in live.prefilling.values() if r.has_claim]
+        shared = live.shared_tokens()
         return [
             DueWork(
                 r.request_id,
-                # A token comes out when its step ends, on average half a step after the work.
-                r.due_at_s - draft.given.ref_s - 0.5 * prefill.step_s,
+                r.due_at_s - draft.given.ref_s - STEPS_TO_TOKEN * prefill.step_s,
                 prefill.work_s(r, shared.get(r.request_id, r.num_ready_tokens)),
                 r.slo.weight * (WORTH if r.is_expected else 1.0),
             )
-            for r in (*running, *waiting)
+            for r in (*running, *live.claims)
         ]
 
 
@@ -137,14 +144,14 @@ class PrefillTime:
 
 def prefill_time(draft: Draft, chunker: Chunker) -> PrefillTime:
     """Return what prompt tokens take now."""
-    most = chunker.largest(draft, draft.shape, 0, min(draft.given.view.max_step_tokens, 2048))
+    given, shape = draft.given, draft.shape
+    most = min(given.view.max_step_tokens, MOST_PROBED_TOKENS)
+    most = chunker.largest(draft, shape, 0, most)
     if most <= 0:
-        return PrefillTime(1, draft.given.step_s, 1e3, 0.0)
-    step_s = draft.given.latency.predict_s(draft.shape.with_chunk(most, 0))
-    later_s = draft.given.latency.predict_s(draft.shape.with_chunk(most, most))
-    return PrefillTime(
-        most, min(step_s, draft.given.step_s), step_s / most, (later_s - step_s) / most / most
-    )
+        return PrefillTime(1, given.step_s, NO_ROOM_TOKEN_S, 0.0)
+    step_s = given.latency.predict_s(shape.with_chunk(most, 0))
+    pair_s = (given.latency.predict_s(shape.with_chunk(most, most)) - step_s) / most / most
+    return PrefillTime(most, min(step_s, given.step_s), step_s / most, pair_s)
 
 
 class Gate(Protocol):
@@ -217,4 +224,5 @@ class StepGate(Gate):
             num_streams = others + 1
         context = live.sum_decode_context_tokens * num_streams // max(len(live.decoding), 1)
         step_s = draft.given.latency.predict_s(StepShape(0, 0, num_streams, context))
-        return bool(step_s * draft.given.latency.margin(False, 0.05) <= STREAMS_SHARE * min(gaps_s))
+        upper_s = step_s * draft.given.latency.margin(False, MISS_RATE)
+        return bool(upper_s <= STREAMS_SHARE * min(gaps_s))

@@ -16,28 +16,36 @@ from headway.request import Request
 from headway.slo import Slo
 
 LEAD_S = 30.0
-"""The first appointment lies this far ahead: most bursts are over by then. A shorter lead sends
-the refused back into the burst that refused them, a longer one only makes them wait."""
+"""Seconds ahead of the first appointment: most bursts are over by then (experiments/retry_after,
+with SHARE and WORTH chosen on seeds 0, 1 and 7). Larger: the refused wait for nothing; smaller:
+they come back into the burst that refused them."""
 
 SHARE = 1 / 3
-"""Share of the prefill that appointments may book. The rest is for newcomers, so however much is
-booked most of them are served; a smaller share makes the refused wait longer."""
+"""Share of the prefill that appointments may book (experiments/retry_after; spacing by how idle the
+machine was is worse, docs/decisions/0006). Larger: newcomers find less room; smaller: the refused
+wait longer."""
 
 WORTH = 1.5
-"""How many newcomers' promises a kept appointment is worth. With more, appointments hold more
-often and fewer promises are kept at once."""
+"""How many newcomers' promises a kept appointment is worth (experiments/retry_after: honouring wins
+3 to 11 points of first retries and costs 0.8 to 2.9 kept at once). Larger: appointments hold more
+often and fewer promises are kept at once; smaller: the reverse."""
 
 EARLY_S = 1.0
+"""Seconds before its appointment from which a request keeps it: clients wait whole seconds. No run.
+Larger: strangers of the same kind take it; smaller: who rounds down is a newcomer."""
+
 LATE_S = 5.0
-"""A request keeps its appointment from :data:`EARLY_S` before it to this long after it: clients
-wait whole seconds, and a network and a queue lie between."""
+"""Seconds after its appointment for which it holds: a network and a queue lie between. No run.
+Larger: strangers of the same kind take it; smaller: who comes late is a newcomer."""
 
 MAX_RETRY_AFTER_S = 600.0
-"""No client is told to stay away longer than this; whoever would have to is told this, and has
-no appointment."""
+"""The most seconds a client is told to stay away; beyond, it is told this and has no appointment.
+No run: few clients wait as long. Larger: waits nobody honours are booked; smaller: fewer of the
+refused have an appointment."""
 
 MAX_BOOKED = 20_000
-"""Appointments held at a time, so that a flood of small requests cannot fill the memory."""
+"""Appointments held at a time, some megabytes. No run: it bounds memory in a flood of small
+requests. Larger: more memory; smaller: more of the refused have no appointment."""
 
 Key = tuple[Slo, int, int]
 """What a returning request is known by: its promise, its prompt's tokens, its bound on the output.

@@ -15,19 +15,33 @@ from headway.policy.draft import Draft
 from headway.policy.price import LEAST_CHUNK_TOKENS
 
 PROBE_TOKENS = 128
-"""Size of the chunk that tells what a prompt token costs now."""
+"""Prompt tokens of the chunk that tells what one costs now. No run; LOG.md, *The price of a tight
+promise*, tried costs by chunk size for another rule. Larger: a step's fixed cost is spread over
+more, so tokens seem cheaper and steps get longer; smaller: the reverse."""
 
 CROWDED_SHARE = 0.6
-"""Share of the KV cache in use from which streams that end soon are worth more than prompts."""
+"""Share of the KV cache in use from which streams that end soon are worth more than prompts. From
+half of the cache on retrieval kept 0.711 instead of 0.729 (LOG.md, *Where a fixed chunk was
+better*). Larger: prompts fill the cache long before they are due; smaller: prefill is slowed for
+nothing."""
 
 CROWDED_STEPS = 2.0
-"""How many times as long as its decodes alone a step may then last."""
+"""Times as long as its decodes alone that a step may then last; 1.5 and 3 are worse or no better
+(there too). Larger: prompts hold KV early; smaller: they use up their slack and are late."""
 
 LEAST_PRESSURE = 0.1
-"""What a prompt token is worth when nothing is pressed, as a share."""
+"""What a prompt token is worth when nothing is pressed, as a share of what it is when all is. No
+run. Larger: risks are taken that nobody needs; smaller: prompts are computed late, and later ones
+queue."""
 
 LENGTHS = tuple(share / 100 for share in range(20, 101, 4))
-"""Step lengths weighed against each other, as shares of the limit."""
+"""Step lengths weighed against each other, as shares of the limit. No run. Finer: plans cost more;
+coarser: up to a step of this grid of prefill is given away."""
+
+TOLD_MISS_RATE = 0.01
+"""Share of steps that may pass the bound a plan tells: the gap in a hundred that a promise forgives
+(experiments/margin). It decides nothing. Larger: the bound says less; smaller: more steps are
+needed to know it."""
 
 StepTime = Callable[[StepShape], float]
 
@@ -74,12 +88,7 @@ class Chunker(Protocol):
         """Return the seconds this step may take, or ``inf``."""
 
     def largest(
-        self,
-        draft: Draft,
-        shape: StepShape,
-        prefix: int,
-        most: int,
-        must_go_on: bool = False,
+        self, draft: Draft, shape: StepShape, prefix: int, most: int, must_go_on: bool = False
     ) -> int:
         """Return how many of *most* prompt tokens fit beside *shape*.
 
@@ -114,30 +123,17 @@ class SlackChunk(Chunker):
 
     def step_limit_s(self, draft: Draft) -> float:
         """Return the tighter of: what promises are worth, decodes out of step."""
-        least_s = draft.given.latency.predict_s(draft.shape.with_chunk(LEAST_CHUNK_TOKENS, 0))
-        limit_s = self.promised_s(draft, least_s)
-        lagging_s = draft.given.lagging_due_s - draft.given.ref_s
-        return (
-            min(limit_s, lagging_s)
-            if lagging_s > draft.given.latency.predict_s(draft.shape)
-            else limit_s
-        )
+        given, shape, predict_s = draft.given, draft.shape, draft.given.latency.predict_s
+        least_s = predict_s(shape.with_chunk(LEAST_CHUNK_TOKENS, 0))
+        limit_s, lagging_s = self.promised_s(draft, least_s), given.lagging_due_s - given.ref_s
+        return min(limit_s, lagging_s) if lagging_s > predict_s(shape) else limit_s
 
     def promised_s(self, draft: Draft, least_s: float) -> float:
-        """Return the seconds a step may last for the sake of promises.
-
-        Args:
-            least_s: Seconds of the shortest step that makes progress.
-        """
+        """Return the seconds a step may last for promises' sake, *least_s* at least."""
         return max(draft.given.price.limit_s(draft.given, draft.shape), least_s)
 
     def largest(
-        self,
-        draft: Draft,
-        shape: StepShape,
-        prefix: int,
-        most: int,
-        must_go_on: bool = False,
+        self, draft: Draft, shape: StepShape, prefix: int, most: int, must_go_on: bool = False
     ) -> int:
         """Return the largest chunk within the step's worthwhile length."""
         room = draft.given.view.max_step_tokens - shape.num_decodes - shape.num_prefill_tokens
@@ -161,32 +157,32 @@ class SlackChunk(Chunker):
         return self._target_s
 
     def _best_length_s(self, draft: Draft) -> float:
-        limit_s = self.step_limit_s(draft)
-        if limit_s == math.inf or not (
-            draft.given.live.claim_gaps or draft.given.lagging_due_s < math.inf
-        ):
+        limit_s, given, shape = self.step_limit_s(draft), draft.given, draft.shape
+        gaps_s, lagging, predict_s = (
+            given.live.claim_gaps,
+            given.lagging_due_s,
+            given.latency.predict_s,
+        )
+        if limit_s == math.inf or not (gaps_s or lagging < math.inf):
             return limit_s
-        decode_s = draft.given.latency.predict_s(draft.shape)
-        if draft.pressure < 1.0 and draft.given.held_share > CROWDED_SHARE:
-            least_s = draft.given.latency.predict_s(draft.shape.with_chunk(LEAST_CHUNK_TOKENS, 0))
+        decode_s = predict_s(shape)
+        if draft.pressure < 1.0 and given.held_share > CROWDED_SHARE:
+            least_s = predict_s(shape.with_chunk(LEAST_CHUNK_TOKENS, 0))
             limit_s = min(limit_s, max(CROWDED_STEPS * decode_s, least_s))
-        kept_s = max(decode_s, draft.given.price.least_gap_s)
-        at_risk = [(gap_s, n) for gap_s, n in draft.given.live.claim_gaps.items() if gap_s > kept_s]
-        if draft.given.lagging_due_s < math.inf:
-            at_risk.append((draft.given.lagging_due_s - draft.given.ref_s, 1))
-        first_s = draft.given.latency.predict_s(draft.shape.with_chunk(1, 0))
-        probe = draft.shape.with_chunk(PROBE_TOKENS, 0)
-        token_s = max(draft.given.latency.predict_s(probe) - decode_s, 1e-9) / PROBE_TOKENS
-        worth = max(LEAST_PRESSURE, min(draft.pressure, 1.0)) / draft.given.claim_tokens
+        kept_s = max(decode_s, given.price.least_gap_s)
+        at_risk = [(gap_s, n) for gap_s, n in gaps_s.items() if gap_s > kept_s]
+        if lagging < math.inf:
+            at_risk.append((lagging - given.ref_s, 1))
+        first_s = predict_s(shape.with_chunk(1, 0))
+        probe_s = predict_s(shape.with_chunk(PROBE_TOKENS, 0)) - decode_s
+        token_s = max(probe_s, 1e-9) / PROBE_TOKENS
+        worth = max(LEAST_PRESSURE, min(draft.pressure, 1.0)) / given.claim_tokens
         best_s, best = 0.0, -math.inf
         for share in LENGTHS:
             length_s = share * limit_s
             if length_s < first_s:
                 continue
-            broken = sum(
-                count * draft.given.latency.exceeds(True, gap_s / length_s)
-                for gap_s, count in at_risk
-            )
+            broken = sum(n * given.latency.exceeds(True, gap_s / length_s) for gap_s, n in at_risk)
             balance = (worth * (length_s - decode_s) / token_s - broken) / length_s
             if balance > best:
                 best_s, best = length_s, balance
@@ -194,6 +190,5 @@ class SlackChunk(Chunker):
 
     def upper_s(self, draft: Draft, shape: StepShape) -> float:
         """Return the seconds that 99 % of such steps stay within."""
-        return draft.given.latency.predict_s(shape) * draft.given.latency.margin(
-            shape.is_mixed, 0.01
-        )
+        latency = draft.given.latency
+        return latency.predict_s(shape) * latency.margin(shape.is_mixed, TOLD_MISS_RATE)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Set
 from dataclasses import dataclass, field
 
 from headway.latency.model import StepShape
-from headway.policy.inputs import Inputs
+from headway.policy.inputs import MISS_RATE, Inputs
 from headway.policy.plan import Preempt
 from headway.policy.swap_choice import AlwaysRecompute, SwapChoice
 from headway.request import Request, State
@@ -47,6 +47,21 @@ class Draft:
     def __post_init__(self) -> None:
         self.shape = self.given.decodes
 
+    def draft_blocks(self) -> int:
+        """Return the blocks beyond their growth that decodes take if all have draft tokens.
+
+        Nobody is preempted for them, but a prompt that started in them would not start at all.
+        """
+        view = self.given.view
+        if not view.num_drafts:
+            return 0
+        kept, first = self.given.layout.kept_blocks, view.num_steps_in_flight
+        return sum(
+            kept(request.num_tokens + first + view.num_drafts) - kept(request.num_tokens + first)
+            for request_id, request in self.given.live.decoding.items()
+            if request_id not in self.gone
+        )
+
     def new_blocks(self, request: Request) -> int:
         """Return the free blocks a waiting request takes: those nobody running holds."""
         return self._own_blocks(request, self.given.layout.blocks)
@@ -62,7 +77,7 @@ class Draft:
         return blocks(request.num_tokens) - held - blocks(request.num_computed_tokens)
 
     def blocks_to_start(self, request: Request, num_step_tokens: int) -> int:
-        """Return the spare blocks a waiting request must find.
+        """Return the spare blocks a waiting request must find; only some of them it takes.
 
         Bounded groups hold a step's prompt tokens until the next step is planned: beside what all
         keep, room for the steps under way is enough, of all their prompts together.
@@ -70,8 +85,12 @@ class Draft:
         Args:
             num_step_tokens: Prompt tokens of this step, the request's chunk included.
         """
-        num_tokens = num_step_tokens * (1 + self.given.view.num_steps_in_flight)
-        return self.lasting_blocks(request) + self.given.layout.passing_blocks(num_tokens)
+        given, view = self.given, self.given.view
+        num_tokens = num_step_tokens * (1 + view.num_steps_in_flight)
+        needed = self.lasting_blocks(request) + given.layout.passing_blocks(num_tokens)
+        if request.request_id in view.loads:  # Prompts in progress have theirs already.
+            needed += max(view.num_kept_blocks - given.prompt_blocks(), 0)
+        return needed
 
     def passing_tokens(self, request: Request, num_step_tokens: int, most_tokens: int) -> int:
         """Return how many of a prompt's next tokens bounded groups have room for in this step.
@@ -109,7 +128,7 @@ class Draft:
         What else the step takes on delays that token too.
         """
         given = self.given
-        until_s = (claim.due_at_s - given.ref_s) / given.latency.margin(True, 0.05)
+        until_s = (claim.due_at_s - given.ref_s) / given.latency.margin(True, MISS_RATE)
         if given.latency.predict_s(shape) <= until_s:
             self.until_s = min(self.until_s, until_s)
 

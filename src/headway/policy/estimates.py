@@ -9,10 +9,14 @@ from headway.policy.live_requests import LiveRequests
 from headway.request import Request
 
 CERTAIN = 0.7
-"""Share of a prediction that a promise must fall short of to be called hopeless."""
+"""Share of a prediction that a promise must fall short of to be called hopeless: an estimate may be
+that much too long. No run. Larger: promises are given up that could be kept; smaller: hopeless ones
+compete until they are late."""
 
 LEAST_BESIDE = 8
-"""Streams among which a decode step is shared in an estimate of work, where fewer run now."""
+"""Streams among which a decode step is shared in an estimate of work, where fewer run now. No run.
+Larger: a quiet server's work seems less, and too much waits; smaller: more of the lost are
+refused."""
 
 
 def is_hopeless(request: Request, latency: LatencyModel) -> bool:

@@ -7,13 +7,17 @@ import math
 from headway.latency.model import StepShape
 from headway.policy.chunk import Chunker
 from headway.policy.draft import Draft
+from headway.policy.inputs import MISS_RATE
 from headway.request import Request
 
 PRESSED_DECODE_SHARE = 0.6
-"""Share of the step that decodes may take while prompts of claims wait for the rest."""
+"""Share of the step that decodes may take while prompts of claims wait for the rest. No run of its
+value; the rule won nothing in LOG.md's first table, and matters where decodes come near the gap.
+Larger: prompts get little of a step; smaller: patient streams stand still for longer."""
 
 PATIENT_TIMES = 2.0
-"""How many times as long as predicted a stream's rest must have for it to sit a step out."""
+"""Times the seconds predicted of a stream's rest that it must have left to sit a step out. No run.
+Larger: steps stay long beside patient streams; smaller: they miss their promised end."""
 
 
 def hold(draft: Draft, chunker: Chunker) -> tuple[str, ...]:
@@ -28,7 +32,7 @@ def hold(draft: Draft, chunker: Chunker) -> tuple[str, ...]:
         return ()
     pressed = bool(live.claims) or any(r.has_claim for r in live.prefilling.values())
     share = PRESSED_DECODE_SHARE if pressed else 1.0
-    most_s = share * chunker.step_limit_s(draft) / latency.margin(False, 0.05)
+    most_s = share * chunker.step_limit_s(draft) / latency.margin(False, MISS_RATE)
     shape = draft.shape
     if latency.predict_s(shape) <= most_s:
         return ()

@@ -17,7 +17,17 @@ if TYPE_CHECKING:
     from headway.policy.price import StepPrice
 
 OVERDUE_SHARE = 0.8
-"""Share of the longest wait after which a request goes first; serving it takes the rest."""
+"""Share of the longest wait after which a request goes first; serving it takes the rest. With half
+fewer promises are kept (LOG.md, *Who waited 74 s*, which also tried to plan the wait to 0.95 and
+0.7 full). Larger: the wait ends before the service; smaller: more goes before promises."""
+
+MISS_RATE = 0.05
+"""Share of steps that may outlast what is reckoned with where streams start or sit out and first
+tokens are due. No run: a guess. Larger: more late tokens; smaller: fewer streams, shorter steps."""
+
+FIRST_CLAIM_TOKENS = 300.0
+"""Prompt tokens of a typical claim before any came; some twenty claims replace it. No run: a guess.
+Larger: prompt tokens are worth less and steps shorter at the start; smaller: the reverse."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +42,6 @@ class Inputs:
         step_s: Recent mean duration of a step.
         max_step_s: The longest recent step.
         price: How long a step may last for the sake of tight promises.
-        tightest_ttft_s: Tightest TTFT promised recently; ``inf`` when none.
         lagging_due_s: Due time of the most urgent decode that is out of step; ``inf``.
         claim_tokens: Prompt tokens of a typical claim: what one more promise costs.
         max_wait_s: Longest a request may wait for its next token; ``inf`` when unbounded.
@@ -47,9 +56,8 @@ class Inputs:
     live: LiveRequests
     latency: LatencyModel
     max_step_s: float = 0.0
-    tightest_ttft_s: float = math.inf
     lagging_due_s: float = math.inf
-    claim_tokens: float = 300.0
+    claim_tokens: float = FIRST_CLAIM_TOKENS
     max_wait_s: float = math.inf
 
     @cached_property
@@ -62,10 +70,6 @@ class Inputs:
         """The step with every decode and no prompt token."""
         live = self.live
         return StepShape(0, 0, len(live.decoding), live.sum_decode_context_tokens)
-
-    def blocks(self, num_tokens: int) -> int:
-        """Return the blocks that a prompt of *num_tokens* needs."""
-        return self.layout.blocks(num_tokens)
 
     @property
     def capacity_tokens(self) -> int:

@@ -20,18 +20,15 @@ from headway.policy.events import (
     StepScheduled,
 )
 from headway.policy.finishes import Finishes
-from headway.policy.inputs import OVERDUE_SHARE
+from headway.policy.inputs import FIRST_CLAIM_TOKENS, OVERDUE_SHARE
 from headway.policy.live_requests import LiveRequests
 from headway.policy.pace import Pace
 from headway.policy.predict import Predictor
 from headway.policy.price import StepPrice
-from headway.policy.recent import TightestRecent
+from headway.policy.recent import NEWEST_WEIGHT
 from headway.policy.tokens import take_step
 from headway.policy.work_rate import WorkRate
 from headway.request import Request, Standing, State
-
-NEWEST_WEIGHT = 0.05
-"""Weight of the newest claim in the prompt tokens of a typical one: about the last twenty count."""
 
 
 class Known:
@@ -71,8 +68,7 @@ class Known:
         self.lagging: list[Request] = []
         """Decodes that the last step brought no token."""
         self.work_rate = WorkRate()
-        self.tightest_ttft = TightestRecent()
-        self.claim_tokens = 300.0
+        self.claim_tokens = FIRST_CLAIM_TOKENS
         """Prompt tokens of a typical claim: what one more promise costs."""
         self.num_learned_prompt_tokens = 0
         self._ends: list[tuple[float, str]] = []  # A heap of when promised ends are due.
@@ -113,7 +109,6 @@ class Known:
             self.price.learn(request, event.at_s)
         if event.slo.jct_s is not None:
             heappush(self._ends, (event.arrived_at_s + event.slo.jct_s, event.request_id))
-        self.tightest_ttft.add(event.slo.ttft_s if request.has_claim else None, event.at_s)
 
     def _judge(self, request: Request, at_s: float) -> None:
         """Say how a newcomer stands; a planner that heeds no promises takes all for best effort."""

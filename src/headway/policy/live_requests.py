@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 from sortedcontainers import SortedDict, SortedKeyList
@@ -189,12 +190,8 @@ class LiveRequests:
         context = sum(r.num_tokens for r in self.decoding.values())
         if context != self.sum_decode_context_tokens:
             raise InvariantError(f"context is {context}, booked {self.sum_decode_context_tokens}")
-        gaps: dict[float, int] = {}
-        unclaimed = 0
-        for request in self.decoding.values():
-            if request.standing is not Standing.PROMISED:
-                unclaimed += 1
-            elif request.slo.tbt_s is not None:
-                gaps[request.slo.tbt_s] = gaps.get(request.slo.tbt_s, 0) + 1
+        claims = [r for r in self.decoding.values() if r.standing is Standing.PROMISED]
+        gaps = Counter(r.slo.tbt_s for r in claims if r.slo.tbt_s is not None)
+        unclaimed = len(self.decoding) - len(claims)
         if gaps != dict(self.claim_gaps) or unclaimed != self.num_unclaimed_decodes:
             raise InvariantError(f"claims {gaps}/{unclaimed} are booked {self.claim_gaps}")

@@ -20,20 +20,13 @@ from typing import Any, get_args
 import msgspec
 
 from headway.errors import UserError
-from headway.policy.events import (
-    Arrived,
-    Event,
-    StepScheduled,
-)
+from headway.policy.events import Arrived, Event, StepScheduled
 from headway.policy.plan import StepPlan
 from headway.policy.scheduler import Scheduler
 from headway.policy.view import EngineView
 from headway.slo import Slo
 
 EVENTS = {cls.__name__: cls for cls in get_args(Event)}
-
-NOTES = ("view", "plan", "start", "gap")
-"""Keys that tell the lines of a recording that are no events."""
 
 _FIELDS = {cls: tuple(f.name for f in fields(cls)) for cls in EVENTS.values()}
 _ENCODER = msgspec.json.Encoder()
@@ -96,40 +89,6 @@ def parse_event(row: dict[str, Any]) -> Event:
         fields["preempted"] = tuple(fields["preempted"])
         fields["swapped"] = tuple(fields.get("swapped", ()))  # Older recordings do not tell.
     return kind(**fields)
-
-
-def event_in(where: str, row: dict[str, Any]) -> Event | None:
-    """Return the event of one parsed line, ``None`` when it is another line of a recording.
-
-    Args:
-        where: File and line, for the error sentence.
-
-    Raises:
-        UserError: The line is none of a recording.
-    """
-    if "event" in row:
-        try:
-            return parse_event(row)
-        except (TypeError, KeyError):
-            raise UserError(f"{where}: not an event of a recording.") from None
-    if row.keys().isdisjoint(NOTES):
-        raise UserError(f"{where}: expected a line of a recording, with event, view or plan.")
-    return None
-
-
-def events_in(rows: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[Event]:
-    """Yield the events of a recording.
-
-    Args:
-        rows: Place (for the error sentence) and parsed line, as a reader of JSONL yields them.
-
-    Raises:
-        UserError: A line is none of a recording.
-    """
-    for where, row in rows:
-        event = event_in(where, row)
-        if event is not None:
-            yield event
 
 
 def replay(lines: Iterable[str], scheduler: Scheduler) -> Iterator[str]:

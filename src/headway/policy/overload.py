@@ -18,16 +18,18 @@ from headway.policy.plan import Refuse
 from headway.request import Request, Standing, State
 
 LATE_SHARE = 0.2
-"""Share of the capacity that a lasting overload may spend on promises already lost."""
+"""Share of the capacity that a lasting overload may spend on promises already lost: the price that
+docs/decisions/0004 names; no run varied it. Larger: fewer promises kept in an overload; smaller:
+more of the lost are refused."""
 
 ENDING_STEPS = 3
-"""A longest wait this many of the longest steps from its end is over: no token can come in time."""
+"""Longest steps before the end of a longest wait from which it counts as over: no token can come in
+time. No run of its value. Larger: refused who could be served; smaller: told after the wait."""
 
 COLD_STEPS = 64
-"""So many steps with prompt tokens in them a server needs to know its speed.
-
-Before, it refuses only what is lost already.
-"""
+"""Steps with prompt tokens in them by which a server knows its speed; before, it refuses only what
+is lost already. 32, 64 and 128 did the same (LOG.md, *The scoreboard on twelve grounds*). Larger: a
+first burst is let in whole; smaller: the first guess refuses who could be served."""
 
 CANNOT = "The promise asked for cannot be kept now."
 HOPELESS = "Not even an idle server could keep the promise asked for."

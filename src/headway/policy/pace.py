@@ -7,10 +7,11 @@ from collections import deque
 from dataclasses import dataclass
 
 from headway.latency.model import StepShape
-from headway.policy.recent import LongestRecent
+from headway.policy.recent import NEWEST_WEIGHT, LongestRecent
 
-NEWEST_WEIGHT = 0.05
-"""Weight of the newest step in the mean: about the last twenty count."""
+FIRST_STEP_S = 0.05
+"""Seconds a step is said to last before any ended; some twenty steps replace it. No run: a guess.
+Larger: room seems far away and promised ends near on a young server; smaller: the reverse."""
 
 
 @dataclass(slots=True)
@@ -34,7 +35,7 @@ class Pace:
 
     def __init__(self) -> None:
         self.step = 0
-        self.step_s = 0.05
+        self.step_s = FIRST_STEP_S
         self.in_flight: deque[InFlight] = deque()
         self._idle = True
         self._last_done_s = -math.inf

@@ -17,7 +17,7 @@ from headway.policy.draft import Draft
 from headway.policy.inputs import Inputs
 from headway.policy.known import Known
 from headway.policy.overload import overflow, refusals
-from headway.policy.plan import Cap, Preempt, Reject, StepPlan
+from headway.policy.plan import Preempt, StepPlan
 from headway.policy.preempt import NOBODY, Preemptor
 from headway.policy.room import fund_running, never_fit, outgrown
 from headway.policy.swap_choice import SwapChoice
@@ -83,17 +83,21 @@ class Planner(ABC):
         preemptor = self.preemptor if view.may_preempt else NOBODY
         preempt = self.fund(draft, preemptor)
         if not live.prefilling and not live.num_waiting and not self.decides_decodes(draft):
-            return self._decode_only(known, draft, preempt, reject, cap)
+            _note_idle(known, draft)
+            return StepPlan(
+                token_budget=max(len(live.decoding), 1),
+                preempt=preempt,
+                reject=reject,
+                cap=cap,
+                predicted_s=known.latency.predict_s(draft.shape),
+                promised_s=self.chunker.upper_s(draft, draft.shape),
+            )
         draft.set_aside, draft.pressure = self.set_aside(draft)
         known.price.pressure = draft.pressure
         if live.others and draft.given.is_overdue(live.others[0]):
             draft.pressure = 1.0
-        refuses = known.overload == "refuse"
-        refuse = (
-            refusals(known, draft, self.chunker)
-            if refuses
-            else overflow(known, draft, self.chunker)
-        )
+        refuse_whom = refusals if known.overload == "refuse" else overflow
+        refuse = refuse_whom(known, draft, self.chunker)
         draft.gone.update(r.request_id for r in refuse)
         hold = self.hold(draft)
         filled = self.fill(draft, preemptor)
@@ -113,24 +117,6 @@ class Planner(ABC):
             demoted=tuple(sorted(draft.set_aside)),
             predicted_s=known.latency.predict_s(shape),
             promised_s=self.chunker.upper_s(draft, shape),
-        )
-
-    def _decode_only(
-        self,
-        known: Known,
-        draft: Draft,
-        preempt: tuple[Preempt, ...],
-        reject: tuple[Reject, ...],
-        cap: tuple[Cap, ...],
-    ) -> StepPlan:
-        _note_idle(known, draft)
-        return StepPlan(
-            token_budget=max(len(known.live.decoding), 1),
-            preempt=preempt,
-            reject=reject,
-            cap=cap,
-            predicted_s=known.latency.predict_s(draft.shape),
-            promised_s=self.chunker.upper_s(draft, draft.shape),
         )
 
 
@@ -153,7 +139,6 @@ def inputs_of(known: Known, view: EngineView, now_s: float) -> Inputs:
         live=known.live,
         latency=known.latency,
         max_step_s=known.pace.max_step_s,
-        tightest_ttft_s=known.tightest_ttft.value_s,
         lagging_due_s=lagging_due_s,
         claim_tokens=known.claim_tokens,
         max_wait_s=known.max_wait_s,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -77,7 +78,7 @@ class BestEffortFirst(Preemptor):
                 r.first_token_at_s is not None,
                 not r.can_spare_a_gap(),
                 not r.has_earned_a_gap(),
-                -(r.slo.tbt_s if r.slo.tbt_s is not None else 1e9),
+                -(r.slo.tbt_s if r.slo.tbt_s is not None else math.inf),
                 -r.order,
             )
         )

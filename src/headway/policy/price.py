@@ -17,37 +17,54 @@ import numpy as np
 import numpy.typing as npt
 
 from headway.latency.model import StepShape
-from headway.policy.inputs import Inputs
+from headway.policy.inputs import MISS_RATE, Inputs
 from headway.request import Request
 
 RECENT_CLAIMS = 128
-"""Newest claims that speak for those to come. With 64 the traffic looks like overload now and then
-and promises flap; with 256 a change of load is seen late (experiments/LOG.md)."""
+"""Newest claims that speak for those to come (experiments/price). Larger: with 256 a change of load
+is seen late; smaller: with 64 traffic looks like overload now and then, and promises flap."""
 
 DECIDE_EVERY = 8
-"""Steps from one decision to the next: claims come more slowly than steps."""
+"""Steps from one decision to the next: claims come more slowly than steps, and a decision takes 0.8
+ms (LOG.md, *The price of a tight promise*). Larger: traffic is seen late; smaller: plans take
+longer."""
 
 GROWTH = 1.25
 """Times as long as before a step may be after a decision: the step time is learned where steps are,
-and much longer ones can cost more a token than it says (experiments/LOG.md has the run)."""
+and longer ones can cost more a token than it says (there too: at once from 21 to 100 ms broke every
+stream's gap). Larger: that again; smaller: steps follow a change slowly."""
 
 NUM_LENGTHS = 24
-"""Lengths compared, besides the promised gaps themselves, from the shortest step to the longest."""
+"""Lengths compared, besides the promised gaps themselves, from the shortest step to the longest. No
+run. Larger: decisions take longer; smaller: the best length is missed by a wider grid."""
 
 LEAST_CHUNK_TOKENS = 64
-"""Prompt tokens of the shortest step that makes progress."""
+"""Prompt tokens of the shortest step that makes progress. No run of its own. Larger: steps that
+must go on break more gaps; smaller: a prompt that must go on takes more steps."""
 
 STREAMS_SHARE = 0.8
-"""Of the tightest gap, what decodes alone may take; prompts need the rest."""
+"""Of the tightest gap, what decodes alone may take; prompts need the rest. No run of its value; the
+rule won nothing in LOG.md's first table and matters where decodes come near the gap. Larger:
+prompts starve beside streams; smaller: fewer streams."""
 
 PATIENCE_S = 60.0
-"""Seconds a claim without a promised first token counts as willing to wait for it."""
+"""Seconds a claim without a promised first token counts as willing to wait for it. No run. Larger:
+a queue seems to lose nobody, and steps are chosen for gaps; smaller: for throughput."""
 
 ROUNDING = 0.999
-"""A gap is at least as long as a length if it is so up to this factor."""
+"""Factor up to which a gap is as long as a length. No run: rounding, since both are computed.
+Larger: a gap that is a length counts as shorter; smaller: gaps are kept that cost the others."""
 
-WORTH_TELLING = 1e-3
-"""Share of the best below which two lengths are equally good, and the longer is taken."""
+EQUALLY_GOOD = 1e-3
+"""Share of the best below which two lengths are equally good, and the longer is taken. No run:
+noise of the sums. Larger: steps longer than best; smaller: they change with every claim."""
+
+LEAST_SPAN_S = 1e-3
+"""Least seconds in which recent claims are said to have come, for a burst comes in one instant. No
+run. Larger: a burst seems slower than it is; smaller: rates beyond any server's."""
+
+PROBE_DECODES = 100
+"""Decodes more that tell what one costs. Any number does while the step time is linear in them."""
 
 Vector = npt.NDArray[np.float64]
 
@@ -99,17 +116,10 @@ class StepPrice:
 
     def learn(self, request: Request, at_s: float) -> None:
         """Take in a claim that has just come; its length must be predicted."""
-        slo, tbt_s = request.slo, request.promised_gap_s
-        self._claims.append(
-            Claim(
-                at_s,
-                math.inf if slo.ttft_s is None else slo.ttft_s,
-                math.inf if tbt_s is None else tbt_s,
-                slo.weight,
-                max(request.remaining_prefill_tokens, 1),
-                request.steps_left,
-            )
-        )
+        slo, num_tokens = request.slo, max(request.remaining_prefill_tokens, 1)
+        ttft_s, gap_s = slo.ttft_s or math.inf, request.promised_gap_s or math.inf
+        claim = Claim(at_s, ttft_s, gap_s, slo.weight, num_tokens, request.steps_left)
+        self._claims.append(claim)
 
     def limit_s(self, given: Inputs, shape: StepShape) -> float:
         """Return the seconds that a step with these decodes may last; ``inf`` before any claim.
@@ -141,7 +151,7 @@ class StepPrice:
         at_s, ttft_s, gap_s, weight, prompt, output = np.array(self._claims).T
         lengths = _lengths(given, shape, gap_s)
         keeps_gap = gap_s[:, None] >= lengths
-        rate = (len(at_s) - 1) / max(given.now_s - at_s[0], 1e-3)
+        rate = (len(at_s) - 1) / max(given.now_s - at_s[0], LEAST_SPAN_S)
         machine = _StepCapacity(given, shape, lengths)
         # As much work may wait as what is promised for it leaves time.
         patience_s = float(np.average(np.minimum(ttft_s, PATIENCE_S), weights=prompt))
@@ -181,7 +191,7 @@ class StepPrice:
 def _best_of(lengths: Vector, value: Vector) -> float:
     """Return the length of the most value, the longest of equals."""
     best = float(value.max())
-    return float(lengths[np.nonzero(value >= best - WORTH_TELLING * abs(best))[0][-1]])
+    return float(lengths[np.nonzero(value >= best - EQUALLY_GOOD * abs(best))[0][-1]])
 
 
 def _lengths(given: Inputs, shape: StepShape, gap_s: Vector) -> Vector:
@@ -208,8 +218,9 @@ class _StepCapacity:
         predict_s, most = given.latency.predict_s, given.view.max_step_tokens
         each = shape.sum_context_tokens // max(shape.num_decodes, 1)
         self._one_s = predict_s(StepShape(0, 0, 1, each))
-        many_s = predict_s(StepShape(0, 0, 101, 101 * each))
-        self._decode_s = max((many_s - self._one_s) / 100.0, 1e-9)
+        many = 1 + PROBE_DECODES
+        many_s = predict_s(StepShape(0, 0, many, many * each))
+        self._decode_s = max((many_s - self._one_s) / PROBE_DECODES, 1e-9)
         self.full_s = predict_s(shape.with_chunk(most, 0))
         self._token_s = max(self.full_s - predict_s(shape), 1e-9) / most
 
@@ -219,7 +230,7 @@ class _StepCapacity:
 
     def streams(self, tightest_s: Vector) -> Vector:
         """Return how many streams fit beside each other where the tightest gaps are these."""
-        most_s = STREAMS_SHARE * tightest_s / self._given.latency.margin(False, 0.05)
+        most_s = STREAMS_SHARE * tightest_s / self._given.latency.margin(False, MISS_RATE)
         fit = 1.0 + np.maximum(most_s - self._one_s, 0.0) / self._decode_s
         return np.minimum(fit, float(self._given.view.max_num_running))
 

@@ -1,19 +1,26 @@
-"""The longest of the last steps, in constant time a step, and the tightest of recent promises."""
+"""What recent values weigh, and the longest of the last steps, in constant time a step."""
 
 from __future__ import annotations
 
-import math
 from collections import deque
+
+NEWEST_WEIGHT = 0.05
+"""Weight of the newest step in the mean step, and of the newest claim in a typical one: about the
+last twenty count. No run. Larger: one odd value moves the mean; smaller: a change is seen late."""
+
+LONGEST_OF_STEPS = 256
+"""Newest steps of which the longest counts. No run. Larger: a hiccup is remembered for minutes, and
+waits end early; smaller: the next hiccup is not reckoned with."""
 
 
 class LongestRecent:
-    """The largest of the last *window* values.
+    """The largest of the last :data:`LONGEST_OF_STEPS` values, or of *window*.
 
     Kept are only values larger than all that came after them; the first of them is the largest.
     Each value comes and goes once.
     """
 
-    def __init__(self, window: int = 256) -> None:
+    def __init__(self, window: int = LONGEST_OF_STEPS) -> None:
         self._window = window
         self._num_seen = 0
         self._kept: deque[tuple[int, float]] = deque()
@@ -30,25 +37,3 @@ class LongestRecent:
     def largest(self, default: float) -> float:
         """Return the largest value; *default* before the first."""
         return self._kept[0][1] if self._kept else default
-
-
-class TightestRecent:
-    """The tightest of the promises that came within some seconds of the last that was as tight.
-
-    Args:
-        seconds: After so long a looser one takes its place.
-    """
-
-    def __init__(self, seconds: float = 60.0) -> None:
-        self._seconds = seconds
-        self._seen_at_s = -math.inf
-        self.value_s = math.inf
-
-    def add(self, promise_s: float | None, at_s: float) -> None:
-        """A request came that promises this, or nothing."""
-        is_stale = at_s - self._seen_at_s > self._seconds
-        if promise_s is not None and (promise_s <= self.value_s or is_stale):
-            self.value_s = promise_s
-            self._seen_at_s = at_s
-        elif is_stale:
-            self.value_s = math.inf

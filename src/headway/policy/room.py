@@ -67,6 +67,5 @@ def fund_running(draft: Draft, preemptor: Preemptor) -> tuple[Preempt, ...]:
             needed -= growing.get(victim.request_id, 0)
             if victim.request_id in live.prefilling:
                 prompts -= given.missing_blocks(victim)
-    drafts = view.num_drafts * len(live.decoding) // layout.block_size_tokens
-    draft.num_spare_blocks = max(free - needed - drafts - prompts, 0)
+    draft.num_spare_blocks = max(free - needed - draft.draft_blocks() - prompts, 0)
     return tuple(victims)

@@ -25,6 +25,9 @@ class EngineView:
         num_queued_copy_blocks: Blocks whose copies, either way, have not been made yet.
         num_drafts: Draft tokens that a stream may have verified in a step.
         may_preempt: Whether the KV of who runs can be taken; not where a step in flight keeps it.
+        loads: Waiting requests that would start with a transfer of KV that lies elsewhere.
+        num_kept_blocks: Free blocks that no such transfer may take: the engine keeps them for
+            prompts in progress, those whose KV is on its way included.
         kv_groups: What each group of layers keeps of a request; empty for one that keeps all.
     """
 
@@ -41,6 +44,8 @@ class EngineView:
     num_drafts: int = 0
     may_preempt: bool = True
     kv_groups: tuple[KvGroup, ...] = ()
+    loads: tuple[str, ...] = ()
+    num_kept_blocks: int = 0
 
     @property
     def layout(self) -> KvLayout:

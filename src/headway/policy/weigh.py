@@ -9,7 +9,6 @@ the core knows anyway; whoever is cheaper wins.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 from headway.policy.admit import Gate, PrefillTime, prefill_time
 from headway.policy.chunk import Chunker
@@ -19,10 +18,17 @@ from headway.policy.predict import Predictor, within
 from headway.request import Request
 
 BEST_EFFORT_PREEMPTIONS = 0.02
-"""Expected preemptions that starting a request without a live promise may cause."""
+"""Expected preemptions that starting a request without a live promise may cause. No run. Larger:
+best effort costs promises their KV; smaller: it waits beside free KV."""
+
+COMES_BACK_TIMES = 2.0
+"""Times as much room as before that best effort must leave after each preemption: at the unit mixed
+keeps 0.988 instead of 0.983, arXiv 0.986 instead of 0.977 (LOG.md, *Where a fixed chunk was
+better*). Larger: it waits longer; smaller: its prompt is computed for nothing."""
 
 WORTH_TELLING = 0.05
-"""Expected preemptions from which a plan says what they buy."""
+"""Expected preemptions from which a plan says what they buy. It decides nothing. Larger: risks go
+unsaid; smaller: every start is called one."""
 
 
 class ExpectedLengths(Predictor):
@@ -54,34 +60,33 @@ class Weighed(Gate):
     def __init__(self, lengths: ExpectedLengths, chunker: Chunker) -> None:
         self._lifetimes = lengths.lifetimes
         self._chunker = chunker
-        self._claims: Forecast | None = None
-        self._everyone: Forecast | None = None
+        self._forecasts: dict[bool, Forecast] = {}  # Of claims only, and of everyone.
         self._num_spare: int | None = None
         self._prefill: PrefillTime | None = None
 
     def begin(self, draft: Draft) -> None:
         """Forget what was foreseen for the last plan."""
-        self._claims = self._everyone = self._num_spare = self._prefill = None
+        self._forecasts.clear()
+        self._num_spare = self._prefill = None
 
     def fits(self, draft: Draft, request: Request) -> bool:
         """Return whether *request* may start.
 
         An empty server takes anybody, and whoever has waited too long is not weighed any more.
         """
-        if draft.given.is_overdue(request) or (
-            draft.given.live.num_running == 0 and not draft.busy
-        ):
+        given = draft.given
+        if given.is_overdue(request) or (given.live.num_running == 0 and not draft.busy):
             return True
         if self._prefill is None:
             self._prefill = prefill_time(draft, self._chunker)
         first = draft.comes_first(request)
         forecast = self._of(draft, claims_only=first)
-        capacity = float(draft.given.room_tokens)
+        capacity = float(given.room_tokens)
         total = forecast.victims_with(request, capacity)
         preemptions = max(total - forecast.victims(capacity), 0.0)
         if not first:
             return preemptions <= BEST_EFFORT_PREEMPTIONS and self._may_come_back(draft, request)
-        again = draft.pressure * forecast.victim_tokens / max(draft.given.claim_tokens, 1.0)
+        again = draft.pressure * forecast.victim_tokens / max(given.claim_tokens, 1.0)
         overflow_cost = preemptions * (self._victim_loss(draft, total) + again)
         waiting_cost = self._waiting_cost(draft, request, forecast, self._prefill)
         if overflow_cost > waiting_cost:
@@ -103,32 +108,21 @@ class Weighed(Gate):
             return True
         own = draft.given.layout.held_tokens(request.num_tokens)
         spare = draft.given.layout.tokens(draft.num_spare_blocks) - own
-        wanted = 2.0 ** min(request.num_preemptions, 32) * draft.given.claim_tokens
+        wanted = COMES_BACK_TIMES ** min(request.num_preemptions, 32) * draft.given.claim_tokens
         return spare >= min(wanted, draft.given.capacity_tokens - 2 * own)
 
     def admitted(self, draft: Draft, request: Request) -> None:
         """Count *request* in for the rest of the plan."""
-        if self._everyone is not None:
-            self._everyone.add([request])
-        if self._claims is not None and request.has_claim:
-            self._claims.add([request])
+        for claims_only, forecast in self._forecasts.items():
+            if request.has_claim or not claims_only:
+                forecast.add([request])
 
     def _of(self, draft: Draft, claims_only: bool) -> Forecast:
-        known = self._claims if claims_only else self._everyone
-        if known is None:
-            known = Forecast(self._lifetimes, draft.given.layout)
-            known.add(self._residents(draft, claims_only))
-            if claims_only:
-                self._claims = known
-            else:
-                self._everyone = known
-        return known
-
-    @staticmethod
-    def _residents(draft: Draft, claims_only: bool) -> Iterable[Request]:
-        for request in draft.given.live.running():
-            if request.request_id not in draft.gone and (not claims_only or request.has_claim):
-                yield request
+        if claims_only not in self._forecasts:
+            forecast = self._forecasts[claims_only] = Forecast(self._lifetimes, draft.given.layout)
+            running = (r for r in draft.given.live.running() if r.request_id not in draft.gone)
+            forecast.add(r for r in running if r.has_claim or not claims_only)
+        return self._forecasts[claims_only]
 
     def _victim_loss(self, draft: Draft, num_preemptions: float) -> float:
         """Return the promises one more preemption breaks: none while somebody can spare a gap."""

@@ -6,10 +6,13 @@ import math
 from collections import deque
 
 NEWEST = 32
-"""Requests that ended last, by which the rate is measured."""
+"""Requests that ended last, by which the rate is measured. No run. Larger: a young server refuses
+none of the lost for longer; smaller: a lucky few make the best rate."""
 
 KEPT_SHARE = 0.999
-"""Of the best rate so far, what is kept as each request ends: an idle hour does not lower it."""
+"""Of the best rate so far, what is kept as each request ends: an idle hour does not lower it. No
+run. Larger: a machine that slowed lets in too much; smaller: a quiet hour refuses who could be
+served."""
 
 
 class WorkRate:

@@ -45,4 +45,4 @@ class Reserved(Gate):
 def reserved_blocks(draft: Draft, request: Request) -> int:
     """Return the blocks of the prompt and the predicted output together."""
     output = max(request.predicted_output_tokens, request.num_output_tokens + 1)
-    return draft.given.blocks(request.num_prompt_tokens + output)
+    return draft.given.layout.blocks(request.num_prompt_tokens + output)

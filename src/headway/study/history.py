@@ -15,10 +15,9 @@ from headway.latency.calibration import HOLD_OUT_EVERY, LEAST_STEPS, Listener, f
 from headway.latency.profile import Profile
 from headway.metrics.record import RequestRecord, RunFacts, summarise
 from headway.policy.events import Arrived, Event, Finished, StepDone, StepScheduled
-from headway.policy.log import event_in
 from headway.slo import Slo
 from headway.study.spec import Machine
-from headway.workloads.record_files import Row
+from headway.workloads.record_files import Row, event_in
 
 WELL = ("stopped", "length")
 """Reasons of an answer that ran to its end."""

@@ -22,6 +22,11 @@ from typing import Any, BinaryIO
 import msgspec
 
 from headway.errors import UserError
+from headway.policy.events import Event
+from headway.policy.log import parse_event
+
+NOTES = ("view", "plan", "start", "gap")
+"""Keys that tell the lines of a recording that are no events."""
 
 FILE_NAME = re.compile(
     r"(?P<run>\d{8}T\d{6}Z-\d+-e(?P<engine>\d+))-(?P<number>\d{6})\.jsonl(\.gz)?"
@@ -193,3 +198,22 @@ def total_bytes(paths: Iterable[Path]) -> int:
         except FileNotFoundError:
             continue
     return total
+
+
+def event_in(where: str, row: dict[str, Any]) -> Event | None:
+    """Return the event of one parsed line, ``None`` when it is another line of a recording.
+
+    Args:
+        where: File and line, for the error sentence.
+
+    Raises:
+        UserError: The line is none of a recording.
+    """
+    if "event" in row:
+        try:
+            return parse_event(row)
+        except (TypeError, KeyError):
+            raise UserError(f"{where}: not an event of a recording.") from None
+    if row.keys().isdisjoint(NOTES):
+        raise UserError(f"{where}: expected a line of a recording, with event, view or plan.")
+    return None

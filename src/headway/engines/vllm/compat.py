@@ -138,6 +138,17 @@ def admitted_ids(output: Any) -> list[str]:
     return begun + sorted(output.scheduled_cached_reqs.resumed_req_ids)
 
 
+def blocks_kept_from_loads(scheduler: Any) -> int:
+    """Return the free blocks that a transfer of KV may not take.
+
+    The engine keeps them for prompts in progress, those whose KV is on its way included, and for
+    the drafts of the one that asks; 0.31 counts those by a method.
+    """
+    drafts = scheduler._spec_decode_step_blocks
+    own = drafts() if callable(drafts) else drafts
+    return int(scheduler._inflight_prefill_reserved_blocks() + own)
+
+
 def preempted_ids(output: Any) -> list[str]:
     """Return requests preempted since the step before, the planned ones too."""
     return sorted(output.preempted_req_ids or ())

@@ -215,6 +215,7 @@ class HeadwayMixin(Steering):
             max_step_tokens=self._stock_max_step_tokens,
             num_steps_in_flight=self._steps_in_flight,
             num_drafts=self.num_spec_tokens,
+            **self._external.view(),
             **(self.headway_swap.view() if self.headway_swap is not None else {}),
         )
 

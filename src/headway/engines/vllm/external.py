@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from headway.engines.vllm import compat
 from headway.engines.vllm.swap_connector import SwapConnector
 
 
@@ -15,11 +16,13 @@ class External:
     """How far the KV of each waiting prompt could be loaded. Sizes in tokens."""
 
     def __init__(self, scheduler: Any) -> None:
+        self._scheduler = scheduler
         self._connector: Any = scheduler.connector
         if isinstance(self._connector, SwapConnector):  # What it has is told by other ways.
             self._connector = None
         self._reach: dict[str, int] = {}
         self._unknown: dict[str, int] = {}
+        self._transfers: dict[str, None] = {}  # In order: plans are the same in every run.
 
     @property
     def exists(self) -> bool:
@@ -43,10 +46,22 @@ class External:
             self._ask(request, num_local_tokens)
         return request.request_id in self._unknown
 
+    def view(self) -> dict[str, Any]:
+        """Return what :class:`~headway.policy.view.EngineView` tells of transfers to be begun."""
+        requests = self._scheduler.requests
+        loads = tuple(i for i in self._transfers if self.is_transfer(requests[i]))
+        if not loads:
+            return {}
+        return {"loads": loads, "num_kept_blocks": compat.blocks_kept_from_loads(self._scheduler)}
+
+    def is_transfer(self, request: Any) -> bool:
+        """Return whether a request starts with a transfer, in which nothing is computed."""
+        return request.request_id in self._transfers and not request.num_computed_tokens
+
     def forget(self, request_id: str) -> None:
         """A request ended, or computes what could not be loaded."""
-        self._reach.pop(request_id, None)
-        self._unknown.pop(request_id, None)
+        for known in (self._reach, self._unknown, self._transfers):
+            known.pop(request_id, None)
 
     def _ask(self, request: Any, num_local_tokens: int) -> None:
         name = request.request_id
@@ -54,7 +69,11 @@ class External:
         if request.skip_reading_prefix_cache or request.num_computed_tokens:
             self._reach[name] = 0
             return
-        num_tokens, _ = self._connector.get_num_new_matched_tokens(request, num_local_tokens)
+        num_tokens, is_transfer = self._connector.get_num_new_matched_tokens(
+            request, num_local_tokens
+        )
         if num_tokens is None:
             self._unknown[name] = num_local_tokens
+        elif num_tokens and is_transfer:
+            self._transfers[name] = None
         self._reach[name] = num_local_tokens + (num_tokens or 0)

@@ -96,7 +96,7 @@ class Hindrances:
         """Yield those of a plan's new requests whose adapters have slots together.
 
         The stock loop counts the adapters of whom it computes in this step. Whoever sits it out
-        holds a slot as well: the step after this may compute all of them.
+        holds a slot as well: the step after this may compute all of them. A transfer takes none.
         """
         if not self._num_slots:
             yield from request_ids
@@ -108,7 +108,8 @@ class Hindrances:
             if adapter and adapter not in in_use:
                 if len(in_use) >= self._num_slots:
                     continue
-                in_use.add(adapter)
+                if not self._external.is_transfer(request):
+                    in_use.add(adapter)
             yield request_id
 
     def _adapters_in_use(self) -> set[int]:
@@ -117,9 +118,9 @@ class Hindrances:
         return adapters_of(self._scheduler.running)
 
     def _why(self, request: Request) -> str:
-        if request.status == RequestStatus.WAITING_FOR_REMOTE_KVS:
-            is_here = request.request_id in self._scheduler.finished_recving_kv_req_ids
-            return "" if is_here else LOADING
+        is_here = request.request_id in self._scheduler.finished_recving_kv_req_ids
+        if request.status == RequestStatus.WAITING_FOR_REMOTE_KVS and not is_here:
+            return LOADING
         if request.status == RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR:
             asked = request.structured_output_request
             if asked is not None and asked.grammar is None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from itertools import takewhile
 from typing import Any
 
+from headway.engines.prefix import WholeHit
 from headway.engines.vllm import compat
 from headway.policy.kv.layout import KvGroup
 
@@ -88,7 +89,7 @@ def room_of(scheduler: Any, groups: tuple[KvGroup, ...] | None) -> dict[str, Any
 
 def whole_hits(
     scheduler: Any, groups: tuple[KvGroup, ...] | None
-) -> Callable[[Any], tuple[int, int]] | None:
+) -> Callable[[Any], WholeHit] | None:
     """Return what tells the tokens of a request found and held, ``None`` where nothing is cached.
 
     With several groups a hit has to be one in all of them: only vLLM's own walk over them tells.
@@ -99,12 +100,22 @@ def whole_hits(
         return None
     growing = [(i, group.block_size_tokens) for i, group in enumerate(groups) if group.grows]
 
-    def find(request: Any) -> tuple[int, int]:
+    def is_held(block: Any) -> bool:
+        return bool(block.ref_cnt > 0)
+
+    def find(request: Any) -> WholeHit:
         found, num_tokens, _ = cache.get_computed_blocks(request)
         if not num_tokens or not growing:
-            return num_tokens, 0
-        index, size = growing[0]
-        held = sum(1 for _ in takewhile(lambda block: block.ref_cnt > 0, found.blocks[index]))
-        return num_tokens, min(held * size, num_tokens)
+            return WholeHit(num_tokens, 0)
+        # The same tokens may lie in several blocks, of which a group finds any.
+        held = min(sum(1 for _ in takewhile(is_held, found.blocks[i])) * n for i, n in growing)
+        held = min(held, num_tokens)
+        ends = [found.blocks[i][held // n - 1] for i, n in growing if held >= n]
+        hashes = [block.block_hash for block in ends]
+        return WholeHit(
+            num_tokens,
+            held,
+            lambda: all(map(is_held, ends)) and [block.block_hash for block in ends] == hashes,
+        )
 
     return find

@@ -28,6 +28,7 @@ ATTRIBUTES = (
     "lora_config",
     "pause_state",
     "defer_block_free",
+    "_spec_decode_step_blocks",
     "max_model_len",
     "is_encoder_decoder",
     "need_mamba_block_aligned_split",
@@ -78,6 +79,7 @@ CLASSES = {
         "_free_request",
         "_preempt_request",
         "_request_blocks_can_be_freed",
+        "_inflight_prefill_reserved_blocks",
     ),
     "vllm.v1.request.Request": (
         "request_id",
@@ -114,7 +116,7 @@ CLASSES = {
         "get_finished_reason",
     ),
     "vllm.sampling_params.SamplingParams": ("extra_args", "stop"),
-    "vllm.v1.core.kv_cache_utils.KVCacheBlock": ("ref_cnt",),
+    "vllm.v1.core.kv_cache_utils.KVCacheBlock": ("block_hash", "ref_cnt"),
     "vllm.v1.core.kv_cache_manager.KVCacheBlocks": ("get_block_ids", "blocks"),
     "vllm.v1.core.single_type_kv_cache_manager.SingleTypeKVCacheManager": (
         "block_size",
@@ -261,16 +263,13 @@ def found(path: str) -> Any:
     try:
         return getattr(import_module(module), name, None)
     except ModuleNotFoundError as error:
-        if error.name is None or not module.startswith(error.name):
-            raise
-        return None
+        if error.name and module.startswith(error.name):
+            return None
+        raise
 
 
 def names_of(kind: Any) -> set[str]:
-    """Return the names that objects of a class have: defined, declared, or set when they are made.
-
-    Of a constructor all names count that it touches: those it sets are among them.
-    """
+    """Return the names that a class's objects have: defined, declared, or touched when made."""
     names = set(dir(kind))
     for base in kind.__mro__:
         names.update(vars(base), vars(base).get("__annotations__", ()))

@@ -6,6 +6,7 @@ import math
 from typing import Protocol
 
 from headway.kit.simple import WholePrompts
+from headway.kit.tightest import TightestRecent
 from headway.latency.model import StepShape
 from headway.policy.chunk import Chunker, StepTime
 from headway.policy.draft import Draft
@@ -59,16 +60,6 @@ def saturating_tokens(step_time_s: StepTime, most_tokens: int) -> int:
     return min(fast)
 
 
-def tightest_s(draft: Draft) -> float:
-    """Return the tightest promise the steps have to heed now; ``inf`` without any.
-
-    Gaps that a step of the decodes alone already exceeds are broken whatever is decided.
-    """
-    decode_s = draft.given.latency.predict_s(draft.shape)
-    gaps_s = (gap_s for gap_s in draft.given.live.claim_gaps if gap_s > decode_s)
-    return min(next(gaps_s, math.inf), draft.given.tightest_ttft_s)
-
-
 class DynamicChunk(Budget):
     """``S_b = S_pf * SLO_min / T_pf``: the promise scales the saturating step.
 
@@ -81,11 +72,18 @@ class DynamicChunk(Budget):
             far; else of a step on an idle server, as a profile of S_pf would have it.
         exact: Differs from the paper: the most tokens whose own predicted time is within the
             promise, in place of the line's.
+        tightest: Of the first tokens promised of late; without it gaps alone count.
     """
 
     cuts = True
 
-    def __init__(self, with_context: bool = True, exact: bool = False) -> None:
+    def __init__(
+        self,
+        with_context: bool = True,
+        exact: bool = False,
+        tightest: TightestRecent | None = None,
+    ) -> None:
+        self._tightest = tightest or TightestRecent()
         self._with_context = with_context
         self._exact = exact
         self._saturating_tokens = 0
@@ -120,8 +118,13 @@ class DynamicChunk(Budget):
         return self._step_s(draft, tokens) if self._exact else tokens * self._token_s
 
     def step_limit_s(self, draft: Draft) -> float:
-        """Return the tightest promise."""
-        return tightest_s(draft)
+        """Return the tightest promise the steps have to heed now; ``inf`` without any.
+
+        Gaps that a step of the decodes alone already exceeds are broken whatever is decided.
+        """
+        decode_s = draft.given.latency.predict_s(draft.shape)
+        gaps_s = (gap_s for gap_s in draft.given.live.claim_gaps if gap_s > decode_s)
+        return min(next(gaps_s, math.inf), self._tightest.value_s)
 
     def largest(
         self,
@@ -132,7 +135,7 @@ class DynamicChunk(Budget):
         must_go_on: bool = False,
     ) -> int:
         """Return what the budget leaves beside *shape*."""
-        budget = self.tokens(draft, tightest_s(draft))
+        budget = self.tokens(draft, self.step_limit_s(draft))
         return max(min(most, budget - shape.num_decodes - shape.num_prefill_tokens), 0)
 
     def upper_s(self, draft: Draft, shape: StepShape) -> float:

@@ -96,7 +96,9 @@ class Composition:
             self.num_slots -= 1
             self.spare_blocks -= blocks
         else:
-            blocks = self.draft.given.blocks(prefix + num_tokens) - self.draft.given.blocks(prefix)
+            blocks = self.draft.given.layout.blocks(
+                prefix + num_tokens
+            ) - self.draft.given.layout.blocks(prefix)
         self.free_blocks -= blocks
         self.shape = self.shape.with_chunk(num_tokens, prefix)
         chunk = Chunk(request.request_id, num_tokens, starts, why)

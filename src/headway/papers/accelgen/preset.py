@@ -14,6 +14,7 @@ from typing import Any
 
 from headway.errors import UserError
 from headway.kit.options import positive_s
+from headway.kit.tightest import TightestRecent
 from headway.papers.accelgen.a1_chunk import Budget, DynamicChunk, EngineStep
 from headway.papers.accelgen.a2_order import ByArrivalTime, ByTimeLeft, Order
 from headway.papers.accelgen.a3_packing import PACKERS
@@ -60,12 +61,13 @@ def planner(
         exact_chunk=exact_chunk,
     )
     budget: Budget = EngineStep()
+    tightest = TightestRecent()
     if is_on["chunking"]:
-        budget = DynamicChunk(is_on["with_context"], is_on["exact_chunk"])
+        budget = DynamicChunk(is_on["with_context"], is_on["exact_chunk"], tightest)
     order: Order = ByTimeLeft(is_on["late_last"]) if is_on["ordering"] else ByArrivalTime()
     chosen = PACKERS[packer]() if is_on["packing"] else None
     wait_s = positive_s("max_wait_s", max_wait_s)
-    return AccelGen(order, budget, chosen, gamma_s, is_on["careful"], wait_s)
+    return AccelGen(order, budget, chosen, gamma_s, is_on["careful"], wait_s, tightest)
 
 
 def _switches(**given: Any) -> dict[str, bool]:

@@ -11,13 +11,15 @@ from collections.abc import Iterator
 
 from headway.kit.lengths import SlidingHistogram
 from headway.kit.one_walk import OneWalk
-from headway.latency.model import StepShape
+from headway.kit.tightest import Tightest, TightestRecent
+from headway.latency.model import LatencyModel, StepShape
 from headway.papers.accelgen.a1_chunk import Budget
 from headway.papers.accelgen.a2_order import Order, Task
 from headway.papers.accelgen.a3_packing import Amount, Packer
 from headway.papers.accelgen.composition import Composition
 from headway.policy.batch import StepFill, cap_partial
 from headway.policy.draft import Draft
+from headway.policy.known import Known
 from headway.policy.preempt import Preemptor
 from headway.request import Request, State
 
@@ -50,8 +52,10 @@ class AccelGen(OneWalk):
         gamma_s: float = 0.75,
         careful: bool = True,
         max_wait_s: float = 300.0,
+        tightest: TightestRecent | None = None,
     ) -> None:
         super().__init__(SlidingHistogram(), budget, max_wait_s=max_wait_s)
+        self._tightest = tightest or TightestRecent()
         self._order = order
         self._budget = budget
         self._packer = packer
@@ -60,6 +64,12 @@ class AccelGen(OneWalk):
         self._mean_chunk_tokens: float | None = None
         self._tasks: list[Task] | None = None
         self._made: Composition | None = None
+
+    def known(self, latency: LatencyModel, overload: str) -> Known:
+        """Return the state, which tells the tightest first token of late too."""
+        known = Tightest(latency, self._lengths, self._max_wait_s, overload)
+        known.tightest = self._tightest
+        return known
 
     # -- the decisions --------------------------------------------------------------------
 

@@ -38,8 +38,8 @@ class MinimumFirst(InOrder):
         if not gate.fits(draft, request):
             return False
         prompt = draft.new_blocks(request)
-        beyond = draft.given.blocks(request.num_tokens + MINIMUM_TOKENS)
-        beyond -= draft.given.blocks(request.num_tokens)
+        beyond = draft.given.layout.blocks(request.num_tokens + MINIMUM_TOKENS)
+        beyond -= draft.given.layout.blocks(request.num_tokens)
         minimum = min(prompt + beyond, draft.given.view.num_total_blocks)
         if not (draft.given.is_overdue(request) or self._critical.holds(draft, request)):
             coming = self._released_blocks(draft, MINIMUM_TOKENS) if minimum > prompt else 0

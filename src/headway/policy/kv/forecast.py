@@ -21,20 +21,45 @@ from headway.policy.lengths.survival import ROUNDING, SurvivalCurve
 from headway.request import Request
 
 HORIZONS = np.array([1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192])
-"""Steps ahead at which the future is looked at; it is smooth between them."""
+"""Steps ahead at which the future is looked at; it is smooth between them. No run. More: plans cost
+more; fewer: the worst moment falls between two."""
 
 SQRT_2, SQRT_2_PI = math.sqrt(2.0), math.sqrt(2.0 * math.pi)
+"""Of the normal distribution; nothing to choose."""
+
 FAR = 8.0
-"""Standard deviations beyond which nothing is worth counting."""
+"""Standard deviations beyond which nothing counts. Derived: the loss there is below 1e-16. Larger:
+no difference; smaller: rare overflows are not seen."""
+
+HALF_A_VICTIM = 0.5
+"""Victims added for rounding up where there are any, since one is preempted whole: the mean of what
+is left over. Retrieval at 8/s keeps 0.864 instead of 0.860 (LOG.md, *Lengths and KV*). Larger: more
+wait beside free KV; smaller: more are preempted."""
 
 WINDOW = 300
-"""Outputs of a class that are remembered."""
+"""Outputs of a class that are remembered. No run of its size; a full one at the start is worth 2.5
+points on ShareGPT turns, and -1.2 to 0.6 elsewhere (LOG.md, *Dead ends*). Larger: a change of
+lengths is seen late; smaller: long outputs are seldom in it."""
 
 MIN_SAMPLES = 20
-"""Outputs of a class from which its own survival function is believed alone."""
+"""Outputs of a class from which its own survival function is believed alone. No run. Larger: the
+guess below counts for longer; smaller: a lucky few do."""
+
+GUESSED_SHARE = 0.25
+"""Share of its bound that an output is guessed to take before any ended: bounds are generous. No
+run. Larger: a young server starts too few; smaller: too many."""
+
+MOST_GUESSED_TOKENS = 256.0
+"""The most tokens guessed so, a chat's answer: many clients set a bound they never reach. No run.
+Larger: a young server starts too few; smaller: too many."""
+
+OUTLIVED_SHARE = 0.5
+"""Mean of what is left of an output longer than any remembered, as a share of their mean. No run.
+Larger: long outputs block who waits; smaller: they are preempted when they go on."""
 
 MOST_KNOWN = 4096
-"""Answers remembered by class; whoever waits is asked about at every step, with one answer."""
+"""Answers remembered by class, about a megabyte: whoever waits is asked about at every step.
+Larger: more memory; smaller: the same is computed more often."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -42,9 +67,9 @@ Floats = npt.NDArray[np.float64]
 class Lifetimes:
     """Output lengths by class, as survival functions over a sliding window.
 
-    Until a class has shown :data:`MIN_SAMPLES` lengths, a constant hazard with a mean of a quarter
-    of the bound, at most 256 tokens, stands in for as many samples as are missing. Outputs that
-    were cut (by the client's bound, or because it left) count as longer than they got.
+    Until a class has shown :data:`MIN_SAMPLES` lengths, a constant hazard with a guessed mean, a
+    share of the bound, stands in for as many samples as are missing. Outputs that were cut (by
+    the client's bound, or because it left) count as longer than they got.
     """
 
     def __init__(self) -> None:
@@ -75,7 +100,7 @@ class Lifetimes:
             Shape (n, len(HORIZONS)).
         """
         ahead = so_far[:, None] + HORIZONS[None, :]
-        scale = np.clip(bound / 4.0, 1.0, 256.0)
+        scale = np.clip(GUESSED_SHARE * bound, 1.0, MOST_GUESSED_TOKENS)
         alive = np.exp(-HORIZONS[None, :] / scale[:, None])
         curve = self._curves.get(class_name)
         if curve is not None and len(curve):
@@ -88,11 +113,11 @@ class Lifetimes:
         return np.where(ahead < bound[:, None], alive, 0.0)
 
     def _pace_of(self, class_name: str) -> float:
-        """Return half the mean length of the window, in tokens."""
+        """Return the mean of what is still to come of such outputs, in tokens."""
         if class_name not in self._pace:
             recent = self._recent[class_name]
             mean = sum(tokens for tokens, _ in recent) / len(recent)
-            self._pace[class_name] = max(mean / 2.0, 1.0)
+            self._pace[class_name] = max(OUTLIVED_SHARE * mean, 1.0)
         return self._pace[class_name]
 
     def of_one(self, class_name: str, so_far: int, bound: int) -> tuple[Floats, float]:
@@ -199,8 +224,8 @@ def expected_victims(
         if low > FAR:
             continue
         excess = deviation * (unit_loss(low) - unit_loss(high))
-        chance = 0.5 * (math.erfc(low / SQRT_2) - math.erfc(high / SQRT_2))
-        worst = max(worst, excess / victim_tokens + 0.5 * chance)
+        chance = (math.erfc(low / SQRT_2) - math.erfc(high / SQRT_2)) / 2
+        worst = max(worst, excess / victim_tokens + HALF_A_VICTIM * chance)
     return worst
 
 
@@ -208,4 +233,4 @@ def unit_loss(z: float) -> float:
     """Return E[(Z - z)+] of a standard normal Z."""
     if z > FAR:
         return 0.0
-    return math.exp(-0.5 * z * z) / SQRT_2_PI - 0.5 * z * math.erfc(z / SQRT_2)
+    return math.exp(-z * z / 2) / SQRT_2_PI - z * math.erfc(z / SQRT_2) / 2

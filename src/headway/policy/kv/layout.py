@@ -21,7 +21,7 @@ import numpy.typing as npt
 from headway.units import blocks_for
 
 MANY_BLOCKS = 1 << 40
-"""What a group without a bound may keep."""
+"""Blocks that a group without a bound may keep: more than any cache has; nothing to choose."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -147,7 +147,7 @@ class KvLayout:
             return num_tokens + self.block_size_tokens / 2
         blocks = np.zeros(num_tokens.shape)
         for group, count in self._kinds:
-            own = num_tokens / group.block_size_tokens + 0.5
+            own = num_tokens / group.block_size_tokens + 1 / 2
             blocks += count * (own if group.grows else np.minimum(own, group.kept_blocks))
         return blocks / self._blocks_a_token
 
@@ -185,7 +185,7 @@ class KvLayout:
         return sum(1.0 / group.block_size_tokens for group in counted)
 
 
-@lru_cache(maxsize=64)
+@lru_cache
 def layout_of(block_size_tokens: int, groups: tuple[KvGroup, ...]) -> KvLayout:
     """Return the layout, made once for an engine that shows it before every plan."""
     return KvLayout(block_size_tokens, groups)

@@ -7,7 +7,8 @@ import numpy.typing as npt
 from sortedcontainers import SortedList
 
 ROUNDING = 1e-9
-"""A product of shares misses a round number by less than this."""
+"""A product of shares misses a round number by less than this. No run: rounding. Larger: rare long
+outputs count as none; smaller: noise counts as survivors."""
 
 
 class SurvivalCurve:
