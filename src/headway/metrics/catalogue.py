@@ -31,7 +31,7 @@ class MetricSpec:
     Attributes:
         name: As in a query; a counter's ends in ``_total``.
         labels: Names of the labels besides ``engine``.
-        read: Yields its samples from a message of :meth:`Observed.snapshot`.
+        read: Yields its samples from a message of :meth:`SchedulerCounts.snapshot`.
         bounds: Upper bounds of a histogram's buckets.
     """
 
