@@ -7,8 +7,8 @@ from enum import Enum
 from headway.errors import InvariantError
 from headway.slo import Slo
 
-TBT_GAPS_KEPT = 0.99
-"""A gap promise is kept when at least this share of the gaps keeps it."""
+GAPS_KEPT_PERCENT = 99
+"""A gap promise is kept when at least so many of a hundred gaps keep it."""
 
 STORY_LINES = 24
 """Lines kept of a request's story; the oldest but the first are dropped beyond it."""
@@ -229,4 +229,4 @@ class Request:
 
 def _forgiven(num_output_tokens: int) -> int:
     """Return how many late gaps a stream of so many tokens may have."""
-    return int((num_output_tokens - 1) * (1.0 - TBT_GAPS_KEPT) + 1e-9)
+    return int((num_output_tokens - 1) * (1.0 - GAPS_KEPT_PERCENT / 100) + 1e-9)

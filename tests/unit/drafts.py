@@ -12,6 +12,7 @@ from headway.policy.live_requests import LiveRequests
 from headway.policy.planner import inputs_of
 from headway.policy.price import StepPrice
 from headway.policy.scheduler import Scheduler
+from headway.policy.swap_choice import AlwaysRecompute
 from headway.policy.view import EngineView
 
 GIVEN = {f.name for f in fields(Inputs)}
@@ -22,7 +23,7 @@ def draft_of(live: LiveRequests, view: EngineView, now_s: float = 0.0, **named: 
     defaults = {"ref_s": now_s, "step": 0, "step_s": 0.05, "latency": OnlineModel()}
     given = {**defaults, "price": StepPrice()}
     given |= {name: value for name, value in named.items() if name in GIVEN}
-    draft = Draft(Inputs(view=view, now_s=now_s, live=live, **given))
+    draft = Draft(Inputs(view=view, now_s=now_s, live=live, **given), AlwaysRecompute())
     for name in named.keys() - GIVEN:
         setattr(draft, name, named[name])
     return draft
@@ -30,7 +31,7 @@ def draft_of(live: LiveRequests, view: EngineView, now_s: float = 0.0, **named: 
 
 def draft_for(core: Scheduler, view: EngineView, now_s: float) -> Draft:
     """Return the draft that *core* would begin its plan with."""
-    return Draft(inputs_of(core.known, view, now_s))
+    return Draft(inputs_of(core.known, view, now_s), core.planner.swap)
 
 
 def regive(draft: Draft, **given: Any) -> None:

@@ -14,12 +14,12 @@ from headway.kit.parts import Promiseless
 from headway.kit.simple import FreeBlocks
 from headway.latency.model import LatencyModel
 from headway.policy.chunk import Chunker
-from headway.policy.draft import Draft
+from headway.policy.draft import Draft, SwapChoice
 from headway.policy.known import Known
 from headway.policy.planner import Planner
 from headway.policy.predict import Predictor
 from headway.policy.preempt import Preemptor
-from headway.policy.swap_choice import AlwaysRecompute, SwapChoice
+from headway.policy.swap_choice import AlwaysRecompute
 from headway.request import Request
 
 

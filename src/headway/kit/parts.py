@@ -13,14 +13,14 @@ from headway.latency.model import LatencyModel
 from headway.policy.admit import Gate
 from headway.policy.batch import StepFill
 from headway.policy.chunk import Chunker
-from headway.policy.draft import Draft
+from headway.policy.draft import Draft, SwapChoice
 from headway.policy.hold import hold
 from headway.policy.known import Known
 from headway.policy.plan import Preempt
 from headway.policy.planner import Planner
 from headway.policy.predict import Predictor
 from headway.policy.preempt import Preemptor
-from headway.policy.swap_choice import AlwaysRecompute, SwapChoice
+from headway.policy.swap_choice import AlwaysRecompute
 from headway.request import Request, Standing
 
 

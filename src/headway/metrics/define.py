@@ -11,10 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from headway.request import GAPS_KEPT_PERCENT
 from headway.slo import Slo
-
-GAPS_KEPT_PERCENT = 99
-"""A gap promise is kept when this share of the gaps keeps it."""
 
 QUANTILES = {"p50": 0.50, "p95": 0.95, "p99": 0.99, "max": 1.0}
 

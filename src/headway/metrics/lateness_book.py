@@ -17,9 +17,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from headway.metrics.causes import CAUSES, Split, add, charge
-from headway.metrics.define import GAPS_KEPT_PERCENT
 from headway.metrics.request_lateness import InStep, Lateness, LiveLateness, Mark, Stage
 from headway.metrics.tally import Tallies
+from headway.request import GAPS_KEPT_PERCENT
 from headway.slo import Slo
 
 STEPS_KEPT = 4096

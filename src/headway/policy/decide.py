@@ -16,13 +16,12 @@ from headway.latency.model import LatencyModel
 from headway.policy.admit import AllOf, MooreHodgson, StepGate
 from headway.policy.batch import InOrder, StepFill
 from headway.policy.chunk import SlackChunk
-from headway.policy.draft import Draft
+from headway.policy.draft import Draft, SwapChoice
 from headway.policy.hold import hold
 from headway.policy.known import Known
 from headway.policy.planner import Planner
 from headway.policy.preempt import BestEffortFirst, Preemptor
 from headway.policy.prioritize import ByDeadline
-from headway.policy.swap_choice import SwapChoice
 from headway.policy.weigh import ExpectedLengths, Weighed
 
 

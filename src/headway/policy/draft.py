@@ -5,12 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Set
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from headway.latency.model import StepShape
 from headway.policy.inputs import MISS_RATE, Inputs
 from headway.policy.plan import Preempt
-from headway.policy.swap_choice import AlwaysRecompute, SwapChoice
 from headway.request import Request, State
+
+
+class SwapChoice(Protocol):
+    """Decides how one victim loses its KV."""
+
+    def how(self, draft: Draft, victim: Request) -> str:
+        """Return ``"swap"`` or ``"recompute"``."""
 
 
 @dataclass(slots=True)
@@ -33,7 +40,7 @@ class Draft:
     """
 
     given: Inputs
-    swap: SwapChoice = field(default_factory=AlwaysRecompute)
+    swap: SwapChoice
     shape: StepShape = field(init=False)
     set_aside: Set[str] = frozenset()
     pressure: float = 0.0

@@ -5,16 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from headway.latency.model import LatencyModel, StepShape
 from headway.policy.kv.layout import KvLayout
 from headway.policy.live_requests import LiveRequests
 from headway.policy.view import EngineView
 from headway.request import Request
-
-if TYPE_CHECKING:
-    from headway.policy.price import StepPrice
 
 OVERDUE_SHARE = 0.8
 """Share of the longest wait after which a request goes first; serving it takes the rest. With half
@@ -28,6 +25,18 @@ tokens are due. No run: a guess. Larger: more late tokens; smaller: fewer stream
 FIRST_CLAIM_TOKENS = 300.0
 """Prompt tokens of a typical claim before any came; some twenty claims replace it. No run: a guess.
 Larger: prompt tokens are worth less and steps shorter at the start; smaller: the reverse."""
+
+
+class Price(Protocol):
+    """What a step may cost for tight promises: :class:`~headway.policy.price.StepPrice`."""
+
+    least_gap_s: float
+
+    def limit_s(self, given: Inputs, shape: StepShape) -> float:
+        """Return the seconds that a step with these decodes may last."""
+
+    def is_dear(self, request: Request) -> bool:
+        """Return whether a promised gap would cost the others more than it is worth."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +61,7 @@ class Inputs:
     ref_s: float
     step: int
     step_s: float
-    price: StepPrice
+    price: Price
     live: LiveRequests
     latency: LatencyModel
     max_step_s: float = 0.0

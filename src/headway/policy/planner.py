@@ -13,14 +13,13 @@ from headway.latency.model import LatencyModel
 from headway.policy.admit import Gate
 from headway.policy.batch import StepFill
 from headway.policy.chunk import Chunker
-from headway.policy.draft import Draft
+from headway.policy.draft import Draft, SwapChoice
 from headway.policy.inputs import Inputs
 from headway.policy.known import Known
 from headway.policy.overload import overflow, refusals
 from headway.policy.plan import Preempt, StepPlan
 from headway.policy.preempt import NOBODY, Preemptor
 from headway.policy.room import fund_running, never_fit, outgrown
-from headway.policy.swap_choice import SwapChoice
 from headway.policy.view import EngineView
 
 

@@ -6,20 +6,10 @@ Both are counted as seconds in which nobody's tokens come (after InferCept, arXi
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Protocol
 
+from headway.policy.draft import Draft, SwapChoice
+from headway.policy.view import EngineView
 from headway.request import Request
-
-if TYPE_CHECKING:
-    from headway.policy.draft import Draft
-    from headway.policy.view import EngineView
-
-
-class SwapChoice(Protocol):
-    """Decides how one victim loses its KV."""
-
-    def how(self, draft: Draft, victim: Request) -> str:
-        """Return ``"swap"`` or ``"recompute"``."""
 
 
 class AlwaysRecompute(SwapChoice):

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from headway.kit.lengths import MaxTokens
 from headway.kit.options import positive_count, positive_s
 from headway.latency.model import StepShape
-from headway.policy.draft import Draft
-from headway.policy.swap_choice import SwapChoice, copyable_blocks
+from headway.policy.draft import Draft, SwapChoice
+from headway.policy.swap_choice import copyable_blocks
 from headway.request import Request
 from headway.rivals.ranked import RankedPlanner, Ranking
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from headway.latency.model import LatencyModel, StepShape
-from headway.policy.draft import Draft
-from headway.policy.swap_choice import SwapChoice, block_copy_s, copyable_blocks
+from headway.policy.draft import Draft, SwapChoice
+from headway.policy.swap_choice import block_copy_s, copyable_blocks
 from headway.policy.view import EngineView
 from headway.request import Request
 
