@@ -28,8 +28,8 @@ from headway.config import Settings
 from headway.engines.vllm import account, channel, edge, embedded, headers, promise
 from headway.metrics import prometheus
 from headway.policy import decide
-from headway.slo import EXPLAIN, MAX_PROMISE_S, Slo
-from headway.slo_rules import MAX_WEIGHT
+from headway.slo import EXPLAIN, Slo
+from headway.slo_rules import MAX_PROMISE_S, MAX_WEIGHT
 from headway.workloads import public
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -28,8 +28,8 @@ from headway.engines.vllm.edge import PATHS, SLO_FILE_VARIABLE, SloEdge
 from headway.engines.vllm.headers import EXPLAIN_HEADER, OTHERS, OWN, TOKENS_PER_S
 from headway.engines.vllm.observe import LiveView
 from headway.engines.vllm.promise import BODY_FIELDS
-from headway.slo import MAX_PROMISE_S, REQUEST_FIELDS, STAMP, Slo, SloBook
-from headway.slo_rules import MAX_WEIGHT
+from headway.slo import REQUEST_FIELDS, STAMP, Slo, SloBook
+from headway.slo_rules import MAX_PROMISE_S, MAX_WEIGHT
 
 NUM_VALUES = 100_000
 WITHIN_S = 120.0

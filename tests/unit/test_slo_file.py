@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from headway import slo_file
 from headway.errors import UserError
-from headway.slo import MAX_PROMISE_S, NO_PROMISE, STAMP, Slo, SloBook
+from headway.slo import NO_PROMISE, STAMP, Slo, SloBook
 from headway.slo_file import LOOK_EVERY_S, WatchedBook
+from headway.slo_rules import MAX_PROMISE_S
 
 KEY = b"sk-gold-customer"
 DIGEST = hashlib.sha256(KEY).hexdigest()
