@@ -65,14 +65,14 @@ class Slo:
     Attributes:
         ttft_s: Seconds from arrival to the first token.
         tbt_s: Seconds between two tokens; met when 99 % of the gaps keep it and none is longer
-            than :attr:`longest_pause_s`.
+            than the longest pause allowed.
         jct_s: Seconds from arrival to the last token.
         weight: How much this request counts against others; 1 unless told.
         class_name: The class it is reported under.
-        tpot_s: Mean seconds a token after the first (what vLLM's benchmark, guidellm and llm-d
-            call TPOT).
-        pause_s: The longest gap allowed, as it was asked for: ``inf`` is any, ``None`` the
-            default. May be promised without ``tbt_s``.
+        tpot_s: Seconds per token after the first, on average (what vLLM's benchmark, guidellm and
+            llm-d call TPOT).
+        pause_s: Seconds of the longest pause allowed between two tokens; ``inf`` allows any.
+            Without it, where a gap is promised: 1 s or five promised gaps, whichever is longer.
     """
 
     ttft_s: float | None = None

@@ -12,10 +12,6 @@ from headway.metrics.in_step import InStep, Mark
 from headway.metrics.tally import ClassTally
 from headway.request import GAPS_KEPT_PERCENT
 from headway.slo import Slo
-from headway.slo_rules import SPANS
-
-PROMISES = tuple(name.removesuffix("_s") for name in SPANS)
-"""What of a promise time can break: ``ttft``, ``tbt``, ``pause``, ``tpot``, ``jct``."""
 
 
 class Stage(Enum):
@@ -71,8 +67,9 @@ class LiveLateness:
 class Lateness:
     """How a request ended up against its promise; ``late_s`` by cause adds up to its lateness.
 
-    ``broke`` are the promises that time broke, of :data:`PROMISES`; ``longest_gap_s`` is ``None``
-    without a gap. Of an answer that was cut off, its end stands in for the next token.
+    ``broke`` says what of the promise time broke, in the names of ``tally.PROMISES``;
+    ``longest_gap_s`` is ``None`` without a gap. Of an answer that was cut off, its end stands in
+    for the next token.
     """
 
     attained: bool

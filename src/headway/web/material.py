@@ -21,7 +21,10 @@ NUMBERS = (
     "rate_rps", "seed", "step_time_band", "num_requests", "attainment", "goodput_rps",
     "duration_s", "lost",
 )  # fmt: skip
-TABLES = ("ttft_s", "tbt_s", "preemptions", "plan_time_us", "per_class", "outcomes")
+TABLES = (
+    "ttft_s", "tbt_s", "pause_s", "preemptions", "plan_time_us", "per_class", "outcomes",
+    "attainment_by_reading",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
