@@ -86,20 +86,14 @@ class Slo:
     @property
     def is_promise(self) -> bool:
         """Whether anything at all was promised."""
-        return (
-            self.ttft_s is not None
-            or self.tbt_s is not None
-            or self.tpot_s is not None
-            or self.jct_s is not None
-            or self.longest_pause_s < math.inf
-        )
+        spans_s = (self.ttft_s, self.tbt_s, self.tpot_s, self.jct_s)
+        return any(s is not None for s in spans_s) or self.longest_pause_s < math.inf
 
     @property
     def longest_pause_s(self) -> float:
         """The longest gap a kept promise may have.
 
-        Where a gap is promised and no pause, a second or five promised gaps, whichever is longer;
-        ``inf`` where neither is promised.
+        Of a gap alone a second or five of them, whichever is longer; ``inf`` without either.
         """
         if self.pause_s is not None:
             return self.pause_s

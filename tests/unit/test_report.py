@@ -300,6 +300,25 @@ def test_one_run_without_details(tmp_path: Path) -> None:
     assert "At 6 requests a second, fcfs kept" in page
 
 
+def test_runs_counted_by_different_definitions_are_not_compared_in_silence() -> None:
+    """One sentence where they differ, another where all are from before, none where all are new."""
+    new = kept_document("fcfs", 6.0, 0, 4096)["run"]
+    old = dict(kept_document("slack", 6.0, 0, 4096)["run"])
+    for name in ("definition", "attainment_by_reading", "pause_s"):
+        del old[name]
+    mixed, before, now = (
+        report_page.page_of(material.Material(runs, [], ["x.json"]))
+        for runs in ([new, old], [old], [new])
+    )
+    assert "not alike in what a kept promise is" in mixed
+    assert "These runs were counted by 99 % of the gaps alone" in before
+    assert "without the pause, %" not in before
+    for heading in ("without the pause, %", "every gap, %", "at a pace, %", "longest pause P99"):
+        assert heading in now
+    assert "not alike" not in now + before
+    assert "gaps alone" not in now
+
+
 def test_nulls_and_nothing_attained() -> None:
     """Unknown figures are dashes, no promise kept is zero, and the page is still whole."""
     runs: list[dict[str, Any]] = [

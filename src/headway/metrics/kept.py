@@ -134,7 +134,7 @@ class KeptRequest:
         What was promised before there was a pause allowed any: so it is read.
         """
         promised = {name: value for name, value in (row.get("slo") or {}).items() if name in SPANS}
-        if definition == define.PLAIN:
+        if definition == define.PLAIN and promised.get("tbt_s") is not None:
             promised["pause_s"] = math.inf
         elif promised.get("pause_s") is not None:
             promised["pause_s"] = float(promised["pause_s"])
