@@ -95,11 +95,14 @@ class Slo:
 
         Of a gap alone a second or five of them, whichever is longer; ``inf`` without either.
         """
-        if self.pause_s is not None:
-            return self.pause_s
-        if self.tbt_s is None:
-            return math.inf
+        if self.pause_s is not None or self.tbt_s is None:
+            return math.inf if self.pause_s is None else self.pause_s
         return max(LEAST_PAUSE_S, PAUSE_GAPS * self.tbt_s)
+
+    @property
+    def least_late_s(self) -> float:
+        """A longer gap is late: than the promised one, else than the longest pause."""
+        return self.longest_pause_s if self.tbt_s is None else self.tbt_s
 
     def stamp(self) -> dict[str, Any]:
         """Return the promise as the value of :data:`STAMP`, plain enough for any wire."""
@@ -207,9 +210,7 @@ class SloBook:
             if any(is_ours(name) for name in asked):
                 raise UserError(UNJUDGED)
             return NO_PROMISE
-        if EXPLAIN not in asked:
-            return self.promise(asked)
-        if truth(EXPLAIN, asked[EXPLAIN]):
+        if EXPLAIN in asked and truth(EXPLAIN, asked[EXPLAIN]):
             raise UserError(
                 f"{EXPLAIN} is answered by Headway's middleware alone, which did not read this"
                 " request; leave it out."
@@ -253,10 +254,7 @@ class SloBook:
             return slo
         if not slo.is_promise and slo.class_name == "none":
             slo = replace(slo, class_name="custom")
-        changes = {}
-        for name, value in given.items():
-            key, checked = self._checked(name, labels.get(name, name), value)
-            changes[key] = checked
+        changes = dict(self._checked(n, labels.get(n, n), value) for n, value in given.items())
         slo = replace(slo, **changes)  # type: ignore[arg-type]
         if is_whole:
             whose = f"the longest pause of class {shown(slo.class_name)}"

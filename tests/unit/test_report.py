@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import shutil
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -275,6 +276,15 @@ def test_a_run_in_a_summary_and_kept_counts_once(folder: Path) -> None:
     assert all(run["workload"] == "mixed.jsonl" for run in loaded.runs if run["seed"] == 0
                and not material.band(run))  # fmt: skip
     assert loaded.sources[-1] == "out.json"
+
+
+def test_a_summary_with_bounds_knows_its_kept_runs(folder: Path, tmp_path: Path) -> None:
+    """simulate --bound writes what no scheduler can pass beside a run that was kept without it."""
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    document = json.loads((folder / "out.json").read_text())
+    document["runs"] = [{**run, "bound": 1.0} for run in document["runs"]]
+    (tmp_path / "out.json").write_text(json.dumps(document))
+    assert len(material.load([tmp_path]).kept) == 6
 
 
 def test_inside_is_the_heaviest_common_load_or_the_one_asked_for(folder: Path) -> None:

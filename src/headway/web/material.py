@@ -27,6 +27,10 @@ TABLES = (
 )  # fmt: skip
 
 
+OF_A_SUMMARY = ("policy", "bound")
+"""What a summary may say of a run that the kept run says otherwise, or not."""
+
+
 @dataclass(frozen=True, slots=True)
 class KeptFile:
     """A kept run on disk: its summary as the report names it, and its spec, flat.
@@ -137,8 +141,8 @@ def _settings(file: KeptFile) -> dict[str, Any]:
 
 
 def _sameness(run: Run) -> str:
-    """Return a text that is equal for one run under two policy names."""
-    return json.dumps({k: v for k, v in run.items() if k != "policy"}, sort_keys=True)
+    """Return a text that is equal for one run under two policy names, with its bound or without."""
+    return json.dumps({k: v for k, v in run.items() if k not in OF_A_SUMMARY}, sort_keys=True)
 
 
 def load_rps(run: Run) -> float:
