@@ -90,8 +90,9 @@ def test_explain_says_that_both_latenesses_add_up(monkeypatch: pytest.MonkeyPatc
     assert "adds up" not in CliRunner().invoke(explain_command.explain, ["late-"]).output
     board.broken[0]["broke"] = ["tbt", "pause"]
     assert "adds up" not in CliRunner().invoke(explain_command.explain, ["late-"]).output
-    board.broken[0]["broke"] = ["ttft", "jct"]
-    assert "adds up" in CliRunner().invoke(explain_command.explain, ["late-"]).output
+    for both in (["ttft", "jct"], ["pause", "tpot"]):
+        board.broken[0]["broke"] = both
+        assert "adds up" in CliRunner().invoke(explain_command.explain, ["late-"]).output
 
 
 def test_explain_of_a_request_that_is_late_now(

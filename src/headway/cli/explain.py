@@ -90,7 +90,9 @@ def show(console: Console, told: Mapping[str, Any]) -> None:
     if told["broke"]:
         console.print(f"  broken by {_broken_by(told)}", highlight=False)
     if told["late_s"] > 0:
-        added = " (what broke it adds up)" if len(set(told["broke"]) - {"pause"}) > 1 else ""
+        # Beside late gaps a pause is one of them; alone it has seconds of its own.
+        parts = set(told["broke"]) - ({"pause"} if "tbt" in told["broke"] else set())
+        added = " (what broke it adds up)" if len(parts) > 1 else ""
         console.print(f"  late by   {format_s(told['late_s'])}{added}:", highlight=False)
         console.print(_causes(told))
     for at_s, what in told.get("story", ()):
