@@ -48,9 +48,13 @@ def test_a_request_without_tokens_has_no_spans_and_keeps_nothing() -> None:
     assert define.tpot_s((1.0,)) is None
     assert define.jct_s(0.0, ()) is None
     assert not define.ttft_attained(0.0, (), 1.0)
-    assert not define.tbt_attained((), 1.0)
+    assert define.pause_s((1.0,)) is None
+    assert not define.tbt_attained((), 1.0, 5.0)
+    assert not define.tbt_attained_plain((), 1.0)
     assert not define.tbt_attained_strict((), 1.0)
-    assert not define.tbt_attained_lenient((), 1.0)
+    assert not define.pace_attained(0.0, (), 1.0)
+    assert not define.tpot_attained((), 1.0)
+    assert not define.pause_attained((), math.inf)
     assert not define.jct_attained(0.0, (), 1.0)
 
 
@@ -63,15 +67,85 @@ def test_one_gap_in_a_hundred_may_be_late(num_gaps: int, num_late: int, kept: bo
     for index in range(num_gaps):
         at_s += 1.0 if index < num_late else 0.125
         emitted.append(at_s)
-    assert define.tbt_attained(emitted, 0.2) is kept
+    assert define.tbt_attained_plain(emitted, 0.2) is kept
+    assert define.tbt_attained(emitted, 0.2, 1.0) is kept
+    assert define.tbt_attained(emitted, 0.2, 0.5) is (num_late == 0)
     assert define.tbt_attained_strict(emitted, 0.2) is (num_late == 0)
 
 
-def test_lenient_form_looks_at_the_mean_only() -> None:
-    """One long gap is forgiven by the lenient form when the mean is within the promise."""
+def test_a_time_per_token_looks_at_the_mean_only() -> None:
+    """One long gap is forgiven by TPOT when the mean is within the promise."""
     emitted = (0.0, 0.125, 0.25, 0.75)
-    assert define.tbt_attained_lenient(emitted, 0.25)
-    assert not define.tbt_attained(emitted, 0.25)
+    assert define.tpot_attained(emitted, 0.25)
+    assert not define.tbt_attained(emitted, 0.25, 1.0)
+    assert define.attained(Slo(tpot_s=0.25), 0.0, emitted, finished=True)
+    assert not define.attained(Slo(tpot_s=0.24), 0.0, emitted, finished=True)
+
+
+def test_a_freeze_breaks_a_gap_promise_that_99_percent_of_the_gaps_keep() -> None:
+    """Two seconds of silence in a long answer: plain 99 % forgives them, the person does not."""
+    emitted = [0.1 * k + 2.0 * (k > 150) for k in range(300)]
+    freezing = Slo(tbt_s=0.2)
+    kept = {r: define.gaps_attained(freezing, 0.0, emitted, r) for r in define.READINGS}
+    assert kept == {"default": False, "plain": True, "strict": False, "pace": True}
+    assert define.attained(Slo(tbt_s=0.2, pause_s=math.inf), 0.0, emitted, finished=True)
+    assert define.attained(Slo(tbt_s=0.2, pause_s=2.5), 0.0, emitted, finished=True)
+    assert not define.attained(Slo(pause_s=1.0), 0.0, emitted, finished=True)
+    assert not Slo(pause_s=math.inf).is_promise
+
+
+@pytest.mark.parametrize(("slo", "longest_s"), [
+    (Slo(), math.inf), (Slo(tpot_s=0.1), math.inf), (Slo(tbt_s=0.1), 1.0), (Slo(tbt_s=0.5), 2.5),
+    (Slo(tbt_s=0.5, pause_s=0.7), 0.7), (Slo(pause_s=3.0), 3.0),
+])  # fmt: skip
+def test_the_longest_pause_of_a_promise(slo: Slo, longest_s: float) -> None:
+    """A second or five promised gaps, whichever is longer, unless it is said."""
+    assert slo.longest_pause_s == longest_s
+
+
+spans_s = st.sampled_from([1e-3, 0.05, 0.1, 0.1001, 0.4, 0.5, 0.9, 1.0, 1.1, 3.0])
+
+
+@st.composite
+def slos(draw: st.DrawFn) -> Slo:
+    """Promises as they can be made: no pause is shorter than the gap beside it."""
+    values = {name: draw(st.none() | spans_s) for name in ("ttft_s", "tbt_s", "tpot_s", "jct_s")}
+    pause_s = draw(st.none() | spans_s | st.just(math.inf))
+    if pause_s is not None:
+        pause_s = max(pause_s, values["tbt_s"] or 0.0)
+    return Slo(**values, pause_s=pause_s)
+
+
+@st.composite
+def streams(draw: st.DrawFn) -> list[float]:
+    """Streams of one usual gap with a few that differ, long enough for 99 % to forgive some."""
+    usual_s, num_gaps = draw(spans_s), draw(st.sampled_from([0, 1, 50, 99, 100, 101, 250]))
+    gaps_s = [usual_s] * num_gaps
+    for at in draw(st.lists(st.integers(0, 249), max_size=4)):
+        if at < num_gaps:
+            gaps_s[at] = draw(spans_s)
+    emitted_at_s = [draw(spans_s)]
+    for gap_s in gaps_s:
+        emitted_at_s.append(emitted_at_s[-1] + gap_s)
+    return emitted_at_s
+
+
+@given(slos(), streams(), st.booleans())
+def test_no_kept_promise_has_a_longer_pause_than_it_allows(
+    slo: Slo, emitted_at_s: list[float], finished: bool
+) -> None:
+    """And the readings nest: what the strict one keeps, the default does, and the plain one."""
+    kept = {
+        reading: define.attained(slo, 0.0, emitted_at_s, finished=finished, reading=reading)
+        for reading in define.READINGS
+    }
+    if kept["default"]:
+        assert (define.pause_s(emitted_at_s) or 0.0) <= slo.longest_pause_s
+    assert kept["strict"] <= kept["default"] <= kept["plain"]
+    if slo.tbt_s is None:
+        assert len(set(kept.values())) == 1
+    elif kept["strict"] and slo.ttft_s is not None:
+        assert kept["pace"], "who has every gap in time is never behind the pace"
 
 
 def test_a_promise_at_its_very_limit_is_kept() -> None:
