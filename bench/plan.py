@@ -18,9 +18,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from headway.engines.attention import FULL
 from stepping import Timed, cells, fill, options, report
 
+from headway.engines.attention_kinds import FULL
 from headway.engines.virtual import VirtualCall
 from headway.engines.vllm.bare import Engine
 from headway.engines.vllm.harness import VirtualRun

@@ -72,7 +72,11 @@ def _record(folder: Path, names: list[str]) -> None:
     """Serve the cases with the tree on the path; one file of lines a case."""
     from headway.policy import log
     from headway.policy.scheduler import Scheduler
-    from headway.study.virtual_run import execute
+
+    try:
+        from headway.study.virtual_run import execute
+    except ModuleNotFoundError:  # The other revision is older than the name.
+        from headway.study.run import execute
 
     lines: list[str] = []
     plan, observe = Scheduler.plan, Scheduler.observe

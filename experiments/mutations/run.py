@@ -23,13 +23,14 @@ WITHIN_S = 900
 
 TESTS = ("tests/unit/test_reserve.py", "tests/unit/test_lending.py", "tests/unit/test_cacheopt.py",
          "tests/gold/test_ledger_twin.py")  # fmt: skip
-LEDGER, LENDING = "src/headway/policy/kv/ledger.py", "src/headway/policy/kv/lending.py"
+LEDGER = "src/headway/kit/ledger.py"
+GATE = "src/headway/papers/cacheopt/c2_lending.py"
+LENDING = "src/headway/papers/cacheopt/c2_book.py"
 
 LEDGERS = (
     (LEDGER, "            self.claims.discard(name)\n", "            pass\n"),
     (LEDGER, "        self.claims.discard(request_id)\n", ""),
-    (LEDGER, "            self.lending.leave(request_id)\n", "            pass\n"),
-    (LEDGER, "            self._outgrown.add(name)\n", "            pass\n"),
+    (GATE, "        self.book.leave(request_id)\n", "        pass\n"),
     (LEDGER, "self.leave(self._pencilled.pop())", "self._pencilled.pop()"),
     (LENDING, ">= self.buffer_tokens", "> self.buffer_tokens"),
     (LENDING, "self._lend(owner, lender, resident.reserved_tokens)", "pass"),

@@ -28,8 +28,8 @@ from headway.config import Settings
 from headway.engines.vllm import account, channel, edge, embedded, headers, promise
 from headway.metrics import prometheus
 from headway.policy import decide
-from headway.slo import EXPLAIN, MAX_PROMISE_S, Slo
-from headway.slo_rules import MAX_WEIGHT
+from headway.slo import EXPLAIN, Slo
+from headway.slo_rules import MAX_PROMISE_S, MAX_WEIGHT, SPANS
 from headway.workloads import public
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -120,7 +120,7 @@ def promises_page() -> Iterator[str]:
     by_field: dict[str, list[str]] = {}
     for header, name in {**headers.OWN, **headers.OTHERS}.items():
         by_field.setdefault(name, []).append(header)
-    by_field["slo_tbt_ms"].append(headers.TOKENS_PER_S)
+    by_field["slo_tpot_ms"].append(headers.TOKENS_PER_S)
     by_field[EXPLAIN] = [headers.EXPLAIN_HEADER]
     yield from [
         "# Promises in a request",
@@ -143,9 +143,10 @@ def promises_page() -> Iterator[str]:
     yield from [
         "",
         f"Spans are above 0 and at most {MAX_PROMISE_S:,.0f} s (a week), weights at most"
-        f" {MAX_WEIGHT:,.0f}. `{headers.TOKENS_PER_S}` is in tokens a second, and its inverse"
-        " becomes the gap. Any other header that begins with `X-Slo-`, and any other `slo_` name"
-        " in the body, is answered with 400.",
+        f' {MAX_WEIGHT:,.0f}. A pause may also be `inf`, in JSON the text `"inf"`, and is never'
+        f" shorter than the gap promised beside it. `{headers.TOKENS_PER_S}` is in tokens a second,"
+        " and its inverse becomes the time per token. Any other header that begins with `X-Slo-`,"
+        " and any other `slo_` name in the body, is answered with 400.",
         "",
         "## Endpoints on which promises count",
         "",
@@ -222,7 +223,7 @@ def slo_file_lines() -> Iterator[str]:
     yield "TOML, spans in seconds; an example with every table is in"
     yield "[choose promises](../how-to/choose-slos.md#the-file)."
     yield ""
-    spans = "`ttft_s`, `tbt_s`, `jct_s`"
+    spans = ", ".join(f"`{name}`" for name in SPANS)
     yield from table(
         ("table", "keys", "meaning"),
         [

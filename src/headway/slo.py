@@ -15,15 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from headway.errors import UserError
+from headway.slo_fields import check_pause, class_fields, span_of, stamp_fields, written
 from headway.slo_rules import (
     ANY,
-    CLASS_NAMES,
     MAX_WEIGHT,
     SPANS,
     UNJUDGED,
     Grant,
     Limits,
-    can_be_class,
     grant_of,
     is_ours,
     keys_of,
@@ -41,10 +40,7 @@ along notices a second of silence, and hardly anything below."""
 PAUSE_GAPS = 5.0
 """Nor is it shorter than so many promised gaps: where gaps are long, a second is no pause."""
 
-MAX_PROMISE_S = 7 * 24 * 3600.0
-"""No promise is longer than a week: a larger number is a unit mistake."""
-
-REQUEST_FIELDS = ("slo_ttft_ms", "slo_tbt_ms", "slo_jct_ms", "slo_class", "slo_weight")
+REQUEST_FIELDS = (*(f"slo_{name[:-2]}_ms" for name in SPANS), "slo_class", "slo_weight")
 """Names a request may carry in ``vllm_xargs``; any other ``slo_*`` name is a mistake."""
 
 EXPLAIN = "slo_explain"
@@ -69,14 +65,14 @@ class Slo:
     Attributes:
         ttft_s: Seconds from arrival to the first token.
         tbt_s: Seconds between two tokens; met when 99 % of the gaps keep it and none is longer
-            than :attr:`longest_pause_s`.
+            than the longest pause allowed.
         jct_s: Seconds from arrival to the last token.
         weight: How much this request counts against others; 1 unless told.
         class_name: The class it is reported under.
-        tpot_s: Mean seconds a token after the first (what vLLM's benchmark, guidellm and llm-d
-            call TPOT).
-        pause_s: The longest gap allowed, as it was asked for: ``inf`` is any, ``None`` the
-            default. May be promised without ``tbt_s``.
+        tpot_s: Seconds per token after the first, on average (what vLLM's benchmark, guidellm and
+            llm-d call TPOT).
+        pause_s: Seconds of the longest pause allowed between two tokens; ``inf`` allows any.
+            Without it, where a gap is promised: 1 s or five promised gaps, whichever is longer.
     """
 
     ttft_s: float | None = None
@@ -90,13 +86,8 @@ class Slo:
     @property
     def is_promise(self) -> bool:
         """Whether anything at all was promised."""
-        return (
-            self.ttft_s is not None
-            or self.tbt_s is not None
-            or self.tpot_s is not None
-            or self.jct_s is not None
-            or self.longest_pause_s < math.inf
-        )
+        spans_s = (self.ttft_s, self.tbt_s, self.tpot_s, self.jct_s)
+        return any(s is not None for s in spans_s) or self.longest_pause_s < math.inf
 
     @property
     def planned_gap_s(self) -> float | None:
@@ -109,18 +100,30 @@ class Slo:
     def longest_pause_s(self) -> float:
         """The longest gap a kept promise may have.
 
-        Where a gap is promised and no pause, a second or five promised gaps, whichever is longer;
-        ``inf`` where neither is promised.
+        Of a gap alone a second or five of them, whichever is longer; ``inf`` without either.
         """
-        if self.pause_s is not None:
-            return self.pause_s
-        if self.tbt_s is None:
-            return math.inf
+        if self.pause_s is not None or self.tbt_s is None:
+            return math.inf if self.pause_s is None else self.pause_s
         return max(LEAST_PAUSE_S, PAUSE_GAPS * self.tbt_s)
+
+    @property
+    def least_late_s(self) -> float:
+        """A longer gap is late: than the promised one, else than the longest pause."""
+        return self.longest_pause_s if self.tbt_s is None else self.tbt_s
 
     def stamp(self) -> dict[str, Any]:
         """Return the promise as the value of :data:`STAMP`, plain enough for any wire."""
-        return asdict(self)
+        return {**asdict(self), "pause_s": written(self.pause_s)}
+
+    @classmethod
+    def stamped(cls, stamp: Any) -> Slo:
+        """Return the promise that :meth:`stamp` wrote; a client may have written it instead.
+
+        Raises:
+            UserError: It is not one.
+        """
+        known = {f.name for f in fields(cls)} | {EXPLAIN_IN_STAMP}
+        return cls(**stamp_fields(stamp, STAMP, known))
 
 
 NO_PROMISE = Slo()
@@ -180,7 +183,10 @@ class SloBook:
         tables = document.get("classes", {})
         if not isinstance(tables, Mapping) or not tables:
             raise UserError(f"{source}: name at least one class, as in [classes.chat].")
-        classes = {name: _class_of(name, table, source) for name, table in tables.items()}
+        classes = {
+            name: Slo(class_name=name, **class_fields(name, table, source))
+            for name, table in tables.items()
+        }
         default = document.get("default")
         if default is not None and (not isinstance(default, str) or default not in classes):
             raise UserError(
@@ -189,7 +195,7 @@ class SloBook:
         return cls(
             classes,
             default,
-            Limits.parse(document.get("limits", {}), classes, source, MAX_PROMISE_S),
+            Limits.parse(document.get("limits", {}), classes, source),
             keys_of(document.get("keys", {}), classes, source),
             models_of(document.get("models", {}), classes, source),
         )
@@ -206,14 +212,12 @@ class SloBook:
         asked = extra_args or {}
         stamp = asked.get(STAMP)
         if stamp is not None:
-            return _stamped(stamp)
+            return Slo.stamped(stamp)
         if self.keys:
             if any(is_ours(name) for name in asked):
                 raise UserError(UNJUDGED)
             return NO_PROMISE
-        if EXPLAIN not in asked:
-            return self.promise(asked)
-        if truth(EXPLAIN, asked[EXPLAIN]):
+        if EXPLAIN in asked and truth(EXPLAIN, asked[EXPLAIN]):
             raise UserError(
                 f"{EXPLAIN} is answered by Headway's middleware alone, which did not read this"
                 " request; leave it out."
@@ -228,6 +232,7 @@ class SloBook:
         model: str | None = None,
         labels: Mapping[str, str] | None = None,
         is_stranger: bool = False,
+        is_whole: bool = True,
     ) -> Slo:
         """Return the promise of a request that asks for *asked*.
 
@@ -238,9 +243,11 @@ class SloBook:
             labels: How the client wrote a field, where that was not its name here.
             is_stranger: Whether the server has keys, and the client comes in without. It is told
                 no class, nor may it name one if the file has keys: it may hold one of them.
+            is_whole: Whether this is all that is asked for. If not, no field is judged by another.
 
         Raises:
-            UserError: An ``slo_*`` name or value is not allowed.
+            UserError: An ``slo_*`` name or value is not allowed, or the pause is shorter than
+                the gap.
         """
         given = {k: v for k, v in (asked or {}).items() if is_ours(k)}
         for name in given:
@@ -254,11 +261,13 @@ class SloBook:
             return slo
         if not slo.is_promise and slo.class_name == "none":
             slo = replace(slo, class_name="custom")
-        changes = {}
-        for name, value in given.items():
-            key, checked = self._checked(name, labels.get(name, name), value)
-            changes[key] = checked
-        return replace(slo, **changes)  # type: ignore[arg-type]
+        changes = dict(self._checked(n, labels.get(n, n), value) for n, value in given.items())
+        slo = replace(slo, **changes)  # type: ignore[arg-type]
+        if is_whole:
+            whose = f"the longest pause of class {shown(slo.class_name)}"
+            label = labels.get("slo_pause_ms", "slo_pause_ms") if "pause_s" in changes else whose
+            check_pause(label, slo.pause_s, slo.tbt_s)
+        return slo
 
     def _checked(self, name: str, label: str, value: Any) -> tuple[str, float]:
         """Return the field of :class:`Slo` that *name* stands for, and its value."""
@@ -268,7 +277,7 @@ class SloBook:
         else:
             key = name.removeprefix("slo_").removesuffix("_ms") + "_s"
             unit, per_unit = "milliseconds", 1000.0
-            result = ms_to_s(number(label, value, unit=unit, maximum=MAX_PROMISE_S * per_unit))
+            result = ms_to_s(span_of(label, value, key, per_s=per_unit))
         self.limits.ranges.get(key, ANY).check(label, result, unit=unit, per_unit=per_unit)
         return key, result
 
@@ -294,44 +303,3 @@ class SloBook:
             why = "" if self.classes else ", since no SLO file was given"
             raise UserError(f"{what} is not known or not allowed; the classes are: {names}{why}.")
         return self.classes[named]
-
-
-def _stamped(stamp: Any) -> Slo:
-    """Return the promise that :meth:`Slo.stamp` wrote; in doubt it is checked, not believed."""
-    known = {f.name for f in fields(Slo)} | {EXPLAIN_IN_STAMP}
-    if not isinstance(stamp, Mapping) or not set(stamp) <= known:
-        raise UserError(f"{STAMP} is set by the server itself; leave it out.")
-    class_name = stamp.get("class_name", "none")
-    if not can_be_class(class_name):
-        raise UserError(f"{STAMP} class_name must be {CLASS_NAMES}, not {shown(class_name)}.")
-    values = {
-        key: number(f"{STAMP} {key}", stamp[key], unit="seconds", maximum=MAX_PROMISE_S)
-        for key in SPANS
-        if stamp.get(key) is not None
-    }
-    weight = number(f"{STAMP} weight", stamp.get("weight", 1.0), unit="units", maximum=MAX_WEIGHT)
-    return Slo(**values, weight=weight, class_name=class_name)
-
-
-def _class_of(name: str, table: Any, source: str) -> Slo:
-    """Return the class *name* described by one TOML table."""
-    if not can_be_class(name):
-        raise UserError(f"{source}: a class is named by {CLASS_NAMES}, not {shown(name)}.")
-    where = f"{source}: [classes.{name}]"
-    if not isinstance(table, Mapping):
-        raise UserError(f"{where} must be a table of ttft_s, tbt_s, jct_s, weight.")
-    unknown = sorted(set(table) - {"ttft_s", "tbt_s", "jct_s", "weight"})
-    if unknown:
-        raise UserError(
-            f"{where}: unknown key {unknown[0]!r}; allowed are ttft_s, tbt_s, jct_s, weight."
-        )
-    fields = {
-        key: number(
-            f"{where} {key}",
-            value,
-            unit="units" if key == "weight" else "seconds",
-            maximum=MAX_WEIGHT if key == "weight" else MAX_PROMISE_S,
-        )
-        for key, value in table.items()
-    }
-    return Slo(class_name=name, **fields)

@@ -16,7 +16,12 @@ from typing import Any
 
 from headway.errors import UserError
 
-SPANS = ("ttft_s", "tbt_s", "jct_s")
+SPANS = ("ttft_s", "tbt_s", "pause_s", "tpot_s", "jct_s")
+"""What a promise may name, in the order of people's reading."""
+
+MAX_PROMISE_S = 7 * 24 * 3600.0
+"""No promise is longer than a week: a larger number is a unit mistake."""
+
 MAX_WEIGHT = 1e6
 MAX_NUMBER_CHARS = 40
 """A number written as text is not longer than this."""
@@ -55,11 +60,14 @@ def shown(value: object) -> str:
     return _SHORT.repr(value)
 
 
-def number(name: str, value: Any, *, unit: str, maximum: float) -> float:
+def number(
+    name: str, value: Any, *, unit: str, maximum: float, may_be_endless: bool = False
+) -> float:
     """Return *value*, a number or the text of one, as a float.
 
     Raises:
-        UserError: It is not a number, not finite, not above 0, or above *maximum*.
+        UserError: It is not a number, not above 0, or above *maximum* (``inf`` included, unless
+            it *may_be_endless*).
     """
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise UserError(f"{name} must be a number of {unit} greater than 0, not {shown(value)}.")
@@ -71,10 +79,11 @@ def number(name: str, value: Any, *, unit: str, maximum: float) -> float:
         raise UserError(
             f"{name} must be a number of {unit} greater than 0, not {shown(value)}."
         ) from None
+    if may_be_endless and result == math.inf:
+        return result
     if not math.isfinite(result) or not LEAST_NUMBER <= result <= maximum:
-        raise UserError(
-            f"{name} must be greater than 0 and at most {maximum:g} {unit}, not {shown(value)}."
-        )
+        most = f"{maximum:g} {unit}{' (or inf)' if may_be_endless else ''}"
+        raise UserError(f"{name} must be greater than 0 and at most {most}, not {shown(value)}.")
     return result
 
 
@@ -135,7 +144,7 @@ class Limits:
     """Bounds on what clients ask for themselves; classes of the operator are not checked.
 
     Attributes:
-        ranges: By ``ttft_s``, ``tbt_s``, ``jct_s`` and ``weight``; absent is any value.
+        ranges: By :data:`SPANS` and ``weight``; absent is any value.
         classes: What a client may name; ``None`` is every class of the file.
     """
 
@@ -143,8 +152,8 @@ class Limits:
     classes: frozenset[str] | None = None
 
     @classmethod
-    def parse(cls, table: Any, known: Collection[str], source: str, max_s: float) -> Limits:
-        """Read ``[limits]``; *known* are the file's classes, *max_s* the longest span.
+    def parse(cls, table: Any, known: Collection[str], source: str) -> Limits:
+        """Read ``[limits]``; *known* are the file's classes.
 
         Raises:
             UserError: A key or value is not allowed.
@@ -152,7 +161,7 @@ class Limits:
         where = f"{source}: [limits]"
         _check_keys(where, table, (*SPANS, "weight", "classes"))
         ranges = {
-            name: _range_of(f"{where} {name}", name, table[name], max_s)
+            name: _range_of(f"{where} {name}", name, table[name])
             for name in (*SPANS, "weight")
             if name in table
         }
@@ -223,9 +232,9 @@ def digest_of(key: str | bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _range_of(where: str, name: str, table: Any, max_s: float) -> Range:
+def _range_of(where: str, name: str, table: Any) -> Range:
     _check_keys(where, table, ("min", "max"))
-    unit, maximum = ("units", MAX_WEIGHT) if name == "weight" else ("seconds", max_s)
+    unit, maximum = ("units", MAX_WEIGHT) if name == "weight" else ("seconds", MAX_PROMISE_S)
     ends = {
         end: number(f"{where} {end}", table[end], unit=unit, maximum=maximum)
         for end in ("min", "max")

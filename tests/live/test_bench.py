@@ -22,7 +22,7 @@ from headway.bench import session
 from headway.bench.probe import ServerInfo, parse_metrics
 from headway.bench.server import LiveServer
 from headway.cli.bench import bench
-from headway.engines.vllm.api_server import QUIET_ENVIRONMENT
+from headway.engines.vllm.embedded import QUIET_ENVIRONMENT
 
 pytestmark = pytest.mark.live
 

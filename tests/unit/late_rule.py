@@ -21,7 +21,7 @@ SAME_INSTANT_S = 1e-5
 
 
 class LateSpan(NamedTuple):
-    """A span that took *late_s* longer than promised; *promise* is ttft, tbt or jct."""
+    """A span that took *late_s* longer than promised; *promise* is what broke."""
 
     begins_s: float
     ends_s: float
@@ -45,11 +45,16 @@ def late_spans(slo: Slo, arrived_at_s: float, emitted_at_s: tuple[float, ...]) -
     spans = []
     if slo.ttft_s is not None:
         spans.append(LateSpan(arrived_at_s, first_s, first_s - arrived_at_s - slo.ttft_s, "ttft"))
+    gap_s, what = slo.longest_pause_s, "pause"
     if slo.tbt_s is not None and not define.tbt_attained_plain(emitted_at_s, slo.tbt_s):
-        spans += [
-            LateSpan(before_s, after_s, after_s - before_s - slo.tbt_s, "tbt")
-            for before_s, after_s in pairwise(emitted_at_s)
-        ]
+        gap_s, what = slo.tbt_s, "tbt"
+    spans += [
+        LateSpan(before_s, after_s, after_s - before_s - gap_s, what)
+        for before_s, after_s in pairwise(emitted_at_s)
+    ]
+    if slo.tpot_s is not None and len(emitted_at_s) > 1:
+        late_s = last_s - first_s - slo.tpot_s * (len(emitted_at_s) - 1)
+        spans.append(LateSpan(first_s, last_s, late_s, "tpot"))
     if slo.jct_s is not None:
         spans.append(LateSpan(arrived_at_s, last_s, last_s - arrived_at_s - slo.jct_s, "jct"))
     return [span for span in spans if span.late_s > 0]

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from drafts import draft_of
-from headway.policy.live import LiveRequests
 
 from headway import registry
 from headway.errors import UserError
@@ -16,6 +15,7 @@ from headway.latency import profile
 from headway.latency.fixed import FixedModel
 from headway.papers.accelgen.a1_chunk import GRAIN_TOKENS, DynamicChunk, saturating_tokens
 from headway.papers.accelgen.a2_order import ByTimeLeft, time_left_s
+from headway.policy.live_requests import LiveRequests
 from headway.policy.view import EngineView
 from headway.request import Request
 from headway.slo import NO_PROMISE, Slo

@@ -361,21 +361,26 @@ def test_what_only_looks_like_an_account_is_none(text: object) -> None:
 def test_causes_add_up_in_milliseconds() -> None:
     """Whatever is rounded away; causes of no time are left out."""
     late_s = {"queueing": 1 / 3, "prefill": 2e-7, "other": 0.0, "long_step": 1 / 7}
-    told = account.account_of(Lateness(False, 1.0, 2.0, 0, 3, late_s), Slo(ttft_s=0.5))
+    told = account.account_of(
+        Lateness(False, ("ttft",), 1.0, 2.0, 0, 3, 0.5, 1 / 3, late_s), Slo(ttft_s=0.5)
+    )
     assert told == {
         "kept": False,
         "late_ms": 476.19,
         "by_cause_ms": {"queueing": 333.333, "long_step": 142.857},
         "ttft_ms": 1000.0,
         "jct_ms": 2000.0,
+        "pause_ms": 500.0,
+        "tpot_ms": 333.333,
+        "broke": ["ttft"],
     }
     assert round(sum(told["by_cause_ms"].values()), 3) == told["late_ms"]
 
 
 def test_without_a_promise_nothing_is_kept_or_broken() -> None:
     """And without a token there is no time to it."""
-    told = account.account_of(Lateness(True, None, None, 0, 0, {}), NO_PROMISE)
-    assert told["kept"] is told["ttft_ms"] is told["jct_ms"] is None
+    told = account.account_of(Lateness(True, (), None, None, 0, 0, None, None, {}), NO_PROMISE)
+    assert told["kept"] is told["ttft_ms"] is told["jct_ms"] is told["pause_ms"] is None
     assert told["late_ms"] == 0
 
 

@@ -131,12 +131,16 @@ async def test_a_plain_slo_object_is_a_promise(plain: Server) -> None:
     body = {"model": "m", "slo": {"ttft_ms": 250, "tbt_ms": "50", "jct_ms": None, "weight": 2}}
     assert await plain.promised(body) == Slo(0.25, 0.05, None, 2.0, "custom")
     assert plain.bodies == [json.dumps(body).encode()]
+    for endless in ("inf", float("inf")):
+        asked = {"pause_ms": endless, "tpot_ms": 30, "tbt_ms": 50}
+        expected = Slo(None, 0.05, class_name="custom", tpot_s=0.03, pause_s=float("inf"))
+        assert await plain.promised({"slo": asked}) == expected
 
 
 async def test_headers_reach_the_engine(plain: Server) -> None:
     """Headers do not reach the scheduler by themselves."""
     headers = [(b"x-slo-ttft-ms", b"250"), (b"x-llm-d-slo-tpot-ms", b"40")]
-    assert await plain.promised({}, headers) == Slo(0.25, 0.04, class_name="custom")
+    assert await plain.promised({}, headers) == Slo(0.25, tpot_s=0.04, class_name="custom")
 
 
 async def test_without_a_promise_and_a_file_nothing_is_touched(plain: Server) -> None:
@@ -195,10 +199,13 @@ async def test_a_file_that_drops_its_default_is_believed(file: Path) -> None:
 @pytest.mark.parametrize(
     ("body", "word"),
     [
-        ({"slo": 5}, "object of class, ttft_ms, tbt_ms, jct_ms, weight"),
+        ({"slo": 5}, "object of class, ttft_ms, tbt_ms, pause_ms, tpot_ms, jct_ms, weight"),
         ({"slo": {"ttft": 5}}, "allowed are class, ttft_ms"),
         ({"slo": {"ttft_ms": -5}}, "slo.ttft_ms"),
         ({"slo": {"ttft_ms": [1]}}, "slo.ttft_ms"),
+        ({"slo": {"tpot_ms": "inf"}}, "slo.tpot_ms"),
+        ({"slo": {"pause_ms": "-inf"}}, "(or inf)"),
+        ({"slo": {"pause_ms": 30, "tbt_ms": 40}}, "slo.pause_ms is 30 ms, which is shorter"),
         ({"slo": {"ttft_ms": 5}, "vllm_xargs": {"slo_ttft_ms": 6}}, "say it once"),
         ({"slo": {"ttft_ms": 50}}, "at least 100"),
         ({"slo": {"class": "lead"}}, "batch, chat, gold"),
@@ -406,7 +413,18 @@ async def test_vllms_check_of_api_keys_comes_first(file: Path) -> None:
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
 names = st.sampled_from(
-    ["slo", "vllm_xargs", "model", "class", "ttft_ms", "tbt_ms", "slo_class", "slo_ttft_ms", STAMP]
+    [
+        "slo",
+        "vllm_xargs",
+        "model",
+        "class",
+        "ttft_ms",
+        "tbt_ms",
+        "pause_ms",
+        "slo_class",
+        "slo_pause_ms",
+        STAMP,
+    ]
 ) | st.text(max_size=5)
 values = st.recursive(
     scalars,

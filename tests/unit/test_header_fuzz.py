@@ -28,8 +28,8 @@ from headway.engines.vllm.edge import PATHS, SLO_FILE_VARIABLE, SloEdge
 from headway.engines.vllm.headers import EXPLAIN_HEADER, OTHERS, OWN, TOKENS_PER_S
 from headway.engines.vllm.observe import LiveView
 from headway.engines.vllm.promise import BODY_FIELDS
-from headway.slo import MAX_PROMISE_S, REQUEST_FIELDS, STAMP, Slo, SloBook
-from headway.slo_rules import MAX_WEIGHT
+from headway.slo import REQUEST_FIELDS, STAMP, Slo, SloBook
+from headway.slo_rules import MAX_PROMISE_S, MAX_WEIGHT
 
 NUM_VALUES = 100_000
 WITHIN_S = 120.0
@@ -131,8 +131,9 @@ class Chain:
 def is_sane(slo: Slo) -> None:
     """Assert that a promise is within every bound, the operator's included."""
     assert slo.class_name in ("chat", "gold", "batch")
-    for span_s in (slo.ttft_s, slo.tbt_s, slo.jct_s):
+    for span_s in (slo.ttft_s, slo.tbt_s, slo.tpot_s, slo.jct_s):
         assert span_s is None or 0 < span_s <= MAX_PROMISE_S
+    assert slo.longest_pause_s >= (slo.tbt_s or 0.0)
     assert slo.ttft_s is None or slo.ttft_s >= LEAST_TTFT_S
     assert 0 < slo.weight <= MAX_WEIGHT
 

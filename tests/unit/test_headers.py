@@ -52,19 +52,37 @@ def test_headers_make_a_promise() -> None:
     assert slo == Slo(None, None, 9.0, 2.0, "custom")
 
 
-def test_tokens_a_second_are_a_gap() -> None:
-    """SGLang's gateway asks for a rate; its inverse is the time between tokens."""
-    assert promise_of(BOOK, [(TOKENS_PER_S.encode(), b"20")], None).tbt_s == 0.05
+def test_tokens_a_second_are_a_mean_time_per_token() -> None:
+    """SGLang's gateway asks for a rate; a rate is a mean, and its inverse one of spans."""
+    slo = promise_of(BOOK, [(TOKENS_PER_S.encode(), b"20")], None)
+    assert slo == Slo(tpot_s=0.05, class_name="custom")
     with pytest.raises(UserError, match="tokens a second"):
         promise_of(BOOK, [(TOKENS_PER_S.encode(), b"0")], None)
 
 
 def test_our_own_header_comes_first() -> None:
     """A gateway's header does not override what the client told us by our name."""
-    headers = raw(x_sgl_tps_slo="1", x_llm_d_slo_tpot_ms="300", x_slo_tbt_ms="40")
-    assert promise_of(BOOK, headers, None).tbt_s == 0.04
-    assert promise_of(BOOK, headers[:2], None).tbt_s == 0.3
-    assert promise_of(BOOK, headers[:1], None).tbt_s == 1.0
+    headers = raw(x_sgl_tps_slo="1", x_llm_d_slo_tpot_ms="300", x_slo_tpot_ms="40")
+    assert promise_of(BOOK, headers, None).tpot_s == 0.04
+    assert promise_of(BOOK, headers[:2], None).tpot_s == 0.3
+    assert promise_of(BOOK, headers[:1], None).tpot_s == 1.0
+
+
+def test_a_time_per_token_is_no_gap() -> None:
+    """llm-d's TPOT is a mean: a promise of it forbids no single gap, and no pause."""
+    slo = promise_of(BOOK, raw(x_llm_d_slo_tpot_ms="30"), None)
+    assert slo == Slo(tpot_s=0.03, class_name="custom")
+    assert slo.longest_pause_s == float("inf")
+
+
+def test_a_pause_is_judged_beside_the_gap_it_ends_up_with() -> None:
+    """A header that the body overrides is judged by itself, the promise that counts as a whole."""
+    pause, gap = raw(x_slo_pause_ms="300"), raw(x_slo_tbt_ms="500")
+    with pytest.raises(UserError, match=r"x-slo-pause-ms is 300 ms.*gap.*500 ms"):
+        promise_of(BOOK, pause + gap, None)
+    body = {"slo": {"pause_ms": "inf"}}
+    assert promise_of(BOOK, pause + gap, body).pause_s == float("inf")
+    assert promise_of(BOOK, pause, {"slo": {"tbt_ms": 300}}).longest_pause_s == 0.3
 
 
 def test_a_misspelt_header_is_not_dropped_in_silence() -> None:

@@ -7,10 +7,13 @@ import math
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from late_rule import lateness_of
 from told import Silent
 
 from headway.engines.journal import Journal
+from headway.metrics import define
 from headway.metrics.kept import KeptRequest, Timeline
 from headway.metrics.lateness import by_request
 from headway.metrics.lateness_book import LatenessBook
@@ -144,6 +147,98 @@ def test_one_late_gap_in_a_hundred_breaks_nothing() -> None:
         at_s = ends_s
     late = books.finished("a", at_s, 101, ended_well=True)
     assert (late.num_late_gaps, late.attained, causes(late)) == (1, True, {})
+
+
+def test_a_pause_breaks_what_99_percent_of_the_gaps_keep() -> None:
+    """Beyond the pause it is late, and nothing else is; two streams in one step each by its own."""
+    books = book()
+    books.arrived("a", Slo(tbt_s=0.1), 0.0, 10)
+    books.arrived("b", Slo(tbt_s=0.1, pause_s=math.inf), 0.0, 10)
+    books.arrived("c", Slo(pause_s=0.5), 0.0, 10)
+    at_s = 0.0
+    for k in range(301):
+        took_s = 1.5 if k == 100 else 0.0625
+        step(books, at_s, at_s + took_s, "abc", admitted="abc" if k == 0 else "")
+        at_s += took_s
+    a, b, c = (books.finished(i, at_s, 301, ended_well=True) for i in "abc")
+    assert (a.broke, b.broke, c.broke) == (("pause",), (), ("pause",))
+    assert (a.attained, b.attained, c.attained) == (False, True, False)
+    assert {late.longest_gap_s for late in (a, b, c)} == {1.5}
+    assert causes(a) == pytest.approx({"long_step": 0.5})
+    assert causes(b) == {}
+    assert causes(c) == pytest.approx({"long_step": 1.0})
+
+
+def test_the_longest_gap_is_of_ones_own_time_in_step() -> None:
+    """What others waited before it came, or while it was out, is not its pause."""
+    books = book()
+    for name in "ab":
+        books.arrived(name, Slo(pause_s=1.0), 0.0, 10)
+    step(books, 0.0, 0.125, "a", admitted="a")
+    step(books, 0.125, 4.0, "a")
+    step(books, 4.0, 4.5, "ab", admitted="b")
+    step(books, 4.5, 5.25, "ab")
+    step(books, 5.25, 5.5, "ab")
+    a, b = (books.finished(i, 5.5, n, ended_well=True) for i, n in (("a", 5), ("b", 3)))
+    assert (a.longest_gap_s, b.longest_gap_s) == (3.875, 0.75)
+    assert (a.broke, b.broke) == (("pause",), ())
+
+
+def test_a_mean_per_token_is_late_by_all_of_its_tokens() -> None:
+    """Four gaps of half a second at a promised quarter: a second late, the first wait not in it."""
+    books = book()
+    books.arrived("a", Slo(tpot_s=0.25), 0.0, 10)
+    step(books, 8.0, 9.0, "a", admitted="a")
+    for k in range(4):
+        step(books, 9.0 + 0.5 * k, 9.5 + 0.5 * k, "a")
+    late = books.finished("a", 11.0, 5, ended_well=True)
+    assert (late.broke, late.tpot_s) == (("tpot",), 0.5)
+    assert causes(late) == pytest.approx({"long_step": 1.0})
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_the_book_judges_as_the_definition_does(data: st.DataObject) -> None:
+    """Streams that fall in and out of step, whatever they were promised: kept or broken alike."""
+    span = st.sampled_from([0.125, 0.25, 0.5, 1.0, 2.0])
+    spans = st.none() | span
+    names = "abcd"
+    slos = {}
+    for name in names:
+        tbt_s, pause_s = data.draw(spans), data.draw(spans | st.just(math.inf))
+        if tbt_s is not None and pause_s is not None:
+            pause_s = max(tbt_s, pause_s)
+        slos[name] = Slo(
+            data.draw(spans), tbt_s, data.draw(spans), tpot_s=data.draw(spans), pause_s=pause_s
+        )
+    books, at_s = book(), 0.0
+    emitted: dict[str, list[float]] = {name: [] for name in names}
+    for name in names:
+        books.arrived(name, slos[name], 0.0, 10)
+    for k in range(data.draw(st.integers(1, 150))):
+        took_s = (
+            data.draw(st.sampled_from([0.125] * 9 + [0.25, 0.625, 3.0])) if k % 7 == 0 else 0.125
+        )
+        missing = data.draw(st.sampled_from(["", "", "", "a", "bc"])) if k % 5 == 4 else ""
+        step(
+            books,
+            at_s,
+            at_s + took_s,
+            "".join(name for name in names if name not in missing),
+            admitted=names if k == 0 else "",
+        )
+        at_s += took_s
+        for name in names:
+            if name not in missing:
+                emitted[name].append(at_s)
+    for name in names:
+        late = books.finished(name, at_s, len(emitted[name]), ended_well=True)
+        kept_as = define.attained(slos[name], 0.0, emitted[name], finished=True)
+        assert late.attained == kept_as, (name, slos[name], emitted[name])
+        assert late.longest_gap_s == define.pause_s(emitted[name])
+        assert (late.total_late_s > 0) == bool(late.broke)
+        if late.attained:
+            assert (late.longest_gap_s or 0.0) <= slos[name].longest_pause_s
 
 
 def test_a_late_job_is_split_over_its_whole_life() -> None:

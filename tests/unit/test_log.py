@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,16 @@ instants = st.floats(0, 1e9)
 ids = st.text(min_size=1, max_size=12)
 spans = st.none() | st.floats(1e-6, 1e6)
 counts = st.dictionaries(ids, st.integers(0, 10**6), max_size=4)
-slos = st.builds(Slo, ttft_s=spans, tbt_s=spans, jct_s=spans, class_name=ids)
+pauses = spans | st.just(math.inf)
+slos = st.builds(
+    Slo,
+    ttft_s=spans,
+    tbt_s=spans,
+    jct_s=spans,
+    class_name=ids,
+    tpot_s=spans,
+    pause_s=pauses,
+)
 events = st.one_of(
     st.builds(Arrived, instants, ids, instants, st.integers(0, 10**6), st.integers(1, 10**6), slos),
     st.builds(StepScheduled, instants, counts, counts, st.lists(ids, max_size=3).map(tuple)),
@@ -38,6 +48,16 @@ def test_an_event_survives_its_line(event: Event) -> None:
     line = event_line(event)
     assert "\n" not in line
     assert parse_event(json.loads(line)) == event
+
+
+def test_a_promise_recorded_before_there_was_a_pause_is_read() -> None:
+    """Its pause is the default one, as of every promise that names none."""
+    line = event_line(Arrived(1.0, "a", 1.0, 5, 6, Slo(1.0, 0.1, None, 2.0, "chat")))
+    row = json.loads(line)
+    del row["slo"]["pause_s"], row["slo"]["tpot_s"]
+    event = parse_event(row)
+    assert isinstance(event, Arrived)
+    assert event.slo == Slo(1.0, 0.1, None, 2.0, "chat")
 
 
 def test_an_unknown_event_is_a_users_mistake() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -19,6 +20,10 @@ from headway.cli import top as top_command
 from headway.cli.running_server import NoAnswer
 from headway.errors import UserError
 from headway.metrics.board import Board
+from headway.metrics.scheduler_counts import SchedulerCounts
+from headway.policy.events import Arrived, Finished
+from headway.request import Request
+from headway.slo import Slo
 
 
 def test_top_shows_classes_and_who_is_late() -> None:
@@ -45,6 +50,30 @@ def test_explain_tells_promise_result_causes_and_story(monkeypatch: pytest.Monke
         assert part in done.output
 
 
+def test_explain_says_that_a_pause_broke_the_promise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a stream with 99 % of its gaps in time and one silence of three seconds in it."""
+    book = SchedulerCounts()
+    slo = Slo(tbt_s=0.1, class_name="chat")
+    book.arrived(Arrived(0.0, "frozen", 0.0, 10, 300, slo), 300)
+    book.book.scheduled(0.0, {"frozen": 0}, math.inf)
+    at_s = 0.0
+    for k in range(300):
+        at_s += 3.0 if k == 150 else 0.05
+        book.book.done(at_s, {"frozen": 1}, 1000)
+        book.book.scheduled(at_s, {}, math.inf)
+    request = Request("frozen", slo, 0.0, 10, 300)
+    request.num_output_tokens = 300
+    told = book.finished(Finished(at_s, "frozen", "stopped"), request)
+    assert told is not None
+    assert (told["broke"], told["late_s"]) == (["pause"], pytest.approx(2.0))
+    board = a_board()
+    board.broken.append({**told, "engine": "0", "unix_s": 1.0})
+    monkeypatch.setattr(explain_command, "ask", asked_of(board))
+    output = CliRunner().invoke(explain_command.explain, ["frozen"]).output
+    for part in ("no pause over 1.00 s", "longest pause 3.00 s", "broken by a pause", "2.00 s:"):
+        assert part in " ".join(output.split()), output
+
+
 def asked_of(board: Board) -> Any:
     """What the server's route answers about one request."""
     return lambda *_, id: {  # noqa: A006 - the query's own name
@@ -58,11 +87,12 @@ def test_explain_says_that_both_latenesses_add_up(monkeypatch: pytest.MonkeyPatc
     """Where a first token and an end were both late, and nowhere else."""
     board = a_board()
     monkeypatch.setattr(explain_command, "ask", asked_of(board))
-    assert "add up" not in CliRunner().invoke(explain_command.explain, ["late-"]).output
-    board.broken[0]["promise"]["jct_s"] = 3.0
-    assert "add up" not in CliRunner().invoke(explain_command.explain, ["late-"]).output
-    board.broken[0]["promise"]["jct_s"] = 2.0
-    assert "add up" in CliRunner().invoke(explain_command.explain, ["late-"]).output
+    assert "adds up" not in CliRunner().invoke(explain_command.explain, ["late-"]).output
+    board.broken[0]["broke"] = ["tbt", "pause"]
+    assert "adds up" not in CliRunner().invoke(explain_command.explain, ["late-"]).output
+    for both in (["ttft", "jct"], ["pause", "tpot"]):
+        board.broken[0]["broke"] = both
+        assert "adds up" in CliRunner().invoke(explain_command.explain, ["late-"]).output
 
 
 def test_explain_of_a_request_that_is_late_now(

@@ -64,8 +64,8 @@ CLASS_OF = {"chat-key": "chat", "gold-key": "gold", "batch-key": "batch"}
 SERVER_KEYS = ["a-key", *NAMED_BY]
 ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be"]
 PLACES = ["slo", "vllm_xargs", "extra_args", "header", "top"]
-FIELDS = ["class", "ttft_ms", "tbt_ms", "weight"]
-NUMBERS = [700, 250.5, 1e3, 60_000, 50, 0.5, 3, 1, 5e-324, 0, -1, 1e400, "700", "soon"]
+FIELDS = ["class", "ttft_ms", "tbt_ms", "pause_ms", "tpot_ms", "weight"]
+NUMBERS = [700, 250.5, 1e3, 60_000, 50, 0.5, 3, 1, 5e-324, 0, -1, 1e400, "700", "soon", "inf"]
 CLASSES = ["chat", "gold", "batch", "none", "custom", ""]
 OTHER_DIGITS = [0x0660, 0x0966, 0xFF10]
 Pairs = list[tuple[str, Any]]
@@ -213,7 +213,9 @@ async def test_no_key_obtains_more_than_its_file_allows(
             key = rng.choice([None, "unknown", *SERVER_KEYS])
             known = [] if key is None else [rng.choice(shown_as(key))]
             asked: dict[str, Any] = {
-                name: rng.choice(CLASSES if name == "class" else NUMBERS[: rng.choice((4, 14))])
+                name: rng.choice(
+                    CLASSES if name == "class" else NUMBERS[: rng.choice((4, len(NUMBERS)))]
+                )
                 for name in rng.sample(FIELDS, rng.randrange(1, 4))
             }
             plain_body = json.dumps({"model": model, "slo": asked, "sampling_params": {}}).encode()

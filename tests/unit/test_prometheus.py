@@ -160,7 +160,8 @@ def test_no_message_holds_a_prompt(told: tuple[Watch, Kept]) -> None:
     """What leaves the process is numbers, ids, classes, outcomes and the core's own words."""
     allowed = {
         "schema", "kind", "id", "class", "outcome", "promise", "ended_at_s", "lived_s", "ttft_s",
-        "jct_s", "num_gaps", "num_late_gaps", "num_prompt_tokens", "num_output_tokens",
+        "jct_s", "tpot_s", "pause_s", "broke", "num_gaps", "num_late_gaps", "num_prompt_tokens",
+        "num_output_tokens",
         "num_preemptions", "late_s", "by_cause_s", "story", "engine", "unix_s",
     }  # fmt: skip
     for message in told[1].messages:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import shutil
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -277,6 +278,15 @@ def test_a_run_in_a_summary_and_kept_counts_once(folder: Path) -> None:
     assert loaded.sources[-1] == "out.json"
 
 
+def test_a_summary_with_bounds_knows_its_kept_runs(folder: Path, tmp_path: Path) -> None:
+    """simulate --bound writes what no scheduler can pass beside a run that was kept without it."""
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    document = json.loads((folder / "out.json").read_text())
+    document["runs"] = [{**run, "bound": 1.0} for run in document["runs"]]
+    (tmp_path / "out.json").write_text(json.dumps(document))
+    assert len(material.load([tmp_path]).kept) == 6
+
+
 def test_inside_is_the_heaviest_common_load_or_the_one_asked_for(folder: Path) -> None:
     """Policies are compared at one load; a load nobody kept is the user's mistake."""
     loaded = material.load([folder])
@@ -298,6 +308,25 @@ def test_one_run_without_details(tmp_path: Path) -> None:
     assert "--keep FOLDER" in page
     assert data_of(page, 1)[0]["type"] == "bar"
     assert "At 6 requests a second, fcfs kept" in page
+
+
+def test_runs_counted_by_different_definitions_are_not_compared_in_silence() -> None:
+    """One sentence where they differ, another where all are from before, none where all are new."""
+    new = kept_document("fcfs", 6.0, 0, 4096)["run"]
+    old = dict(kept_document("slack", 6.0, 0, 4096)["run"])
+    for name in ("definition", "attainment_by_reading", "pause_s"):
+        del old[name]
+    mixed, before, now = (
+        report_page.page_of(material.Material(runs, [], ["x.json"]))
+        for runs in ([new, old], [old], [new])
+    )
+    assert "not alike in what a kept promise is" in mixed
+    assert "These runs were counted by 99 % of the gaps alone" in before
+    assert "without the pause, %" not in before
+    for heading in ("without the pause, %", "every gap, %", "at a pace, %", "longest pause P99"):
+        assert heading in now
+    assert "not alike" not in now + before
+    assert "gaps alone" not in now
 
 
 def test_nulls_and_nothing_attained() -> None:

@@ -9,7 +9,6 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from headway.bench.figures import curve
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -20,7 +19,7 @@ from headway.metrics.record import RequestRecord, RunFacts, summarise
 from headway.slo import Slo
 from headway.web import load_figures, run_figures, series, wait_figures
 from headway.web.load_figures import Panel
-from headway.web.wait_figures import ComparedRun
+from headway.web.wait_figures import ComparedRun, curve
 
 COLUMNS = (
     "predicted_s", "promised_s", "num_prefill_tokens", "num_decodes", "num_running", "num_waiting",

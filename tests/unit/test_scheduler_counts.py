@@ -162,8 +162,9 @@ def test_a_class_shows_the_least_and_the_most_it_promised() -> None:
     for slo in (Slo(ttft_s=1.0, tbt_s=0.1), Slo(ttft_s=600.0), Slo(ttft_s=0.5, jct_s=9.0)):
         arrive(observed, f"r{slo.ttft_s}", Slo(slo.ttft_s, slo.tbt_s, slo.jct_s, class_name="chat"))
     told = observed.snapshot(LIVE, 0.0)["counts"]["classes"]["chat"]
-    assert told["promise"] == {"ttft_s": 0.5, "tbt_s": 0.1, "jct_s": 9.0}
-    assert told["promise_most"] == {"ttft_s": 600.0, "tbt_s": 0.1, "jct_s": 9.0}
+    assert told["promise"] == {"ttft_s": 0.5, "tbt_s": 0.1, "pause_s": 1.0, "jct_s": 9.0}
+    most = {"ttft_s": 600.0, "tbt_s": 0.1, "pause_s": 1.0, "jct_s": 9.0}
+    assert told["promise_most"] == most
 
 
 def test_several_schedulers_promise_what_any_of_them_did() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headway.errors import UserError
-from headway.slo import MAX_PROMISE_S, NO_PROMISE, REQUEST_FIELDS, Slo, SloBook
+from headway.slo import NO_PROMISE, PAUSE_GAPS, REQUEST_FIELDS, Slo, SloBook
+from headway.slo_rules import MAX_PROMISE_S
 
 BOOK = SloBook.parse(
     {
@@ -17,6 +20,8 @@ BOOK = SloBook.parse(
         "classes": {
             "chat": {"ttft_s": 1.0, "tbt_s": 0.1},
             "batch": {"jct_s": 120, "weight": 0.5},
+            "read": {"tbt_s": 0.1, "pause_s": 2, "tpot_s": 0.05},
+            "free": {"tbt_s": 0.1, "pause_s": math.inf},
         },
     }
 )
@@ -37,6 +42,18 @@ def test_fields_of_a_request_override_its_class() -> None:
     assert BOOK.resolve({"slo_tbt_ms": "40"}).tbt_s == pytest.approx(0.04)
 
 
+def test_a_pause_and_a_time_per_token_are_promised_like_the_rest() -> None:
+    """A class's, a request's own, and the pause that a gap brings along when none is named."""
+    read = BOOK.resolve({"slo_class": "read"})
+    assert read == Slo(tbt_s=0.1, class_name="read", tpot_s=0.05, pause_s=2.0)
+    assert BOOK.resolve({"slo_class": "read", "slo_pause_ms": "inf"}).longest_pause_s == math.inf
+    assert BOOK.resolve({"slo_class": "free"}).longest_pause_s == math.inf
+    assert BOOK.resolve({"slo_pause_ms": 100}).longest_pause_s == 0.1
+    assert BOOK.resolve(None).longest_pause_s == 1.0
+    alone = SloBook.empty().resolve({"slo_pause_ms": 700, "slo_tpot_ms": "35"})
+    assert alone == Slo(class_name="custom", tpot_s=0.035, pause_s=0.7)
+
+
 def test_a_promise_without_a_class_is_reported_as_custom() -> None:
     """Requests with their own numbers and no class appear under one name."""
     assert SloBook.empty().resolve({"slo_jct_ms": 5000}) == Slo(jct_s=5.0, class_name="custom")
@@ -52,13 +69,18 @@ BAD = [
     ({"slo_ttft_ms": {}}, "slo_ttft_ms"),
     ({"slo_tbt_ms": float("nan")}, "slo_tbt_ms"),
     ({"slo_tbt_ms": "inf"}, "slo_tbt_ms"),
+    ({"slo_tpot_ms": "inf"}, "slo_tpot_ms"),
     ({"slo_jct_ms": 1e15}, "at most"),
+    ({"slo_pause_ms": 1e15}, "(or inf)"),
+    ({"slo_pause_ms": "nan"}, "slo_pause_ms"),
+    ({"slo_pause_ms": 99}, "slo_pause_ms is 99 ms, which is shorter"),
+    ({"slo_class": "read", "slo_tbt_ms": 3000}, "the longest pause of class 'read' is 2.00 s"),
     ({"slo_weight": 0}, "slo_weight"),
     ({"slo_weight": 1e9}, "slo_weight"),
     ({"slo_speed": 3}, "slo_speed"),
-    ({"slo_class": "gold"}, "batch, chat"),
-    ({"slo_class": 7}, "batch, chat"),
-    ({"slo_class": ["chat"]}, "batch, chat"),
+    ({"slo_class": "gold"}, "batch, chat, free, read"),
+    ({"slo_class": 7}, "batch, chat, free, read"),
+    ({"slo_class": ["chat"]}, "batch, chat, free, read"),
 ]
 
 
@@ -95,8 +117,11 @@ def test_any_field_gives_a_promise_or_a_sentence(fields: dict[str, object]) -> N
     except UserError as error:
         slo, sentence = NO_PROMISE, str(error)
     assert len(sentence) < 300
-    for span_s in (slo.ttft_s, slo.tbt_s, slo.jct_s):
+    for span_s in (slo.ttft_s, slo.tbt_s, slo.tpot_s, slo.jct_s):
         assert span_s is None or 0 < span_s <= MAX_PROMISE_S
+    assert slo.longest_pause_s == math.inf or 0 < slo.longest_pause_s <= PAUSE_GAPS * MAX_PROMISE_S
+    assert slo.longest_pause_s >= (slo.tbt_s or 0.0)
+    assert Slo.stamped(json.loads(json.dumps(slo.stamp(), allow_nan=False))) == slo
     assert slo.weight > 0
 
 
@@ -114,6 +139,9 @@ def test_a_file_is_read(tmp_path: Path) -> None:
     [
         ("[classes.a]\nttft_s = 'x'\n", "classes.a"),
         ("[classes.a]\nttft_ms = 5\n", "ttft_ms"),
+        ("[classes.a]\ntbt_s = 2\npause_s = 1\n", r"\[classes.a\] pause_s is 1.00 s"),
+        ("[classes.a]\ntpot_s = inf\n", r"\[classes.a\] tpot_s"),
+        ("[classes.a]\ntbt_s = 2\n[limits]\npause_s = {min = inf}\n", r"\[limits\] pause_s"),
         ("[classes]\na = 5\n", "table"),
         ("[clases.a]\nttft_s = 5\n", "clases"),
         ("default = 'b'\n[classes.a]\nttft_s = 5\n", "'b'"),

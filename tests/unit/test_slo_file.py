@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import math
 import os
 import threading
 from dataclasses import replace
@@ -17,8 +18,9 @@ from hypothesis import strategies as st
 
 from headway import slo_file
 from headway.errors import UserError
-from headway.slo import MAX_PROMISE_S, NO_PROMISE, STAMP, Slo, SloBook
+from headway.slo import NO_PROMISE, STAMP, Slo, SloBook
 from headway.slo_file import LOOK_EVERY_S, WatchedBook
+from headway.slo_rules import MAX_PROMISE_S
 
 KEY = b"sk-gold-customer"
 DIGEST = hashlib.sha256(KEY).hexdigest()
@@ -275,12 +277,14 @@ spans = st.none() | st.floats(min_value=1e-6, max_value=MAX_PROMISE_S)
 names = st.text(min_size=1, max_size=9).filter(str.isprintable)
 
 
-@given(spans, spans, spans, st.floats(min_value=1e-3, max_value=1e6), names)
+@given(st.tuples(spans, spans, spans, spans), st.floats(min_value=1e-3, max_value=1e6), names)
 def test_the_scheduler_takes_the_edges_promise_as_it_is(
-    ttft_s: float | None, tbt_s: float | None, jct_s: float | None, weight: float, name: str
+    promised_s: tuple[float | None, ...], weight: float, name: str
 ) -> None:
     """Even a class that the scheduler's older file does not know."""
-    slo = Slo(ttft_s, tbt_s, jct_s, weight, name)
+    ttft_s, tbt_s, tpot_s, jct_s = promised_s
+    pause_s = math.inf if tbt_s is None else tbt_s
+    slo = Slo(ttft_s, tbt_s, jct_s, weight, name, tpot_s, pause_s)
     asked = {STAMP: slo.stamp(), "slo_class": "something else"}
     assert SloBook.builtin().resolve(asked) == slo
 

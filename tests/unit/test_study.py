@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ import pytest
 
 from headway.engines.virtual import Outcome
 from headway.errors import UserError
-from headway.metrics import kept
+from headway.metrics import define, kept
 from headway.slo import Slo
 from headway.study import recorded, stock
 from headway.study.highest_rate import highest_rate, over_seeds
@@ -84,6 +85,36 @@ def test_a_kept_run_reads_back(tmp_path: Path) -> None:
     for request in read.requests:
         assert request.phases[0][1] == "queued"
         assert [at for at, _ in request.phases] == sorted(at for at, _ in request.phases)
+
+
+def test_a_kept_run_from_before_there_was_a_pause_is_read_by_what_it_meant(tmp_path: Path) -> None:
+    """Its promises allow any pause, here and where it is served again; now it says so itself."""
+    result = execute(spec(), keep_steps=True)
+    document = result.document()
+    assert document["run"]["definition"] == define.DEFINITION
+    new = kept.KeptRun.parse(json.loads(json.dumps(document)))
+    assert {r.slo for r in new.requests} == {record.slo for record in result.records}
+    del document["run"]["definition"]
+    for request in document["requests"]:
+        del request["slo"]["pause_s"], request["slo"]["tpot_s"]
+    old = kept.KeptRun.parse(json.loads(json.dumps(document)))
+    assert define.definition_of(old.run) == define.PLAIN
+    assert {r.slo.longest_pause_s for r in old.requests} == {math.inf}
+    path = tmp_path / "old.run.json.gz"
+    path.write_bytes(gzip.compress(json.dumps(document, separators=(",", ":")).encode()))
+    assert {r.pause_slo_s for r in recorded.read(path).requests} == {math.inf}
+
+
+def test_a_run_counted_otherwise_is_made_again(tmp_path: Path) -> None:
+    """A sweep in a folder with runs from before does not mix them with its own."""
+    kept_run = execute(spec(), keep_steps=True)
+    path = kept_run.keep(tmp_path)
+    ledger = FinishedRuns(keep=tmp_path)
+    assert ledger.get(spec()) == json.loads(json.dumps(kept_run.run))
+    document = kept_run.document()
+    del document["run"]["definition"]
+    path.write_bytes(gzip.compress(json.dumps(document).encode()))
+    assert ledger.get(spec()) is None
 
 
 def test_a_sweep_goes_on_where_it_was(tmp_path: Path) -> None:

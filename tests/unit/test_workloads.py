@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from headway.errors import UserError
 from headway.slo import Slo, SloBook
+from headway.slo_rules import SPANS
 from headway.workloads import arrivals, readers, realtext
-from headway.workloads.schema import WorkloadRequest, slo_of, write_jsonl
+from headway.workloads.schema import WorkloadRequest, fields_of, slo_of, write_jsonl
 
 GOOD = {"id": "r1", "arrived_at_s": 0.5, "num_prompt_tokens": 374, "num_output_tokens": 44}
 
@@ -37,6 +42,46 @@ def test_a_workload_survives_a_round_trip(tmp_path: Path) -> None:
     requests = realtext.demo_workload(20, 3)
     write_jsonl(tmp_path / "w.jsonl", requests)
     assert readers.load(tmp_path / "w.jsonl") == requests
+
+
+spans = st.none() | st.floats(1e-6, 1e6)
+
+
+@given(st.tuples(spans, spans, spans, spans), spans | st.just(math.inf))
+def test_a_promise_of_its_own_goes_all_the_way(
+    promised_s: tuple[float | None, ...], pause_s: float | None
+) -> None:
+    """Into a workload's line and out, and to a server and back: every field, endless pauses too."""
+    ttft_s, tbt_s, tpot_s, jct_s = promised_s
+    if pause_s is not None and tbt_s is not None:
+        pause_s = max(pause_s, tbt_s)
+    asked = WorkloadRequest(
+        "a", 0.0, 4, 5, None, ttft_s, tbt_s, jct_s, tpot_slo_s=tpot_s, pause_slo_s=pause_s
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        write_jsonl(Path(folder, "w.jsonl"), [asked])
+        assert "Infinity" not in Path(folder, "w.jsonl").read_text()
+        assert readers.load(Path(folder, "w.jsonl")) == [asked]
+    slo = slo_of(asked, SloBook.empty())
+    assert (slo.ttft_s, slo.tbt_s, slo.tpot_s, slo.jct_s) == promised_s
+    assert slo.pause_s == pause_s
+    if all(s is None or s <= 600_000 for s in (*promised_s, slo.pause_s or 0.0) if s != math.inf):
+        sent = json.loads(json.dumps(fields_of(slo), allow_nan=False))
+        heard = SloBook.empty().resolve(sent)
+        for name in SPANS:
+            assert getattr(heard, name) == pytest.approx(getattr(slo, name)), name
+
+
+@pytest.mark.parametrize(
+    "bad", [{"pause_slo_s": 0}, {"pause_slo_s": "-inf"}, {"tpot_slo_s": "inf"}, {"tpot_slo_s": -1}]
+)
+def test_a_bad_promise_of_its_own_is_named(tmp_path: Path, bad: dict[str, object]) -> None:
+    """By its column; and a pause shorter than the gap of the class by the request's name."""
+    with pytest.raises(UserError, match=next(iter(bad))):
+        readers.load(write(tmp_path / "w.jsonl", {**GOOD, **bad}))
+    (request,) = readers.load(write(tmp_path / "w.jsonl", {**GOOD, "pause_slo_s": 0.05}))
+    with pytest.raises(UserError, match=r"request 'r1' is 50 ms, which is shorter.*100 ms"):
+        slo_of(request, SloBook.builtin())
 
 
 def test_a_chain_survives_a_round_trip(tmp_path: Path) -> None:

@@ -13,6 +13,13 @@ from headway.units import format_s
 
 Run = Mapping[str, Any]
 
+READINGS = {
+    "plain": "by 99 % of the gaps, without the pause",
+    "strict": "by every gap",
+    "pace": "by a pace from the promised first token on",
+}
+"""The other readings of a promised gap, in words."""
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -60,11 +67,18 @@ def rows_of(runs: Sequence[Run]) -> list[Row]:
         )
     return [
         *rows,
+        *(row(f"  {text}", _by_reading(name), percent, "more") for name, text in READINGS.items()),
         row("goodput", lambda run: run["goodput_rps"], _per_s, "more"),
         row("first token, median", lambda run: run["ttft_s"]["p50"], format_s, "less"),
         row("first token, p95", lambda run: run["ttft_s"]["p95"], format_s, "less"),
         row("gap between tokens, p95", lambda run: run["tbt_s"]["p95"], format_s, "less"),
         row("gap between tokens, p99", lambda run: run["tbt_s"]["p99"], format_s, "less"),
+        row(
+            "longest pause, p99",
+            lambda run: (run.get("pause_s") or {}).get("p99"),
+            format_s,
+            "less",
+        ),
         row("tokens per second", lambda run: run["output_tokens_per_s"], _whole, "more"),
         row("refused", lambda run: run["outcomes"]["refused"], _whole, "less"),
         row("failed", _failed, _whole, "less"),
@@ -75,6 +89,14 @@ def rows_of(runs: Sequence[Run]) -> list[Row]:
 def _of_class(run: Run, name: str) -> float | None:
     figures = run["per_class"].get(name)
     return None if figures is None else figures["attainment"]
+
+
+def _by_reading(name: str) -> Callable[[Run], float | None]:
+    return lambda run: (run.get("attainment_by_reading") or {}).get(name)
+
+
+def _pause_s(run: Run) -> float | None:
+    return (run.get("pause_s") or {}).get("p99")
 
 
 def _failed(run: Run) -> int:

@@ -20,6 +20,7 @@ from headway.bench.show import (
     failure_sentence,
     goodput_sentence,
     lag_sentence,
+    readings_sentence,
     retry_sentence,
     run_table,
 )
@@ -145,6 +146,7 @@ def _report(console: Console, measured: MeasuredRun, plan: Plan, url: str) -> No
     title = f"{len(measured.records)} requests to {model} at {url}, {rate}"
     console.print(run_table(measured.run, title))
     console.print(goodput_sentence(measured.run), highlight=False)
+    console.print(readings_sentence(measured.run), highlight=False)
     console.print(lag_sentence(measured.load.lag), highlight=False)
     told = (
         counting_sentence(measured.load),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -88,9 +87,12 @@ def show(console: Console, told: Mapping[str, Any]) -> None:
     console.print(Text(str(told["id"]), style="bold"), Text(f"class {told['class']}"))
     console.print(f"  promised  {_promised(told['promise'])}", highlight=False)
     console.print(f"  got       {_got(told)}", highlight=False)
+    if told["broke"]:
+        console.print(f"  broken by {_broken_by(told)}", highlight=False)
     if told["late_s"] > 0:
-        both = all((told[k] or 0.0) > told["promise"].get(k, math.inf) for k in ("ttft_s", "jct_s"))
-        added = " (a late first token and a late end, which add up)" if both else ""
+        # Beside late gaps a pause is one of them; alone it has seconds of its own.
+        parts = set(told["broke"]) - ({"pause"} if "tbt" in told["broke"] else set())
+        added = " (what broke it adds up)" if len(parts) > 1 else ""
         console.print(f"  late by   {format_s(told['late_s'])}{added}:", highlight=False)
         console.print(_causes(told))
     for at_s, what in told.get("story", ()):
@@ -112,8 +114,28 @@ def _causes(told: Mapping[str, Any]) -> Table:
 
 
 def _promised(promise: Mapping[str, float]) -> str:
-    words = {"ttft_s": "first token within", "tbt_s": "gaps of at most", "jct_s": "done within"}
+    words = {
+        "ttft_s": "first token within",
+        "tbt_s": "gaps of at most",
+        "pause_s": "no pause over",
+        "tpot_s": "a mean per token of at most",
+        "jct_s": "done within",
+    }
     return ", ".join(f"{text} {format_s(promise[k])}" for k, text in words.items() if k in promise)
+
+
+BROKEN_BY = {
+    "ttft": "a late first token",
+    "tbt": "late gaps (more than one in a hundred)",
+    "pause": "a pause",
+    "tpot": "its mean per token",
+    "jct": "a late end",
+}
+"""What of a promise was broken, in words; the names are the server's."""
+
+
+def _broken_by(told: Mapping[str, Any]) -> str:
+    return ", ".join(BROKEN_BY.get(name, name) for name in told["broke"])
 
 
 def _got(told: Mapping[str, Any]) -> str:
@@ -122,6 +144,9 @@ def _got(told: Mapping[str, Any]) -> str:
         parts.append(f"first token after {format_s(told['ttft_s'])}")
     if told["num_gaps"]:
         parts.append(f"{told['num_late_gaps']} of {told['num_gaps']} gaps late")
+        parts.append(f"longest pause {format_s(told['pause_s'])}")
+    if "tpot_s" in told["promise"] and told["tpot_s"] is not None:
+        parts.append(f"a mean per token of {format_s(told['tpot_s'])}")
     if told["jct_s"] is not None:
         parts.append(f"last token after {format_s(told['jct_s'])}")
     if told["num_preemptions"]:

@@ -14,7 +14,12 @@ import click
 from headway.errors import HeadwayError, UserError
 
 TIMEOUT_S = 10.0
-AWAITED = {"ttft": "first token", "tbt": "next token", "jct": "end of the answer"}
+AWAITED = {
+    "ttft": "first token",
+    "tbt": "next token",
+    "pause": "next token",
+    "jct": "end of the answer",
+}
 """By the promise that is overdue: what its client waits for."""
 
 DOING = {

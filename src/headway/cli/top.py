@@ -112,7 +112,18 @@ def _kv(kv: Json) -> Text:
 def _classes(state: Json) -> Table:
     minutes = state["window_s"] / 60
     table = Table(title=f"Last {minutes:g} minutes", title_justify="left", box=None)
-    for name in ("class", "kept", "", "here", "TTFT p50", "p99", "gap p50", "p99", "refused"):
+    for name in (
+        "class",
+        "kept",
+        "",
+        "here",
+        "TTFT p50",
+        "p99",
+        "gap p50",
+        "p99",
+        "pause",
+        "refused",
+    ):
         table.add_column(name, justify="left" if name == "class" else "right")
     for row in state["classes"]:
         share = row["attainment"]
@@ -123,6 +134,7 @@ def _classes(state: Json) -> Table:
             f"{row['attained']}/{row['promised']}" if row["promised"] else f"{row['ended']} ended",
             str(row["live"]),
             *(format_s(row[key][q]) for key in ("ttft_s", "gap_s") for q in ("p50", "p99")),
+            format_s(row["pause_s"]["p99"]),
             str(row["outcomes"]["refused"]),
         )
     return table

@@ -18,11 +18,14 @@ from headway.policy.events import PrefixFound
 from headway.policy.live_requests import LiveRequests
 from headway.request import Request
 
-CLAIMS_LOOKED_AT, OTHERS_LOOKED_AT = 32, 8
-"""Waiting requests whose cursors move before every plan: more than a step can start."""
+CLAIMS_LOOKED_AT, OTHERS_LOOKED_AT = 32, 16
+"""Waiting requests whose cursors move before every plan: more than a step can start.
+
+Of each kind at least the eight that others may pass for want of KV, and those that pass them.
+"""
 
 IN_TURN = 16
-"""Further waiting claims looked at before a plan, in turn, so that all are known after a while."""
+"""Further ones of each kind looked at before a plan, in turn: all are known after a while."""
 
 ASK_EVERY = 8
 """Plans between two looks at all of one request. A walk over a prompt of 60,000 tokens takes a
@@ -83,7 +86,7 @@ class Prefixes:
         self._whole = whole
         self._elsewhere = elsewhere
         self._known: dict[str, tuple[int, int]] = {}
-        self._turn = 0
+        self._turns = [0, 0]  # Of claims, of others.
         self._plan = 0
         self._asked: dict[str, int] = {}
         self._hits: dict[str, WholeHit] = {}
@@ -190,10 +193,12 @@ class Prefixes:
         return size * bisect(blocks, False, key=lambda i: name_of(one, i) != name_of(other, i))
 
     def _looked_at(self, live: LiveRequests) -> Iterator[Request]:
-        yield from islice(live.claims, CLAIMS_LOOKED_AT)
-        yield from islice(live.others, OTHERS_LOOKED_AT)
-        if len(live.claims) > CLAIMS_LOOKED_AT:
-            if self._turn < CLAIMS_LOOKED_AT or self._turn >= len(live.claims):
-                self._turn = CLAIMS_LOOKED_AT
-            yield from live.claims.islice(self._turn, self._turn + IN_TURN)
-            self._turn += IN_TURN
+        queues = (live.claims, CLAIMS_LOOKED_AT), (live.others, OTHERS_LOOKED_AT)
+        for i, (queue, num_first) in enumerate(queues):
+            yield from islice(queue, num_first)
+            if len(queue) > num_first:
+                turn = max(self._turns[i], num_first)
+                if turn >= len(queue):
+                    turn = num_first
+                yield from queue.islice(turn, turn + IN_TURN)
+                self._turns[i] = turn + IN_TURN

@@ -17,6 +17,7 @@ from typing import Any
 from headway.metrics.causes import CAUSES
 from headway.metrics.tally import (
     GAP_BOUNDS_S,
+    PAUSE_BOUNDS_S,
     PLAN_BOUNDS_S,
     RATIO_BOUNDS,
     TTFT_BOUNDS_S,
@@ -246,6 +247,8 @@ def _class_row(name: str, lately: Json, ever: Json) -> Json:
         "live": ever["offered"] - sum(ever["outcomes"].values()),
         "ttft_s": _quantiles(TTFT_BOUNDS_S, lately["ttft"]),
         "gap_s": _quantiles(GAP_BOUNDS_S, lately["gap"]),
+        "pause_s": _quantiles(PAUSE_BOUNDS_S, lately["pause"]),
+        "broke": lately["broke"],
         "late": lately["late"],
         "late_s": {c: max(lately["late_s"].get(c, 0.0), 0.0) for c in CAUSES},
     }

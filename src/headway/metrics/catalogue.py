@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from headway.metrics.tally import (
     GAP_BOUNDS_S,
+    PAUSE_BOUNDS_S,
     PLAN_BOUNDS_S,
     RATIO_BOUNDS,
     STEP_BOUNDS_S,
@@ -31,7 +32,7 @@ class MetricSpec:
     Attributes:
         name: As in a query; a counter's ends in ``_total``.
         labels: Names of the labels besides ``engine``.
-        read: Yields its samples from a message of :meth:`Observed.snapshot`.
+        read: Yields its samples from a message of :meth:`SchedulerCounts.snapshot`.
         bounds: Upper bounds of a histogram's buckets.
     """
 
@@ -135,6 +136,13 @@ METRICS: tuple[MetricSpec, ...] = (
         ("slo_class",), _promised_classes("late"),
     ),
     MetricSpec(
+        "headway_requests_broken_total", "counter",
+        "Requests by what of their promise time broke: ttft, tbt (fewer than 99 % of the gaps in"
+        " time), pause (a gap longer than any may be), tpot, jct. One that broke several is in"
+        " each.",
+        ("slo_class", "promise"), _class_split("broke"),
+    ),
+    MetricSpec(
         "headway_lateness_seconds_total", "counter",
         "Seconds by which promises were broken, by cause; the causes add up to the lateness.",
         ("slo_class", "cause"), _class_split("late_s"),
@@ -148,6 +156,11 @@ METRICS: tuple[MetricSpec, ...] = (
         "headway_token_gap_seconds", "histogram",
         "Between two deliveries of tokens of one request.",
         ("slo_class",), _classes(lambda c: c["gap"]), GAP_BOUNDS_S,
+    ),
+    MetricSpec(
+        "headway_longest_pause_seconds", "histogram",
+        "The longest gap of each answer that ended.",
+        ("slo_class",), _classes(lambda c: c["pause"]), PAUSE_BOUNDS_S,
     ),
     MetricSpec(
         "headway_preemptions_total", "counter",
@@ -262,8 +275,15 @@ QUERIES: Mapping[str, str] = {
     "99th percentile of the wait for the first token": (
         "histogram_quantile(0.99, sum by (le, slo_class) (rate(headway_ttft_seconds_bucket[5m])))"
     ),
+    "99th percentile of the longest pause of an answer": (
+        "histogram_quantile(0.99, sum by (le, slo_class)"
+        " (rate(headway_longest_pause_seconds_bucket[5m])))"
+    ),
     "Seconds of lateness per second, by cause": (
         "sum by (cause) (rate(headway_lateness_seconds_total[5m]))"
+    ),
+    "Promises broken per second, by what of them": (
+        "sum by (slo_class, promise) (rate(headway_requests_broken_total[5m]))"
     ),
     "Share of steps beyond their bound": (
         "sum(rate(headway_steps_beyond_bound_total[5m]))"

@@ -17,6 +17,7 @@ from headway.errors import UserError
 from headway.metrics import lateness
 from headway.metrics.kept import KeptRequest, KeptRun, Timeline
 from headway.metrics.request_lateness import Lateness
+from headway.metrics.tally import promise_of
 
 ENGINE_PID, REQUESTS_PID = 1, 2
 STEPS_TID = 1
@@ -128,11 +129,7 @@ def _request_events(request: KeptRequest, found: Lateness) -> Iterator[Event]:
             "prompt_tokens": request.num_prompt_tokens,
             "output_tokens": len(request.emitted_at_s),
             "preemptions": request.num_preemptions,
-            "promised": {
-                f"{name}_s": value
-                for name in ("ttft", "tbt", "jct")
-                if (value := getattr(request.slo, f"{name}_s")) is not None
-            },
+            "promised": promise_of(request.slo),
             "late_ms_by_cause": {name: _ms(span_s) for name, span_s in late_s.items() if span_s},
         },
     }  # fmt: skip
@@ -147,8 +144,10 @@ def _request_events(request: KeptRequest, found: Lateness) -> Iterator[Event]:
 def _marks(request: KeptRequest, track: Event) -> Iterator[Event]:
     if request.emitted_at_s:
         yield {**track, "name": "first token", "ph": "n", "ts": _us(request.emitted_at_s[0])}
-    promised_s = request.slo.tbt_s
+    slo = request.slo
     for before_s, after_s in pairwise(request.emitted_at_s):
-        if promised_s is not None and after_s - before_s > promised_s:
-            gap = {"gap_ms": _ms(after_s - before_s)}
-            yield {**track, "name": "late token", "ph": "n", "ts": _us(after_s), "args": gap}
+        gap_s = after_s - before_s
+        if gap_s > slo.least_late_s:
+            name = "pause" if gap_s > slo.longest_pause_s else "late token"
+            args = {"gap_ms": _ms(gap_s)}
+            yield {**track, "name": name, "ph": "n", "ts": _us(after_s), "args": args}

@@ -6,7 +6,7 @@ Arrival ``a`` and emission times ``e_1 … e_n`` are seconds on one clock, as th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal, get_args
 
@@ -31,6 +31,22 @@ ROUNDING_S = 1e-9
 """A token due at a sum of floats is not late by their rounding."""
 
 QUANTILES = {"p50": 0.50, "p95": 0.95, "p99": 0.99, "max": 1.0}
+
+
+def definition_of(run: Mapping[str, Any]) -> str:
+    """Return what a kept promise means in the summary of a run."""
+    return str(run.get("definition") or PLAIN)
+
+
+def differing_sentence(runs: Iterable[Mapping[str, Any]]) -> str | None:
+    """Return one sentence when *runs* do not all mean the same by a kept promise."""
+    found = {definition_of(run) for run in runs}
+    if len(found) < 2:
+        return None
+    return (
+        "These runs are not alike in what a kept promise is: some were counted by 99 % of the gaps"
+        " alone, others also by the longest pause, which is stricter."
+    )
 
 
 def ttft_s(arrived_at_s: float, emitted_at_s: Sequence[float]) -> float | None:

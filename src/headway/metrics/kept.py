@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -19,8 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from headway.errors import UserError
-from headway.metrics.define import is_bounded
+from headway.metrics import define
 from headway.slo import Slo
+from headway.slo_rules import SPANS
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -65,7 +67,9 @@ class Timeline:
     @property
     def planned_s(self) -> FloatArray:
         """What the policy planned each step to take at most; ``inf`` where it planned no bound."""
-        return np.where(is_bounded(self.predicted_s, self.promised_s), self.promised_s, np.inf)
+        return np.where(
+            define.is_bounded(self.predicted_s, self.promised_s), self.promised_s, np.inf
+        )
 
     @property
     def free_tokens(self) -> FloatArray:
@@ -124,9 +128,16 @@ class KeptRequest:
         return max(known_s if self.ended_at_s is None else [*known_s, self.ended_at_s])
 
     @classmethod
-    def parse(cls, row: Mapping[str, Any]) -> KeptRequest:
-        """Read one entry of ``requests``; see :func:`read` for errors."""
-        promised = row.get("slo") or {}
+    def parse(cls, row: Mapping[str, Any], definition: str = define.DEFINITION) -> KeptRequest:
+        """Read one entry of ``requests``; see :func:`read` for errors.
+
+        What was promised before there was a pause allowed any: so it is read.
+        """
+        promised = {name: value for name, value in (row.get("slo") or {}).items() if name in SPANS}
+        if definition == define.PLAIN and promised.get("tbt_s") is not None:
+            promised["pause_s"] = math.inf
+        elif promised.get("pause_s") is not None:
+            promised["pause_s"] = float(promised["pause_s"])
         phases = tuple((float(at_s), str(name)) for at_s, name in row.get("phases") or ())
         for _, name in phases:
             if name not in PHASES:
@@ -140,12 +151,7 @@ class KeptRequest:
             )
         return cls(
             id=str(row["id"]),
-            slo=Slo(
-                ttft_s=promised.get("ttft_s"),
-                tbt_s=promised.get("tbt_s"),
-                jct_s=promised.get("jct_s"),
-                class_name=str(row.get("slo_class") or "none"),
-            ),
+            slo=Slo(**promised, class_name=str(row.get("slo_class") or "none")),
             arrived_at_s=instants_s[0],
             emitted_at_s=instants_s[1:],
             outcome=str(row["outcome"]),
@@ -183,7 +189,10 @@ class KeptRun:
                 spec=dict(document.get("spec") or {}),
                 run=dict(document["run"]),
                 timeline=Timeline.parse(document["timeline"]),
-                requests=tuple(KeptRequest.parse(row) for row in document["requests"]),
+                requests=tuple(
+                    KeptRequest.parse(row, define.definition_of(document["run"]))
+                    for row in document["requests"]
+                ),
             )
         except KeyError as error:
             raise UserError(f"{source} is not a whole kept run: {error} is missing.") from None

@@ -16,10 +16,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from headway.metrics.causes import CAUSES, Split, add, charge
-from headway.metrics.request_lateness import InStep, Lateness, LiveLateness, Mark, Stage
+from headway.metrics.causes import Split, add, charge
+from headway.metrics.in_step import GroupKey, InStep, LongestGaps, Mark, since
+from headway.metrics.request_lateness import Lateness, LiveLateness, Stage, judged
 from headway.metrics.tally import Tallies
-from headway.request import GAPS_KEPT_PERCENT
 from headway.slo import Slo
 
 STEPS_KEPT = 4096
@@ -39,7 +39,8 @@ class LatenessBook:
         self.last_beyond_s = 0.0
         self._tallies = tallies
         self._in_step: dict[str, LiveLateness] = {}
-        self._groups: dict[tuple[str, float | None], InStep] = {}
+        self._groups: dict[GroupKey, InStep] = {}
+        self._longest = LongestGaps()
         self._in_flight: deque[_Step] = deque()
         self._last_done_s = -math.inf
         self._run_s = 0.0
@@ -129,33 +130,12 @@ class LatenessBook:
         """
         live = self.live.pop(request_id)
         self._fall_out(live)
-        slo, arrived_at_s = live.slo, live.arrived_at_s
         num_gaps = max(num_output_tokens - 1, 0)
-        first_s, last_s = live.first_token_at_s, live.last_token_at_s
-        attained = ended_well and first_s is not None
-        if not (attained or was_refused):
+        has_token = live.first_token_at_s is not None
+        if not ((ended_well and has_token) or was_refused):
             num_gaps = num_output_tokens  # The last one ends with the request.
             self._settle(live, at_s)
-        late_s = dict.fromkeys(CAUSES, 0.0)
-        if live.ttft_late_s:
-            attained = False
-            add(late_s, live.ttft_late_s)
-        kept = num_gaps - live.num_late_gaps
-        if slo.tbt_s is not None and 100 * kept < GAPS_KEPT_PERCENT * num_gaps:
-            attained = False
-            add(late_s, live.tbt_late_s)
-        lived_s = 0.0 if live.last_token_at_s is None else live.last_token_at_s - arrived_at_s
-        if slo.jct_s is not None and lived_s > slo.jct_s:
-            attained = False
-            charge(late_s, live.spent_s, lived_s - slo.jct_s)
-        return Lateness(
-            attained=attained,
-            ttft_s=None if first_s is None else first_s - arrived_at_s,
-            jct_s=None if last_s is None else last_s - arrived_at_s,
-            num_late_gaps=live.num_late_gaps,
-            num_gaps=num_gaps,
-            late_s=late_s,
-        )
+        return judged(live, num_gaps, ended_well=ended_well)
 
     # -- one step -------------------------------------------------------------------------
 
@@ -168,16 +148,11 @@ class LatenessBook:
         self._beyond_s += beyond_s
         gap_s = at_s - self._last_done_s
         for group in self._groups.values():
-            group.tally.gap.add(gap_s, group.count)
-            if gap_s > group.tbt_s:
-                share = (gap_s - group.tbt_s) / gap_s
-                own_s, error_s, between_s = group.late_s
-                group.num_late += 1
-                group.late_s = (
-                    own_s + share * (took_s - beyond_s),
-                    error_s + share * beyond_s,
-                    between_s + share * (gap_s - took_s),
-                )
+            group.waited(gap_s, took_s, beyond_s)
+        if self._in_step:
+            self._longest.add(self._num_steps, gap_s)
+        else:
+            self._longest.clear()
         self._last_done_s = at_s
         index = self._num_steps % STEPS_KEPT
         all_begin_s, all_end_s, all_free = self._free
@@ -213,10 +188,17 @@ class LatenessBook:
                 self._name_wait(live, open_s, at_s)
             if late_s > 0:
                 charge(live.ttft_late_s, open_s, late_s)
-        elif slo.tbt_s is not None and at_s - last_s > slo.tbt_s:
-            live.num_late_gaps += 1
-            charge(live.tbt_late_s, open_s, at_s - last_s - slo.tbt_s)
+        else:
+            gap_s = at_s - last_s
+            live.longest_gap_s = max(live.longest_gap_s, gap_s)
+            if slo.tbt_s is not None and gap_s > slo.tbt_s:
+                live.num_late_gaps += 1
+                charge(live.tbt_late_s, open_s, gap_s - slo.tbt_s)
+            if gap_s > slo.longest_pause_s:
+                charge(live.pause_late_s, open_s, gap_s - slo.longest_pause_s)
         add(live.spent_s, open_s)
+        if last_s is None and slo.tpot_s is not None:
+            live.first_spent_s = dict(live.spent_s)
         live.last_token_at_s = at_s
 
     def _name_wait(self, live: LiveLateness, open_s: Split, at_s: float) -> None:
@@ -261,14 +243,23 @@ class LatenessBook:
     # -- in step and out of it --------------------------------------------------------------
 
     def _fall_in(self, live: LiveLateness, at_s: float) -> None:
-        key = (live.slo.class_name, live.slo.tbt_s)
+        slo = live.slo
+        key = (slo.class_name, slo.tbt_s, slo.longest_pause_s)
         group = self._groups.get(key)
         if group is None:
-            tbt_s = math.inf if live.slo.tbt_s is None else live.slo.tbt_s
-            group = self._groups[key] = InStep(live.tally, tbt_s)
+            tbt_s = math.inf if slo.tbt_s is None else slo.tbt_s
+            group = self._groups[key] = InStep(key, live.tally, tbt_s, slo.longest_pause_s)
         group.count += 1
         live.group = group
-        live.mark = Mark(at_s, self._run_s, self._beyond_s, group.num_late, group.late_s)
+        live.mark = Mark(
+            at_s,
+            self._num_steps,
+            self._run_s,
+            self._beyond_s,
+            group.num_late,
+            group.late_s,
+            group.pause_late_s,
+        )
         self._in_step[live.request_id] = live
 
     def _fall_out(self, live: LiveLateness) -> None:
@@ -283,13 +274,11 @@ class LatenessBook:
         shares = {"long_step": run_s - beyond_s, "model_error": beyond_s, "other": between_s}
         add(live.spent_s, shares)
         live.num_late_gaps += group.num_late - mark.num_late
-        own_s, error_s, between_s = (
-            now - then for now, then in zip(group.late_s, mark.late_s, strict=True)
-        )
-        shares = {"long_step": own_s, "model_error": error_s, "other": between_s}
-        add(live.tbt_late_s, shares)
+        live.longest_gap_s = max(live.longest_gap_s, self._longest.since(mark.num_steps))
+        add(live.tbt_late_s, since(group.late_s, mark.late_s))
+        add(live.pause_late_s, since(group.pause_late_s, mark.pause_late_s))
         live.last_token_at_s = live.since_s = self._last_done_s
         live.run_at_lag_s = self._run_s
         group.count -= 1
         if not group.count:
-            del self._groups[(live.slo.class_name, live.slo.tbt_s)]
+            del self._groups[group.key]

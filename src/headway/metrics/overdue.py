@@ -15,13 +15,15 @@ def overdue(live: Iterable[LiveLateness], at_s: float) -> tuple[int, list[dict[s
     """Return how many requests are overdue, and the most overdue of them as JSON's types.
 
     Overdue is who has no first token after ``ttft_s``, waits longer than ``tbt_s`` for the next
-    one, or is older than ``jct_s``; of several, the due time that passed first counts. What was
-    late and has come is not: that is told when the request ends. No text of a prompt is in it.
+    one (or the longest pause, where no gap is promised), or is older than ``jct_s``; of several,
+    the due time that passed first counts. What was late and has come is not, nor is a mean per
+    token, which later tokens can mend: that is told when the request ends. No text of a prompt is
+    in it.
 
     Returns:
         A number, and at most :data:`MOST_SHOWN` rows, the most overdue first: ``id``, ``class``,
-        ``breaks`` (``ttft``, ``tbt`` or ``jct``), ``late_s`` beyond that promise, ``stage`` and
-        ``lived_s`` since the arrival.
+        ``breaks`` (``ttft``, ``tbt``, ``pause`` or ``jct``), ``late_s`` beyond that promise,
+        ``stage`` and ``lived_s`` since the arrival.
     """
     found: list[tuple[float, str, str, LiveLateness]] = []
     for one in live:
@@ -30,8 +32,11 @@ def overdue(live: Iterable[LiveLateness], at_s: float) -> tuple[int, list[dict[s
         if last_s is None:
             if slo.ttft_s is not None:
                 late_s, breaks = at_s - one.arrived_at_s - slo.ttft_s, "ttft"
-        elif slo.tbt_s is not None and one.mark is None:  # In step, its last token is new.
-            late_s, breaks = at_s - last_s - slo.tbt_s, "tbt"
+        elif one.mark is None:  # In step, its last token is new.
+            gap_s, breaks = slo.tbt_s, "tbt"
+            if gap_s is None:
+                gap_s, breaks = slo.longest_pause_s, "pause"
+            late_s = at_s - last_s - gap_s
         if slo.jct_s is not None and at_s - one.arrived_at_s - slo.jct_s > late_s:
             late_s, breaks = at_s - one.arrived_at_s - slo.jct_s, "jct"
         if late_s > 0:

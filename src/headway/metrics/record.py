@@ -54,8 +54,12 @@ class RequestRecord:
     @property
     def attained(self) -> bool:
         """Whether it finished and kept everything it was promised."""
+        return self.attained_by("default")
+
+    def attained_by(self, reading: define.Reading) -> bool:
+        """Whether it finished and kept everything, the gaps by *reading*."""
         return define.attained(
-            self.slo, self.arrived_at_s, self.emitted_at_s, finished=self.finished
+            self.slo, self.arrived_at_s, self.emitted_at_s, finished=self.finished, reading=reading
         )
 
 
@@ -64,6 +68,7 @@ def write_records(path: str | Path, records: Sequence[RequestRecord]) -> None:
     with Path(path).open("w", encoding="utf-8") as out:
         for record in records:
             row = asdict(record)
+            row["slo"] = record.slo.stamp()
             row["emitted_at_s"] = [round(at_s, 6) for at_s in record.emitted_at_s]
             row["num_output_tokens"] = record.num_output_tokens
             row["attained"] = record.attained
@@ -110,6 +115,7 @@ def summarise(records: Sequence[RequestRecord], facts: RunFacts) -> dict[str, An
         "engine": facts.engine,
         "rate_rps": facts.rate_rps,
         "seed": facts.seed,
+        "definition": define.DEFINITION,
         **figures(records, duration_s, num_offered),
         "duration_s": duration_s,
         "preemptions": dict(facts.preemptions),
@@ -142,10 +148,16 @@ def figures(
         and (latency_s := define.normalised_latency_s(r.arrived_at_s, r.emitted_at_s)) is not None
     ]
     gaps = [gap_s for record in records for gap_s in define.gaps_s(record.emitted_at_s)]
+    longest = [define.pause_s(record.emitted_at_s) for record in records]
+    pauses = [span_s for span_s in longest if span_s is not None]
     return {
         "num_requests": num_offered,
         "num_attained": len(kept),
         "attainment": define.attainment([r.attained for r in records] + missing),
+        "attainment_by_reading": {
+            reading: define.attainment([r.attained_by(reading) for r in records] + missing)
+            for reading in define.READINGS[1:]
+        },
         "ttft_attainment": _ttft_attainment(records),
         "tbt_attainment": _tbt_attainment(records, "default"),
         "tbt_plain_attainment": _tbt_attainment(records, "plain"),
@@ -170,6 +182,7 @@ def figures(
         ),
         "ttft_s": define.quantiles([span_s for span_s in ttfts if span_s is not None]),
         "tbt_s": define.quantiles(gaps),
+        "pause_s": define.quantiles(pauses),
         "jct_s": define.quantiles([span_s for span_s in jcts if span_s is not None]),
         "normalised_latency_s": sum(latencies) / len(latencies) if latencies else None,
         "outcomes": {name: sum(r.outcome == name for r in records) for name in OUTCOMES},

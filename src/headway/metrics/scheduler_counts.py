@@ -132,6 +132,8 @@ class SchedulerCounts:
         tally = live.tally
         tally.outcomes[outcome] += 1
         tally.output_tokens += num_output_tokens
+        if lateness.longest_gap_s is not None:
+            tally.pause.add(lateness.longest_gap_s)
         if ended_well:
             covered = num_output_tokens <= live.predicted_output_tokens
             self.lengths["covered" if covered else "exceeded"] += 1
@@ -142,6 +144,8 @@ class SchedulerCounts:
             tally.attained += 1
             tally.attained_tokens += num_output_tokens
             return None
+        for promise in lateness.broke:
+            tally.broke[promise] += 1
         if lateness.total_late_s > 0:
             tally.late += 1
             for cause, seconds in lateness.late_s.items():
@@ -239,6 +243,9 @@ def _told(
         "lived_s": at_s - arrived_at_s,
         "ttft_s": lateness.ttft_s,
         "jct_s": lateness.jct_s,
+        "tpot_s": lateness.tpot_s,
+        "pause_s": lateness.longest_gap_s,
+        "broke": list(lateness.broke),
         "num_gaps": lateness.num_gaps,
         "num_late_gaps": lateness.num_late_gaps,
         "num_prompt_tokens": live.num_prompt_tokens,

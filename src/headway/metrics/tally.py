@@ -6,6 +6,7 @@ all that the lost one held. Spans in seconds.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,12 +14,16 @@ from typing import Any
 
 from headway.metrics.causes import CAUSES
 from headway.slo import Slo
+from headway.slo_rules import SPANS
 
 TTFT_BOUNDS_S = (
     0.01, 0.025, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0,
 )  # fmt: skip
 GAP_BOUNDS_S = (
     0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0,
+)  # fmt: skip
+PAUSE_BOUNDS_S = (
+    0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0,
 )  # fmt: skip
 STEP_BOUNDS_S = GAP_BOUNDS_S
 PLAN_BOUNDS_S = (
@@ -29,6 +34,9 @@ RATIO_BOUNDS = (0.5, 0.7, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.2, 1.3, 1.5, 2.0, 4.
 OUTCOMES = ("finished", "refused", "rejected", "aborted", "failed")
 """How a request can end: ``rejected`` could never have been served, ``failed`` is an error of
 the engine, ``aborted`` means that the client hung up."""
+
+PROMISES = tuple(name.removesuffix("_s") for name in SPANS)
+"""What of a promise time can break: ``ttft``, ``tbt``, ``pause``, ``tpot``, ``jct``."""
 
 MAX_CLASSES = 64
 """Classes told apart; further ones are counted together as :data:`OTHER_CLASS`."""
@@ -85,8 +93,11 @@ class ClassTally:
         promised: Of those that ended, the ones with a promise; ``attained`` kept it.
         late: Requests whose broken promise has seconds; ``late_s`` by cause.
         output_tokens: Tokens of the requests that ended; ``attained_tokens`` of the kept ones.
-        promise: The least span promised under this name so far, by ``ttft_s``, ``tbt_s`` and
-            ``jct_s``; ``promise_most`` the most. They differ where requests bring their own.
+        broke: Requests by what of their promise time broke, of :data:`PROMISES`; one that broke
+            several is in each.
+        pause: The longest gap of each answer that ended.
+        promise: The least span promised under this name so far, by the fields of a promise;
+            ``promise_most`` the most. They differ where requests bring their own.
     """
 
     offered: int = 0
@@ -97,8 +108,10 @@ class ClassTally:
     attained_tokens: int = 0
     outcomes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(OUTCOMES, 0))
     late_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(CAUSES, 0.0))
+    broke: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PROMISES, 0))
     ttft: Histogram = field(default_factory=lambda: Histogram(TTFT_BOUNDS_S))
     gap: Histogram = field(default_factory=lambda: Histogram(GAP_BOUNDS_S))
+    pause: Histogram = field(default_factory=lambda: Histogram(PAUSE_BOUNDS_S))
     promise: dict[str, float] = field(default_factory=dict)
     promise_most: dict[str, float] = field(default_factory=dict)
 
@@ -119,17 +132,19 @@ class ClassTally:
             "attained_tokens": self.attained_tokens,
             "outcomes": dict(self.outcomes),
             "late_s": dict(self.late_s),
+            "broke": dict(self.broke),
             "ttft": self.ttft.snapshot(),
             "gap": self.gap.snapshot(),
+            "pause": self.pause.snapshot(),
             "promise": dict(self.promise),
             "promise_most": dict(self.promise_most),
         }
 
 
 def promise_of(slo: Slo) -> dict[str, float]:
-    """Return what was promised, in seconds; nothing that was not."""
-    given = {"ttft_s": slo.ttft_s, "tbt_s": slo.tbt_s, "jct_s": slo.jct_s}
-    return {name: value for name, value in given.items() if value is not None}
+    """Return what was promised, in seconds, the pause that a gap brings along too; nothing else."""
+    given = {name: getattr(slo, name) for name in SPANS} | {"pause_s": slo.longest_pause_s}
+    return {name: s for name, s in given.items() if s is not None and s < math.inf}
 
 
 class Tallies:

@@ -57,6 +57,8 @@ def row_of(event: Event) -> dict[str, Any]:
     row: dict[str, Any] = {"event": kind.__name__}
     for name in _FIELDS[kind]:
         row[name] = getattr(event, name)
+    if isinstance(event, Arrived):
+        row["slo"] = event.slo.stamp()  # An endless pause as a text: as a number it is null.
     return row
 
 
@@ -84,11 +86,17 @@ def parse_event(row: dict[str, Any]) -> Event:
     if kind is None:
         raise UserError(f"{row['event']!r} is no event; known are {', '.join(EVENTS)}.")
     if kind is Arrived:
-        fields["slo"] = Slo(**fields["slo"])
+        fields["slo"] = _slo_of(fields["slo"])
     if kind is StepScheduled:
         fields["preempted"] = tuple(fields["preempted"])
         fields["swapped"] = tuple(fields.get("swapped", ()))  # Older recordings do not tell.
     return kind(**fields)
+
+
+def _slo_of(row: Mapping[str, Any]) -> Slo:
+    """Return a promise as it was recorded; older lines have fewer fields."""
+    pause_s = row.get("pause_s")
+    return Slo(**{**row, "pause_s": None if pause_s is None else float(pause_s)})
 
 
 def replay(lines: Iterable[str], scheduler: Scheduler) -> Iterator[str]:

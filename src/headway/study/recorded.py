@@ -151,6 +151,8 @@ def workload(seen: Sequence[RecordedRequest]) -> tuple[WorkloadRequest, ...]:
                 ttft_slo_s=one.slo.ttft_s,
                 tbt_slo_s=one.slo.tbt_s,
                 jct_slo_s=one.slo.jct_s,
+                tpot_slo_s=one.slo.tpot_s,
+                pause_slo_s=one.slo.pause_s,
                 weight=one.slo.weight,
                 max_output_tokens=one.max_output_tokens,
             )
@@ -236,6 +238,8 @@ def for_slo_file(requests: Iterable[WorkloadRequest]) -> Iterator[WorkloadReques
                 ttft_slo_s=None,
                 tbt_slo_s=None,
                 jct_slo_s=None,
+                tpot_slo_s=None,
+                pause_slo_s=None,
                 weight=None,
             )
 

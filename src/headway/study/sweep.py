@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from headway.metrics.define import DEFINITION, definition_of
 from headway.metrics.kept import read_json
 from headway.study.spec import RunSpec
 from headway.study.virtual_run import execute, kept_path
@@ -45,8 +46,8 @@ class FinishedRuns:
         """Return the finished run of *spec*, or ``None``; with a folder only whole runs count."""
         if self.keep is not None:
             path = kept_path(self.keep, spec)
-            return dict(read_json(path)["run"]) if path.exists() else None
-        return self._done.get(spec.key())
+            return _counted_as_now(read_json(path)["run"]) if path.exists() else None
+        return _counted_as_now(self._done.get(spec.key()))
 
     def add(self, spec: RunSpec, run: Run) -> None:
         """Note a finished run."""
@@ -59,6 +60,11 @@ class FinishedRuns:
         """The sweep is whole: its notes are not needed any more."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
+
+
+def _counted_as_now(run: Run | None) -> Run | None:
+    """Return *run* unless a kept promise was something else when it was made."""
+    return run if run is not None and definition_of(run) == DEFINITION else None
 
 
 def run_all(

@@ -18,6 +18,8 @@ from headway.latency.truth import Drift, Truth
 from headway.metrics.kept import LOST
 from headway.metrics.record import RequestRecord, RunFacts, summarise
 from headway.slo import Slo
+from headway.slo_fields import written
+from headway.slo_rules import SPANS
 from headway.study import on_oracle, on_sim, on_vllm
 from headway.study.requests import book_of, calls_of, requests_of, too_long
 from headway.study.run_outcome import RunOutcome
@@ -55,7 +57,7 @@ class RunResult:
         return {
             "id": record.id,
             "slo_class": record.slo.class_name,
-            "slo": {name: getattr(record.slo, name) for name in ("ttft_s", "tbt_s", "jct_s")},
+            "slo": {name: written(getattr(record.slo, name)) for name in SPANS},
             "arrived_at_s": _short(record.arrived_at_s),
             "emitted_at_s": [_short(at_s) for at_s in record.emitted_at_s],
             "outcome": record.outcome,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -62,12 +63,14 @@ def story_of(request: KeptRequest | RequestRecord, *more: str) -> str:
         f" {'kept' if request.attained else 'broken'}"
         + ("" if request.outcome == "finished" else f" ({request.outcome.replace('_', ' ')})"),
         f"first token after {format_s(first_s)}{_promised(slo.ttft_s)}",
-        f"longest gap {format_s(max(define.gaps_s(emitted), default=None))}{_promised(slo.tbt_s)}",
+        f"gaps{_promised(slo.tbt_s)}, the longest {format_s(define.pause_s(emitted))}"
+        + _promised(slo.longest_pause_s if slo.longest_pause_s < math.inf else None, "at most "),
+        f"{format_s(define.tpot_s(emitted))} a token on average{_promised(slo.tpot_s)}",
         f"done after {format_s(define.jct_s(request.arrived_at_s, emitted))}{_promised(slo.jct_s)}",
         f"{request.num_prompt_tokens} tokens in, {len(emitted)} out",
     ]
     return "<br>".join([*lines, *more])
 
 
-def _promised(span_s: float | None) -> str:
-    return "" if span_s is None else f" (promised {span_s:g} s)"
+def _promised(span_s: float | None, how: str = "") -> str:
+    return "" if span_s is None else f" (promised {how}{span_s:g} s)"

@@ -63,7 +63,7 @@ def waterfall(records: Sequence[RequestRecord], until_s: float) -> go.Figure:
         bars = kept if record.attained else broken
         bars.add(emitted[0], max(emitted[-1], emitted[0] + until_s / 600), row, text)
         for before_s, after_s in pairwise(emitted):
-            if record.slo.tbt_s is not None and after_s - before_s > record.slo.tbt_s:
+            if after_s - before_s > record.slo.least_late_s:
                 late.add(before_s, after_s, row, text)
     figure = go.Figure()
     layers = zip(WATERFALL_LEGEND.items(), (waiting, kept, broken, late), strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -97,7 +98,11 @@ def promise_text(slo: Slo) -> str:
     if slo.ttft_s is not None:
         parts.append(f"the first token within {slo.ttft_s:g} s")
     if slo.tbt_s is not None:
-        parts.append(f"then never more than {slo.tbt_s:g} s between two tokens")
+        parts.append(f"then at most {slo.tbt_s:g} s between two tokens (99 of 100 times)")
+    if slo.longest_pause_s < math.inf:
+        parts.append(f"never a pause of more than {slo.longest_pause_s:g} s")
+    if slo.tpot_s is not None:
+        parts.append(f"{slo.tpot_s:g} s a token on average")
     if slo.jct_s is not None:
         parts.append(f"all done within {slo.jct_s:g} s")
     return ", ".join(parts) or "nothing promised"

@@ -21,7 +21,14 @@ NUMBERS = (
     "rate_rps", "seed", "step_time_band", "num_requests", "attainment", "goodput_rps",
     "duration_s", "lost",
 )  # fmt: skip
-TABLES = ("ttft_s", "tbt_s", "preemptions", "plan_time_us", "per_class", "outcomes")
+TABLES = (
+    "ttft_s", "tbt_s", "pause_s", "preemptions", "plan_time_us", "per_class", "outcomes",
+    "attainment_by_reading",
+)  # fmt: skip
+
+
+OF_A_SUMMARY = ("policy", "bound")
+"""What a summary may say of a run that the kept run says otherwise, or not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +141,8 @@ def _settings(file: KeptFile) -> dict[str, Any]:
 
 
 def _sameness(run: Run) -> str:
-    """Return a text that is equal for one run under two policy names."""
-    return json.dumps({k: v for k, v in run.items() if k != "policy"}, sort_keys=True)
+    """Return a text that is equal for one run under two policy names, with its bound or without."""
+    return json.dumps({k: v for k, v in run.items() if k not in OF_A_SUMMARY}, sort_keys=True)
 
 
 def load_rps(run: Run) -> float:

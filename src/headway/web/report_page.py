@@ -8,7 +8,7 @@ from html import escape
 import plotly.graph_objects as go  # type: ignore[import-untyped]
 
 from headway.errors import UserError
-from headway.metrics import lateness
+from headway.metrics import define, lateness
 from headway.metrics.lateness import ClassLateness
 from headway.web import load_figures, run_figures, tables, wait_figures
 from headway.web.material import Material, load_rps
@@ -105,9 +105,12 @@ def _over_load(page: Page, groups: Sequence[Group], class_names: Sequence[str]) 
         "Key figures",
         "One row is one policy at one load: the mean over its runs, and in small print the least"
         " and the greatest of them. A request counts as kept when it got everything it was"
-        " promised; refused, failed and lost ones count as broken. Times are of all tokens that"
+        " promised; refused, failed and lost ones count as broken. A promised gap is kept when"
+        " 99 % of the gaps keep it and no pause is longer than the promise allows. Beside that, by"
+        " other readings of the gaps: 99 % without the pause, every gap, and a pace (99 % of the"
+        " tokens by the promised first one plus so many gaps). Times are of all tokens that"
         " came; plan is how long the policy thought about a step. The best at each load is in"
-        " bold.",
+        f" bold.{_by_what(groups)}",
         tables.key_figures(groups),
     )
     page.section(
@@ -142,6 +145,17 @@ def _over_load(page: Page, groups: Sequence[Group], class_names: Sequence[str]) 
     )
 
 
+def _by_what(groups: Sequence[Group]) -> str:
+    """Return what the runs mean by a kept promise, where it is not what they would mean now."""
+    runs = [run for group in groups for run in (*group.runs, *group.off)]
+    differing = define.differing_sentence(runs)
+    if differing is not None:
+        return f" {differing}"
+    if all(define.definition_of(run) == define.PLAIN for run in runs):
+        return " These runs were counted by 99 % of the gaps alone, however long a pause was."
+    return ""
+
+
 def _compared(page: Page, shown: Sequence[ComparedRun], num_kept: int) -> None:
     """Add what kept runs say side by side."""
     if not shown:
@@ -161,7 +175,8 @@ def _compared(page: Page, shown: Sequence[ComparedRun], num_kept: int) -> None:
         page.section(
             "The pauses while the answer comes",
             which + "The same for the time between two tokens. A request keeps this promise when"
-            " 99 % of its own gaps do, so the curve has to be close to the top at the dotted line.",
+            " 99 % of its own gaps do and none is a longer pause than it allows, so the curve has"
+            " to be close to the top at the dotted line.",
             gaps,
         )
     found = {one.label: lateness.by_class(one.kept.requests, one.late) for one in shown}

@@ -163,7 +163,7 @@ def waterfall(rows: Sequence[KeptRequest], found: Mapping[str, Lateness]) -> go.
         for (_, phase), (from_s, to_s) in zip(phases, pairwise(edges), strict=True):
             bars[phase].add(round(from_s, 4), round(to_s, 4), row, text)
         for before_s, after_s in pairwise(request.emitted_at_s):
-            if request.slo.tbt_s is not None and after_s - before_s > request.slo.tbt_s:
+            if after_s - before_s > request.slo.least_late_s:
                 late.add(round(before_s, 4), round(after_s, 4), row, text)
         if not request.attained:
             marks = broken if request.emitted_at_s else refused

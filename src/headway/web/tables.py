@@ -58,13 +58,28 @@ def _inside(name: str, *keys: str) -> Figure:
     return figure
 
 
+def _reading(name: str) -> Figure:
+    """Return the share of promises kept as another reading of the gaps has it, in percent."""
+    share = _inside("attainment_by_reading", name)
+
+    def figure(run: Mapping[str, Any]) -> float | None:
+        found = share(run)
+        return None if found is None else 100 * found
+
+    return figure
+
+
 COLUMNS = (
     Column("promises kept, %", percent_of("attainment"), 1),
+    Column("without the pause, %", _reading("plain"), 1),
+    Column("every gap, %", _reading("strict"), 1),
+    Column("at a pace, %", _reading("pace"), 1),
     Column("goodput, req/s", plain("goodput_rps"), 1),
     Column("first token P50", quantile("ttft_s", "p50"), -1, is_span=True),
     Column("first token P99", quantile("ttft_s", "p99"), -1, is_span=True),
     Column("gap P50", quantile("tbt_s", "p50"), -1, is_span=True),
     Column("gap P99", quantile("tbt_s", "p99"), -1, is_span=True),
+    Column("longest pause P99", quantile("pause_s", "p99"), -1, is_span=True),
     Column("thrown out", _inside("preemptions", "recompute", "swap")),
     Column("refused", _inside("outcomes", "refused"), may_be_left_out=True),
     Column("cut off", _inside("outcomes", "failed", "timed_out", "aborted"), may_be_left_out=True),

@@ -11,6 +11,8 @@ from typing import Any
 
 from headway.errors import UserError
 from headway.slo import Slo, SloBook
+from headway.slo_fields import ENDLESS, check_pause, written
+from headway.slo_rules import SPANS
 from headway.units import blocks_for
 
 MAX_TOKENS = 100_000_000
@@ -33,7 +35,8 @@ class WorkloadRequest:
         num_prompt_tokens: Prompt length; approximate when ``prompt`` is given.
         num_output_tokens: Recorded output length; for a live run with ``prompt`` an upper guess.
         slo_class: Name of a class in the SLO file, or ``None`` for the file's default.
-        ttft_slo_s: Promise of this request alone, before its class's; likewise the next two.
+        ttft_slo_s: Promise of this request alone, before its class's; likewise the next four, of
+            which ``pause_slo_s`` may be ``inf``.
         weight: How much it counts; ``None`` leaves it to the class.
         prefix_id: Requests with the same id share their first ``prefix_tokens`` tokens; with 0
             of them, as far as both prompts go.
@@ -55,6 +58,8 @@ class WorkloadRequest:
     ttft_slo_s: float | None = None
     tbt_slo_s: float | None = None
     jct_slo_s: float | None = None
+    tpot_slo_s: float | None = None
+    pause_slo_s: float | None = None
     weight: float | None = None
     prefix_id: str | None = None
     prefix_tokens: int = 0
@@ -66,27 +71,26 @@ class WorkloadRequest:
 
 _NAMES = tuple(f.name for f in fields(WorkloadRequest))
 _REQUIRED = ("arrived_at_s", "num_prompt_tokens", "num_output_tokens")
-_SPANS = ("ttft_slo_s", "tbt_slo_s", "jct_slo_s", "weight")
+_SLO_FIELDS = {name.removesuffix("_s") + "_slo_s": name for name in SPANS}
+"""Columns of a workload, and the fields of a promise they stand for."""
 
 
 def slo_of(request: WorkloadRequest, book: SloBook) -> Slo:
     """Return the promise of *request*: its own fields over those of its class.
 
     Raises:
-        UserError: The class is not in *book*.
+        UserError: The class is not in *book*, or the longest pause is shorter than the gap.
     """
     named = {"slo_class": request.slo_class} if request.slo_class is not None else None
     base = book.promise(named)
-    own = {
-        "ttft_s": request.ttft_slo_s,
-        "tbt_s": request.tbt_slo_s,
-        "jct_s": request.jct_slo_s,
-        "weight": request.weight,
-    }
+    own = {field: getattr(request, column) for column, field in _SLO_FIELDS.items()}
+    own["weight"] = request.weight
     given = {name: value for name, value in own.items() if value is not None}
     if given and base.class_name == "none":
         base = replace(base, class_name="custom")
-    return replace(base, **given)  # type: ignore[arg-type]
+    slo = replace(base, **given)
+    check_pause(f"the longest pause of the request {request.id!r:.60}", slo.pause_s, slo.tbt_s)
+    return slo
 
 
 def request_of(row: Mapping[str, Any], where: str, index: int = 0) -> WorkloadRequest:
@@ -114,9 +118,12 @@ def request_of(row: Mapping[str, Any], where: str, index: int = 0) -> WorkloadRe
     for name in ("num_prompt_tokens", "num_output_tokens", "max_output_tokens"):
         if name in values:
             values[name] = count(where, name, values[name], minimum=1)
-    for name in _SPANS:
+    for name in (*_SLO_FIELDS, "weight"):
         if name in values:
-            values[name] = number(where, name, values[name], minimum=0.0, above=True)
+            is_endless = name == "pause_slo_s" and values[name] in (ENDLESS, math.inf)
+            value = 1.0 if is_endless else values[name]
+            value = number(where, name, value, minimum=0.0, above=True)
+            values[name] = math.inf if is_endless else value
     for name in ("slo_class", "prefix_id", "prompt"):
         if name in values and not isinstance(values[name], str):
             raise UserError(f"{where}: {name} must be text, not {values[name]!r:.60}.")
@@ -209,10 +216,10 @@ def checked(requests: Iterable[tuple[str, WorkloadRequest]], source: str) -> lis
     return result
 
 
-def fields_of(slo: Slo) -> dict[str, float]:
+def fields_of(slo: Slo) -> dict[str, Any]:
     """Return the fields by which a client tells a server what it was promised, its class aside."""
-    spans_s = {"slo_ttft_ms": slo.ttft_s, "slo_tbt_ms": slo.tbt_s, "slo_jct_ms": slo.jct_s}
-    fields = {name: span_s * 1000 for name, span_s in spans_s.items() if span_s is not None}
+    spans_s = {f"slo_{name.removesuffix('_s')}_ms": getattr(slo, name) for name in SPANS}
+    fields = {name: written(s * 1000) for name, s in spans_s.items() if s is not None}
     return fields if slo.weight == 1.0 else {**fields, "slo_weight": slo.weight}
 
 
@@ -226,6 +233,8 @@ def write_jsonl(path: str | Path, requests: Sequence[WorkloadRequest]) -> None:
         with Path(path).open("w", encoding="utf-8") as out:
             for request in requests:
                 row = {k: v for k, v in asdict(request).items() if v is not None}
+                if "pause_slo_s" in row:
+                    row["pause_slo_s"] = written(row["pause_slo_s"])
                 if not request.hash_ids:
                     del row["hash_ids"], row["hash_tokens"]
                 out.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -65,6 +65,7 @@ def account_of(lateness: Lateness, slo: Slo) -> dict[str, Any]:
     """Return what a client is told: the causes add up to the lateness, to the microsecond.
 
     ``kept`` is ``None`` when nothing was promised; a span is ``None`` when there was no token.
+    ``pause_ms`` is the longest gap; ``broke`` says what of the promise time broke.
     """
     by_cause_ms = {cause: _ms(s) for cause, s in lateness.late_s.items() if _ms(s)}
     return {
@@ -73,6 +74,9 @@ def account_of(lateness: Lateness, slo: Slo) -> dict[str, Any]:
         "by_cause_ms": by_cause_ms,
         "ttft_ms": None if lateness.ttft_s is None else _ms(lateness.ttft_s),
         "jct_ms": None if lateness.jct_s is None else _ms(lateness.jct_s),
+        "pause_ms": None if lateness.longest_gap_s is None else _ms(lateness.longest_gap_s),
+        "tpot_ms": None if lateness.tpot_s is None else _ms(lateness.tpot_s),
+        "broke": list(lateness.broke),
     }
 
 

@@ -12,24 +12,24 @@ OWN = {
     "x-slo-class": "slo_class",
     "x-slo-ttft-ms": "slo_ttft_ms",
     "x-slo-tbt-ms": "slo_tbt_ms",
+    "x-slo-pause-ms": "slo_pause_ms",
+    "x-slo-tpot-ms": "slo_tpot_ms",
     "x-slo-jct-ms": "slo_jct_ms",
     "x-slo-weight": "slo_weight",
 }
 """Our headers and the request fields they stand for."""
 
 OTHERS = {
-    # llm-d's router; the second pair are its earlier names, which load generators still send.
-    # A time per output token is taken as a gap between tokens, which promises a little more.
+    # llm-d's router. Its earlier names, which load generators still send, are ours too.
     "x-llm-d-slo-ttft-ms": "slo_ttft_ms",
-    "x-llm-d-slo-tpot-ms": "slo_tbt_ms",
-    "x-slo-tpot-ms": "slo_tbt_ms",
+    "x-llm-d-slo-tpot-ms": "slo_tpot_ms",
     # SGLang's model gateway.
     "x-sgl-ttft-slo-ms": "slo_ttft_ms",
 }
 """Headers of other stacks with the same meaning and unit."""
 
 TOKENS_PER_S = "x-sgl-tps-slo"
-"""SGLang's tokens a second; a gap of their inverse."""
+"""SGLang's tokens a second; their inverse is a mean time per output token."""
 
 EXPLAIN_HEADER = "x-slo-explain"
 """Asks for the lateness in the answer: ``1`` or ``true``; ``0`` or ``false`` is not to ask."""
@@ -71,8 +71,8 @@ def asked_in(headers: Headers) -> list[tuple[str, str | float, str]]:
         (field, found[name], name) for name, field in _FIELDS.values() if name in found
     ]
     if TOKENS_PER_S in found:
-        label = f"the gap that {TOKENS_PER_S} asks for"
-        asked.append(("slo_tbt_ms", _gap_ms(found[TOKENS_PER_S]), label))
+        label = f"the time per token that {TOKENS_PER_S} asks for"
+        asked.append(("slo_tpot_ms", _per_token_ms(found[TOKENS_PER_S]), label))
     return asked
 
 
@@ -92,6 +92,6 @@ def api_key_of(headers: Headers) -> bytes | None:
     return api_key
 
 
-def _gap_ms(value: str) -> float:
+def _per_token_ms(value: str) -> float:
     per_s = number(TOKENS_PER_S, value, unit="tokens a second", maximum=MAX_TOKENS_PER_S)
     return 1000.0 / max(per_s, MIN_TOKENS_PER_S)

@@ -21,6 +21,8 @@ BODY_FIELDS = {
     "class": "slo_class",
     "ttft_ms": "slo_ttft_ms",
     "tbt_ms": "slo_tbt_ms",
+    "pause_ms": "slo_pause_ms",
+    "tpot_ms": "slo_tpot_ms",
     "jct_ms": "slo_jct_ms",
     "weight": "slo_weight",
     "explain": EXPLAIN,
@@ -81,7 +83,7 @@ def asked_of(
         elif field == EXPLAIN:
             truth(label, value)
         else:
-            book.promise({field: value}, labels={field: label}, **client)
+            book.promise({field: value}, labels={field: label}, is_whole=False, **client)
     explain = EXPLAIN in asked and truth(labels.get(EXPLAIN, EXPLAIN), asked.pop(EXPLAIN))
     return RequestedPromise(book.promise(asked, labels=labels, **client), explain)
 

@@ -82,8 +82,10 @@ function card(c) {
   const add = (name, value) => facts.append(node("dt", name), node("dd", value));
   add("first token, typical", span(c.ttft_s.p50));
   add("first token, worst 1 %", span(c.ttft_s.p99));
-  add("pause, typical", span(c.gap_s.p50));
-  add("pause, worst 1 %", span(c.gap_s.p99));
+  add("gap, typical", span(c.gap_s.p50));
+  add("gap, worst 1 %", span(c.gap_s.p99));
+  add("longest pause, worst 1 %", span(c.pause_s.p99));
+  if (c.broke.pause) add("broken by a pause", `${c.broke.pause}`);
   add("here now", `${c.live}`);
   if (c.outcomes.refused) add("refused", `${c.outcomes.refused}`);
   if (c.outcomes.failed) add("failed", `${c.outcomes.failed}`);

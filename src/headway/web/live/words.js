@@ -13,7 +13,7 @@ export const CAUSES = {
 };
 
 // What a late request waits for, by the promise that is overdue, and what it is doing meanwhile.
-export const AWAITED = { ttft: "first token", tbt: "next token", jct: "end of the answer" };
+export const AWAITED = { ttft: "first token", tbt: "next token", pause: "next token", jct: "end of the answer" };
 export const DOING = {
   queued: "waits for its turn",
   prefill: "its prompt is computed",
@@ -60,6 +60,8 @@ export function promise(p, most = p) {
   if (p.tbt_s) {
     parts.push(`${parts.length ? "then " : ""}at most ${range(p.tbt_s, most.tbt_s)} between tokens`);
   }
+  if (p.pause_s) parts.push(`no pause over ${range(p.pause_s, most.pause_s)}`);
+  if (p.tpot_s) parts.push(`a mean per token of at most ${range(p.tpot_s, most.tpot_s)}`);
   if (p.jct_s) parts.push(`done within ${range(p.jct_s, most.jct_s)}`);
   return parts.join(", ") || "nothing promised";
 }
@@ -71,7 +73,9 @@ export function got(told) {
     return told.ttft_s === null ? end : `first token after ${span(told.ttft_s)}, then ${end}`;
   }
   const parts = [`first token after ${span(told.ttft_s)}`];
-  if (told.promise.tbt_s && told.num_gaps) parts.push(`${told.num_late_gaps} of ${told.num_gaps} pauses too long`);
+  if (told.promise.tbt_s && told.num_gaps) parts.push(`${told.num_late_gaps} of ${told.num_gaps} gaps too long`);
+  if (told.broke.includes("pause")) parts.push(`a pause of ${span(told.pause_s)}`);
+  if (told.promise.tpot_s) parts.push(`${span(told.tpot_s)} per token`);
   if (told.promise.jct_s) parts.push(`done after ${span(told.jct_s)}`);
   return parts.join(", ");
 }
