@@ -114,7 +114,7 @@ class Request:
         self.num_prompt_tokens = num_prompt_tokens
         self.max_output_tokens = max_output_tokens
         self.predicted_output_tokens = max_output_tokens
-        self.promised_gap_s = slo.planned_gap_s if max_output_tokens > 1 else None
+        self.promised_gap_s = _planned_gap_s(slo) if max_output_tokens > 1 else None
         self.prefill_target_tokens = num_prompt_tokens
         self.num_computed_tokens = 0
         self.num_found_tokens = 0
@@ -231,3 +231,9 @@ class Request:
 def _forgiven(num_output_tokens: int) -> int:
     """Return how many late gaps a stream of so many tokens may have."""
     return int((num_output_tokens - 1) * (1.0 - GAPS_KEPT_PERCENT / 100) + 1e-9)
+
+
+def _planned_gap_s(slo: Slo) -> float | None:
+    """Return the tightest gap promised, by whatever name: between tokens, on average, at most."""
+    gap_s = min(slo.least_late_s, slo.least_late_s if slo.tpot_s is None else slo.tpot_s)
+    return gap_s if gap_s < float("inf") else None

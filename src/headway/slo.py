@@ -90,13 +90,6 @@ class Slo:
         return any(s is not None for s in spans_s) or self.longest_pause_s < math.inf
 
     @property
-    def planned_gap_s(self) -> float | None:
-        """The gap that steps are planned for: the tightest of those promised, by whatever name."""
-        asked = (self.tbt_s, self.tpot_s, self.pause_s)
-        gap_s = min((s for s in asked if s is not None), default=math.inf)
-        return gap_s if gap_s < math.inf else None
-
-    @property
     def longest_pause_s(self) -> float:
         """The longest gap a kept promise may have.
 

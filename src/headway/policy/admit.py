@@ -216,7 +216,7 @@ class StepGate(Gate):
             return True
         else:
             starting = sum(
-                r.has_claim and r.slo.planned_gap_s is not None for r in live.prefilling.values()
+                r.has_claim and r.promised_gap_s is not None for r in live.prefilling.values()
             )
             others = sum(live.claim_gaps.values()) + starting
             if others == 0:

@@ -48,8 +48,7 @@ def work_s(request: Request, latency: LatencyModel, live: LiveRequests) -> float
 
 def due_at_s(request: Request, step_s: float) -> float:
     """Return when the next token of a waiting request is due by its promise."""
-    slo = request.slo
-    due_s = math.inf
+    slo, due_s = request.slo, math.inf
     if request.first_token_at_s is None:
         if slo.ttft_s is not None:
             due_s = request.arrived_at_s + slo.ttft_s

@@ -55,7 +55,7 @@ def _loose(draft: Draft) -> list[Request]:
         if not request.has_claim:
             if not given.is_overdue(request):
                 loose.append((-math.inf, -request.order, request))
-        elif request.slo.planned_gap_s is None and request.slo.jct_s is not None:
+        elif request.promised_gap_s is None and request.slo.jct_s is not None:
             left_s = request.arrived_at_s + request.slo.jct_s - given.now_s
             spare_s = left_s - PATIENT_TIMES * request.steps_left * given.step_s
             if spare_s > 0:

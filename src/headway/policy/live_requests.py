@@ -156,7 +156,7 @@ class LiveRequests:
     def _count_decode(self, request: Request, by: int) -> None:
         if request.standing is not Standing.PROMISED:
             self.num_unclaimed_decodes += by
-        elif (gap_s := request.slo.planned_gap_s) is not None:
+        elif (gap_s := request.promised_gap_s) is not None:
             count = self.claim_gaps.get(gap_s, 0) + by
             if count:
                 self.claim_gaps[gap_s] = count
@@ -187,7 +187,7 @@ class LiveRequests:
         if context != self.sum_decode_context_tokens:
             raise InvariantError(f"context is {context}, booked {self.sum_decode_context_tokens}")
         claims = [r for r in self.decoding.values() if r.standing is Standing.PROMISED]
-        gaps = Counter(r.slo.planned_gap_s for r in claims if r.slo.planned_gap_s is not None)
+        gaps = Counter(r.promised_gap_s for r in claims if r.promised_gap_s is not None)
         unclaimed = len(self.decoding) - len(claims)
         if gaps != dict(self.claim_gaps) or unclaimed != self.num_unclaimed_decodes:
             raise InvariantError(f"claims {gaps}/{unclaimed} are booked {self.claim_gaps}")

@@ -86,17 +86,12 @@ def parse_event(row: dict[str, Any]) -> Event:
     if kind is None:
         raise UserError(f"{row['event']!r} is no event; known are {', '.join(EVENTS)}.")
     if kind is Arrived:
-        fields["slo"] = _slo_of(fields["slo"])
+        slo, pause_s = fields["slo"], fields["slo"].get("pause_s")  # An endless one is a text.
+        fields["slo"] = Slo(**{**slo, "pause_s": None if pause_s is None else float(pause_s)})
     if kind is StepScheduled:
         fields["preempted"] = tuple(fields["preempted"])
         fields["swapped"] = tuple(fields.get("swapped", ()))  # Older recordings do not tell.
     return kind(**fields)
-
-
-def _slo_of(row: Mapping[str, Any]) -> Slo:
-    """Return a promise as it was recorded; older lines have fewer fields."""
-    pause_s = row.get("pause_s")
-    return Slo(**{**row, "pause_s": None if pause_s is None else float(pause_s)})
 
 
 def replay(lines: Iterable[str], scheduler: Scheduler) -> Iterator[str]:

@@ -124,7 +124,7 @@ def inputs_of(known: Known, view: EngineView, now_s: float) -> Inputs:
     ref_s = known.pace.begins_at_s(now_s)
     lagging_due_s = math.inf
     for request in known.lagging:
-        gap_s = request.slo.planned_gap_s
+        gap_s = request.promised_gap_s
         if request.has_claim and gap_s is not None and request.last_token_at_s:
             due_s = request.last_token_at_s + gap_s
             if due_s > ref_s:

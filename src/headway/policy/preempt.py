@@ -79,7 +79,7 @@ class BestEffortFirst(Preemptor):
                 r.first_token_at_s is not None,
                 not r.can_spare_a_gap(),
                 not r.survives_a_pause(),
-                -(math.inf if r.slo.planned_gap_s is None else r.slo.planned_gap_s),
+                -(math.inf if r.promised_gap_s is None else r.promised_gap_s),
                 -r.order,
             )
         )
