@@ -255,7 +255,7 @@ def test_a_folder_that_cannot_be_is_a_sentence(tmp_path: Path) -> None:
 
 def test_nothing_is_watched_unless_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Plain vLLM with our scheduler class keeps the bare core."""
-    core = SimpleNamespace(name="slack", overload="demote", live=None)
+    core = SimpleNamespace(name="slack", known=SimpleNamespace(overload="demote"), live=None)
     config = SimpleNamespace(parallel_config=SimpleNamespace(data_parallel_index=3))
     monkeypatch.delenv(CHANNEL_VARIABLE, raising=False)
     assert watch_of(core, config) is None  # type: ignore[arg-type]
