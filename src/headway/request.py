@@ -214,13 +214,8 @@ class Request:
         """Return whether one late gap more still leaves the promise whole."""
         return self.slo.tbt_s is None or self.num_late_gaps < self.late_gaps_allowed()
 
-    def survives_a_pause(self) -> bool:
-        """Return whether its promise stays whole however long its next gap becomes.
-
-        Nobody can tell that room comes back within the longest pause it was promised.
-        """
-        if self.slo.longest_pause_s < float("inf"):
-            return False
+    def has_earned_a_gap(self) -> bool:
+        """Return whether the tokens it has already generated forgive one late gap more."""
         return self.slo.tbt_s is None or self.num_late_gaps < _forgiven(self.num_output_tokens)
 
     def late_gaps_allowed(self) -> int:

@@ -5,15 +5,12 @@ from __future__ import annotations
 import math
 
 import pytest
-from drafts import draft_of
 
 from headway import registry
 from headway.policy.events import Arrived, StepDone, StepScheduled
-from headway.policy.live_requests import LiveRequests
-from headway.policy.preempt import BestEffortFirst
 from headway.policy.scheduler import Scheduler
 from headway.policy.view import EngineView
-from headway.request import Request, Standing, State
+from headway.request import Request, Standing
 from headway.slo import Slo
 
 CHAT = Slo(ttft_s=5.0, tbt_s=0.1)
@@ -95,19 +92,3 @@ def test_a_mean_is_due_token_by_token() -> None:
     core, request = streaming(Slo(tpot_s=0.1))
     core.observe(StepScheduled(2.0, {}, preempted=("r",)))
     assert request.due_at_s == pytest.approx(0.01 + 0.1 * 200)
-
-
-def test_only_who_survives_a_pause_has_earned_one() -> None:
-    """Victims among the claims: those whose promise no pause breaks come before the youngest."""
-    live = LiveRequests()
-    for name, slo in (("old", Slo(tbt_s=0.1, pause_s=math.inf)), ("young", CHAT)):
-        request = Request(name, slo, 0.0, 50, 400)
-        live.arrive(request)
-        live.unqueue(request)
-        request.move(State.RUNNING, 0.0, "started")
-        live.start_prefill(request)
-        request.num_output_tokens, request.first_token_at_s = 200, 0.5
-        live.start_decode(request)
-    draft = draft_of(live, EngineView(100, 100, 16, 64, 512), 3.0)
-    assert [r.request_id for r in BestEffortFirst().for_running(draft)] == ["old", "young"]
-    assert not live.requests["young"].survives_a_pause()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import replace
 
@@ -27,9 +26,7 @@ LONG = 400
 """Output tokens of every request served before: four late gaps are forgiven."""
 
 
-def loaded(
-    num_streams: int, prompt_tokens: int, so_far: int, length: int = LONG, slo: Slo = STREAM
-) -> Scheduler:
+def loaded(num_streams: int, prompt_tokens: int, so_far: int, length: int = LONG) -> Scheduler:
     """Return a core that knows outputs of *length* tokens and runs streams *so_far* into them."""
     core = registry.build("headway")
     now_s = 0.0
@@ -40,7 +37,7 @@ def loaded(
         core.observe(Finished(now_s + 0.01, f"old{i}", "stopped"))
         now_s += 0.01
     for i in range(num_streams):
-        core.observe(Arrived(now_s, f"r{i}", now_s, prompt_tokens, 4000, slo))
+        core.observe(Arrived(now_s, f"r{i}", now_s, prompt_tokens, 4000, STREAM))
         core.observe(StepScheduled(now_s, {f"r{i}": prompt_tokens}, {f"r{i}": 0}))
         core.observe(StepDone(now_s + 0.01, {f"r{i}": 1}))
         now_s += 0.01
@@ -148,8 +145,8 @@ def test_what_was_let_in_counts_for_the_next() -> None:
 
 
 def test_whoever_has_earned_a_late_gap_is_preempted_first() -> None:
-    """Among claims no pause breaks: the tokens shown, then those predicted, then the youngest."""
-    core = loaded(3, 100, 50, slo=replace(STREAM, pause_s=math.inf))
+    """Among claims: the tokens it has shown, then those predicted, then the youngest."""
+    core = loaded(3, 100, 50)
     core.live.requests["r0"].num_output_tokens = 150
     draft = context(core, 1000, STREAM)
     order = [r.request_id for r in BestEffortFirst().for_running(draft)]

@@ -71,14 +71,13 @@ class BestEffortFirst(Preemptor):
         yield from dispensable
         seen = {r.request_id for r in dispensable}
         claims = [r for r in running if r.request_id not in seen]
-        # A prompt in progress loses no gap, a stream that survives a pause no promise; one that
-        # can spare a late gap may be back before its pause is too long; then the loosest gap; then
-        # the youngest.
+        # A prompt in progress loses no gap; a stream that can spare one no promise, if it is back
+        # before its pause is too long; then the loosest gap; then the youngest.
         claims.sort(
             key=lambda r: (
                 r.first_token_at_s is not None,
                 not r.can_spare_a_gap(),
-                not r.survives_a_pause(),
+                not r.has_earned_a_gap(),
                 -(math.inf if r.promised_gap_s is None else r.promised_gap_s),
                 -r.order,
             )

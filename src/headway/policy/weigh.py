@@ -1,7 +1,7 @@
 """Admission by what each error costs now: a newsvendor's decision, with no quantile to choose.
 
-Admitting one request too many costs preemptions: the victims' promises, where they survive no
-pause, and the prefill that is done twice. Making a request wait costs its own promise, the more
+Admitting one request too many costs preemptions: the victims' promises, where they cannot spare a
+late gap, and the prefill that is done twice. Making a request wait costs its own promise, the more
 surely the longer room is away and the less slack it has. Both are counted in promises, from what
 the core knows anyway; whoever is cheaper wins.
 """
@@ -125,10 +125,10 @@ class Weighed(Gate):
         return self._forecasts[claims_only]
 
     def _victim_loss(self, draft: Draft, num_preemptions: float) -> float:
-        """Return the promises one more preemption breaks: none while somebody survives a pause."""
+        """Return the promises one more preemption breaks: none while somebody can spare a gap."""
         if self._num_spare is None:
             self._num_spare = sum(
-                not request.has_claim or request.survives_a_pause()
+                not request.has_claim or request.has_earned_a_gap()
                 for request in draft.given.live.decoding.values()
             )
         short = num_preemptions - self._num_spare
