@@ -263,6 +263,5 @@ KEPT = (
             features=Features(seed=50061, connector=True),
         ),
         is_light=False,
-        is_open=True,
     ),
 )

@@ -83,17 +83,24 @@ def test_what_is_loaded_makes_a_promise_possible() -> None:
     assert started(core, view, 0.1) == ["remote"]
 
 
-def test_a_wait_for_a_load_is_no_step() -> None:
-    """With nothing else to do the engine waits; the step after it is not taken for so long."""
+@pytest.mark.parametrize("waits_at_s", [0.015, 0.02])
+def test_a_wait_for_a_load_is_no_step(waits_at_s: float) -> None:
+    """With nothing else to do the engine waits; the step after it is not taken for so long.
+
+    It says so when the last step has ended, or, where it schedules ahead, while that is in flight.
+    """
     core = registry.build("headway")
     arrive(core, "before", prompt=100)
     core.plan(VIEW, 0.0)
     core.observe(StepScheduled(0.0, {"before": 100}, {"before": 0}))
-    core.observe(StepDone(0.02, {"before": 1}))
     arrive(core, "remote", prompt=400)
-    core.observe(CannotStart(0.02, {"remote": "its KV is being loaded"}, {"remote": 399}))
+    core.observe(CannotStart(0.01, {"remote": "its KV is being loaded"}, {"remote": 399}))
+    if waits_at_s < 0.02:
+        core.observe(StepScheduled(waits_at_s, {}))
+    core.observe(StepDone(0.02, {"before": 1}))
     core.observe(Finished(0.02, "before", "stopped"))
-    core.plan(VIEW, 0.02)
+    if waits_at_s >= 0.02:
+        core.observe(StepScheduled(waits_at_s, {}))
     core.observe(CannotStart(9.0, {"remote": ""}, {"remote": 399}))
     core.plan(VIEW, 9.0)
     core.observe(StepScheduled(9.0, {"remote": 1}, {"remote": 399}))

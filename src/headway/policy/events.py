@@ -92,7 +92,8 @@ class StepScheduled:
     """The engine settled what the next step computes (its own word, not the plan's).
 
     Attributes:
-        num_scheduled_tokens: Tokens computed this step, per request.
+        num_scheduled_tokens: Tokens computed this step, per request; none where all must wait,
+            which is no step: what comes after follows on nothing.
         admitted: Requests that began or resumed, with the tokens found in a cache.
         preempted: Requests that lost their place since the last step, in order.
         swapped: Those of them whose KV the host really keeps; the others are recomputed.

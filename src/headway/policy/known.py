@@ -168,6 +168,8 @@ class Known:
                 self._started(request, num_cached_tokens, event.at_s)
         if event.num_scheduled_tokens:
             self._begun(event)
+        else:  # Whatever was planned: a wait is no step.
+            self.pace.stop()
 
     def _begun(self, event: StepScheduled) -> None:
         """A step with work in it is in flight."""

@@ -48,14 +48,13 @@ class Pace:
 
     def begun(self, shape: StepShape, at_s: float, predicted_s: float) -> None:
         """A step with work in it is in flight."""
-        follows = not self._idle and bool(self.in_flight or self._last_done_s > -math.inf)
+        follows = bool(self.in_flight) or (not self._idle and self._last_done_s > -math.inf)
         self._idle = False
         self.in_flight.append(InFlight(shape, at_s, predicted_s, follows))
         self.step += 1
 
     def done(self, at_s: float) -> tuple[StepShape, float] | None:
         """The oldest step ended; return its shape and its seconds, ``None`` if none was begun."""
-        self._idle = False
         ended = None
         if self.in_flight:
             step = self.in_flight.popleft()
@@ -67,12 +66,13 @@ class Pace:
         return ended
 
     def stop(self) -> None:
-        """Nobody is left to compute for: the next step follows on nothing."""
+        """The engine computes nothing now: what begins after those in flight follows on nothing."""
         self._idle = True
 
     def begins_at_s(self, now_s: float) -> float:
         """Return when the next step begins, predicted while others are in flight."""
-        begins_s = now_s if self._idle or self._last_done_s == -math.inf else self._last_done_s
+        is_first = (self._idle and not self.in_flight) or self._last_done_s == -math.inf
+        begins_s = now_s if is_first else self._last_done_s
         for step in self.in_flight:
             begins_s = max(begins_s, step.at_s) + step.predicted_s
         return begins_s

@@ -82,7 +82,6 @@ class Planner(ABC):
         preemptor = self.preemptor if view.may_preempt else NOBODY
         preempt = self.fund(draft, preemptor)
         if not live.prefilling and not live.num_waiting and not self.decides_decodes(draft):
-            _note_idle(known, draft)
             return StepPlan(
                 token_budget=max(len(live.decoding), 1),
                 preempt=preempt,
@@ -102,8 +101,6 @@ class Planner(ABC):
         filled = self.fill(draft, preemptor)
         shape, out = filled.shape, draft.gone.union(hold)
         num_decodes = sum(i not in out for i in live.decoding) if out else len(live.decoding)
-        if not filled.chunks:
-            _note_idle(known, draft)
         return StepPlan(
             token_budget=num_decodes + shape.num_prefill_tokens,
             chunks=tuple(filled.chunks),
@@ -143,9 +140,3 @@ def inputs_of(known: Known, view: EngineView, now_s: float) -> Inputs:
         claim_tokens=known.claim_tokens,
         max_wait_s=known.max_wait_s,
     )
-
-
-def _note_idle(known: Known, draft: Draft) -> None:
-    """Where nothing runs, the next step does not follow on the one before."""
-    if not draft.shape.num_decodes and not known.pace.in_flight:
-        known.pace.stop()

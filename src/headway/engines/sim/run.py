@@ -180,12 +180,11 @@ class SimRun(Clients):
             self._end_by_plan(cap.request_id, "length", None)
 
     def _launch(self, launch: Launch, plan: StepPlan) -> None:
-        if launch.tokens or launch.preempted:
-            self.policy.observe(
-                StepScheduled(
-                    self.now_s, launch.tokens, launch.admitted, launch.preempted, launch.swapped
-                )
+        self.policy.observe(
+            StepScheduled(
+                self.now_s, launch.tokens, launch.admitted, launch.preempted, launch.swapped
             )
+        )
         if launch.tokens:
             self._run_step(launch, launch.shape, launch.tokens, plan)
         else:

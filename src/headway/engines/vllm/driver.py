@@ -235,8 +235,6 @@ class HeadwayMixin(Steering):
         tokens = output.num_scheduled_tokens
         self._hindrances.look_at(c.request_id for c in plan.chunks if c.request_id not in tokens)
         self._hindrances.look_at(preempted)
-        if not tokens and not preempted:
-            return
         host = self.headway_swap
         kept = tuple(i for i in preempted if host is not None and host.slots.tokens(i))
         admitted = {
