@@ -79,7 +79,7 @@ KINDS: tuple[tuple[str, str, str, str, str], ...] = (
     ("said twice", "engines/vllm/request_body.py", "test_one_way_in",
      "if name in seen and (", "if False and ("),
     ("a wrong header beside a body", "engines/vllm/promise.py", "test_one_way_in",
-     "book.promise({field: value}, labels={field: label}, **client)", "pass"),
+     "book.promise({field: value}, labels={field: label}, is_whole=False, **client)", "pass"),
     ("what was not judged", "engines/vllm/edge.py", "test_edge_promises",
      "if not is_ours(name)}", "}"),
     ("digits of other scripts", "slo_rules.py", "test_one_way_in",

@@ -48,9 +48,9 @@ class Request:
     many must exist before the request can emit again (the prompt, and after a preemption by
     recompute also the tokens emitted so far). ``due_at_s`` is when a waiting request's next
     token is due by its promise; ``order`` is its rank of arrival; ``work_s``
-    estimates, on arrival, the seconds of the engine it will take; ``tokens_a_step`` is what it
-    gains in a step of decoding, above 1 where drafts are accepted; ``promised_gap_s`` is the gap
-    its tokens are planned for, ``None`` where none was promised or it may have one token only;
+    estimates the seconds of the engine it will take; ``tokens_a_step`` is what it gains in a step
+    of decoding, above 1 where drafts are accepted; ``promised_gap_s`` is the gap its tokens are
+    planned for, ``None`` where none was promised or it may have one token only;
     ``is_leftover`` tells that it was started with capacity no claim wanted, ``is_expected``
     that it was refused before and came back when it was told to; ``hindrance`` is why the engine
     could not start it now, empty when it could. While a request waits, it holds the KV of
@@ -174,10 +174,14 @@ class Request:
         return max(self.prefill_target_tokens - self.num_computed_tokens - self.num_found_tokens, 0)
 
     @property
+    def remaining_output_tokens(self) -> int:
+        """Output tokens still to come, as they are predicted; at least one."""
+        return max(self.predicted_output_tokens - self.num_output_tokens, 1)
+
+    @property
     def steps_left(self) -> float:
         """Steps of decoding until its last token, as it is predicted; at least one token's."""
-        remaining = self.predicted_output_tokens - self.num_output_tokens
-        return max(remaining, 1) / self.tokens_a_step
+        return self.remaining_output_tokens / self.tokens_a_step
 
     @property
     def num_ready_tokens(self) -> int:

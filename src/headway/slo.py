@@ -23,6 +23,7 @@ from headway.slo_rules import (
     UNJUDGED,
     Grant,
     Limits,
+    field_of,
     grant_of,
     is_ours,
     keys_of,
@@ -40,7 +41,7 @@ along notices a second of silence, and hardly anything below."""
 PAUSE_GAPS = 5.0
 """Nor is it shorter than so many promised gaps: where gaps are long, a second is no pause."""
 
-REQUEST_FIELDS = (*(f"slo_{name[:-2]}_ms" for name in SPANS), "slo_class", "slo_weight")
+REQUEST_FIELDS = (*map(field_of, SPANS), "slo_class", "slo_weight")
 """Names a request may carry in ``vllm_xargs``; any other ``slo_*`` name is a mistake."""
 
 EXPLAIN = "slo_explain"

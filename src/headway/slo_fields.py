@@ -11,6 +11,7 @@ from typing import Any
 
 from headway.errors import UserError
 from headway.slo_rules import (
+    CLASS_FIELDS,
     CLASS_NAMES,
     MAX_PROMISE_S,
     MAX_WEIGHT,
@@ -23,8 +24,6 @@ from headway.units import format_s
 
 ENDLESS = "inf"
 """How a span without an end is written where JSON goes: it has no number for it."""
-
-CLASS_FIELDS = (*SPANS, "weight")
 
 
 def span_of(name: str, value: Any, key: str, *, per_s: float = 1.0) -> float:

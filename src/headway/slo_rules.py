@@ -19,6 +19,18 @@ from headway.errors import UserError
 SPANS = ("ttft_s", "tbt_s", "pause_s", "tpot_s", "jct_s")
 """What a promise may name, in the order of people's reading."""
 
+PROMISES = tuple(span.removesuffix("_s") for span in SPANS)
+"""What may be promised, without the unit."""
+
+CLASS_FIELDS = (*SPANS, "weight")
+"""What a class of an SLO file, and a limit, may say in numbers."""
+
+
+def field_of(span: str) -> str:
+    """Return the request field that asks for a span, in milliseconds."""
+    return f"slo_{span.removesuffix('_s')}_ms"
+
+
 MAX_PROMISE_S = 7 * 24 * 3600.0
 """No promise is longer than a week: a larger number is a unit mistake."""
 
@@ -159,10 +171,10 @@ class Limits:
             UserError: A key or value is not allowed.
         """
         where = f"{source}: [limits]"
-        _check_keys(where, table, (*SPANS, "weight", "classes"))
+        _check_keys(where, table, (*CLASS_FIELDS, "classes"))
         ranges = {
             name: _range_of(f"{where} {name}", name, table[name])
-            for name in (*SPANS, "weight")
+            for name in CLASS_FIELDS
             if name in table
         }
         return cls(ranges, _classes_of(where, table, known))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+GIB = 1024**3
+"""Bytes."""
+
 
 def blocks_for(num_tokens: int, block_size_tokens: int) -> int:
     """Return how many KV blocks hold *num_tokens* (rounded up)."""

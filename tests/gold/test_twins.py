@@ -21,6 +21,7 @@ from headway.latency.model import StepShape
 from headway.latency.roofline import Roofline
 from headway.policy.admit import DueWork, largest_feasible
 from headway.policy.chunk import largest_chunk
+from headway.policy.finishes import Finishes
 from headway.policy.live_requests import LiveRequests
 from headway.request import Request, Standing, State
 from headway.slo import Slo
@@ -83,8 +84,29 @@ def test_moving_and_leaving_residents(
     expected = peak_token_by_token(list(kept.values()), now, None, 8.0)
     assert curve.peak_with(0, now, now - 1, 8.0) == pytest.approx(expected)
     assert len(curve) == len(kept)
-    late = {f"r{k}" for k, (_, step, lasts) in kept.items() if step + lasts < now}
-    assert set(curve.overdue(now)) == late
+
+
+# -- finishes --------------------------------------------------------------------------------
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 5), st.integers(0, 40), st.integers(0, 60)), max_size=30),
+    st.integers(0, 80),
+)
+@settings(max_examples=100)
+def test_who_should_have_finished_by_now(moves: list[tuple[int, int, int]], now: int) -> None:
+    """After any sequence of entries and departures the overdue are those a scan finds."""
+    finishes, kept = Finishes(), {}
+    for key, step, lasts in moves:
+        if lasts == 0:
+            finishes.leave(f"r{key}")
+            kept.pop(f"r{key}", None)
+        else:
+            finishes.enter(Request(f"r{key}", Slo(), 0.0, 10, lasts), step)
+            kept[f"r{key}"] = step + lasts
+    late = finishes.overdue(now)
+    assert sorted(late) == sorted(key for key, finish in kept.items() if finish < now)
+    assert len(finishes) == len(kept)
 
 
 # -- chunk -----------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The slow twin of the slack ledger: each instant of a finished request asked for its cause."""
+"""The slow twin of the book of lateness: each instant of a finished request asked for its cause."""
 
 from __future__ import annotations
 

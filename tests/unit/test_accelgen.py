@@ -11,6 +11,7 @@ from drafts import draft_of
 
 from headway import registry
 from headway.errors import UserError
+from headway.kit.tightest import TightestRecent
 from headway.latency import profile
 from headway.latency.fixed import FixedModel
 from headway.papers.accelgen.a1_chunk import GRAIN_TOKENS, DynamicChunk, saturating_tokens
@@ -122,7 +123,7 @@ def test_a_promise_scales_the_saturating_step(fake_engine: Any) -> None:
     contexts: list[Any] = []
     engine.core.planner.hold = lambda draft: contexts.append(draft) or ()
     engine.core.plan(view, engine.now_s)
-    budget = DynamicChunk(with_context=False)
+    budget = DynamicChunk(TightestRecent(), with_context=False)
     tokens = [budget.tokens(contexts[0], s) for s in (0.037, 0.0185, 1e-9, math.inf, 0.148)]
     assert tokens == [31, 15, 1, 64, 64]
     assert budget.longest_s(contexts[0], 0.037) == pytest.approx(31 / 64 * 0.074)
@@ -165,7 +166,7 @@ def test_sizes_of_an_exact_step(fake_engine: Any) -> None:
     contexts: list[Any] = []
     engine.core.planner.hold = lambda draft: contexts.append(draft) or ()
     engine.core.plan(engine.view, engine.now_s)
-    budget = DynamicChunk(with_context=False, exact=True)
+    budget = DynamicChunk(TightestRecent(), with_context=False, exact=True)
     promises_s = (0.037, 0.0185, 1e-9, math.inf, 0.148)
     assert [budget.tokens(contexts[0], s) for s in promises_s] == [26, 8, 1, 64, 64]
     assert budget.longest_s(contexts[0], 0.037) == pytest.approx(0.036)

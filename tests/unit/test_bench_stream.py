@@ -223,7 +223,7 @@ NUM_STREAMS = int(os.environ.get("HEADWAY_FUZZ_STREAMS") or 400)
 """Damaged streams sent; 100,000 take ten minutes."""
 
 
-def fuzzed(first_seed: int, num_streams: int, at_once: int = 200) -> LoadResult:
+def fuzzed(first_seed: int, num_streams: int) -> LoadResult:
     """Return the result of one run in which each request gets another damaged stream."""
 
     async def run() -> LoadResult:

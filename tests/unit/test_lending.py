@@ -236,7 +236,7 @@ def request(name: str, prompt: int, output: int, slo: Slo = NO_PROMISE) -> Reque
     return one
 
 
-def context(ledger: KvLedger, num_blocks: int = 50) -> Draft:
+def context(num_blocks: int = 50) -> Draft:
     view = EngineView(num_blocks, num_blocks, 16, 64, 512)
     return draft_of(LiveRequests(), view, max_step_s=0.1)
 
@@ -250,7 +250,7 @@ def runs(ledger: KvLedger, one: Request, step: int = 0) -> Request:
 def test_one_plan_counts_whom_it_admits() -> None:
     """Pencilled requests are in every book until the plan is made, guests of each other too."""
     ledger = LendingLedger(LendingBook())
-    draft = context(ledger, num_blocks=40)
+    draft = context(num_blocks=40)
     gate = AllOf(Lending(ledger), CurveGate(ledger))
     big, small, other = (request(n, p, o) for n, p, o in
                          (("big", 100, 400), ("small", 50, 50), ("other", 100, 400)))  # fmt: skip
@@ -268,7 +268,7 @@ def test_one_plan_counts_whom_it_admits() -> None:
 def test_the_curve_gate_measures_a_burst_against_the_residents_alone() -> None:
     """Whom it admitted in the same plan is in no book."""
     ledger = KvLedger()
-    draft, gate = context(ledger), CurveGate(ledger)
+    draft, gate = context(), CurveGate(ledger)
     runs(ledger, request("resident", 100, 100))
     for name in ("first", "second"):
         one = request(name, 200, 200)
@@ -280,7 +280,7 @@ def test_the_curve_gate_measures_a_burst_against_the_residents_alone() -> None:
 def test_a_critical_request_starts_whatever_the_books_say() -> None:
     """It is booked in full, so the next one waits until the books balance."""
     ledger = LendingLedger(LendingBook())
-    draft = context(ledger)
+    draft = context()
     runs(ledger, request("resident", 600, 100))
     urgent = request("urgent", 100, 100, Slo(ttft_s=0.2))
     urgent.due_at_s = 0.05

@@ -179,7 +179,7 @@ def test_an_estimate_is_extended_before_it_is_outgrown() -> None:
         scene.fund(predictor=SlidingHistogram(min_samples=1))
         if step == 8:  # Of its ten tokens the ninth is out: the step after next has none.
             assert request.predicted_output_tokens >= 9 + SIZE
-            assert not scene.ledger.everyone.overdue(step + 2)
+            assert not scene.ledger.overdue(step + 2)
         else:
             assert request.predicted_output_tokens == 10
 

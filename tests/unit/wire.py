@@ -146,7 +146,6 @@ async def serve_well(exchange: Exchange) -> None:
 def load_of(
     handler: Handler,
     num_requests: int = 1,
-    gap_s: float = 0.0,
     timeout_s: float = 20,
     **options: Any,
 ) -> LoadResult:

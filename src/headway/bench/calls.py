@@ -141,7 +141,7 @@ def slo_fields(slo: Slo, send_slo: SendSlo) -> dict[str, str | float]:
         return {}
     if send_slo == "class":
         return {"slo_class": slo.class_name}
-    return dict(fields_of(slo))
+    return fields_of(slo)
 
 
 def warm_up_calls(book: SloBook, options: CallOptions) -> list[Call]:

@@ -75,7 +75,7 @@ def rows_of(runs: Sequence[Run]) -> list[Row]:
         row("gap between tokens, p99", lambda run: run["tbt_s"]["p99"], format_s, "less"),
         row(
             "longest pause, p99",
-            lambda run: (run.get("pause_s") or {}).get("p99"),
+            _pause_s,
             format_s,
             "less",
         ),

@@ -88,8 +88,7 @@ class Prefixes:
         self._known: dict[str, tuple[int, int]] = {}
         self._turns = [0, 0]  # Of claims, of others.
         self._plan = 0
-        self._asked: dict[str, int] = {}
-        self._hits: dict[str, WholeHit] = {}
+        self._hits: dict[str, tuple[int, WholeHit]] = {}
         self._may_ask = True
 
     def find(self, name: str, request: Any, num_tokens: int) -> tuple[int, int]:
@@ -105,7 +104,7 @@ class Prefixes:
     def _find_here(self, name: str, request: Any, num_tokens: int) -> tuple[int, int]:
         look_up = self._look_up
         if look_up is None:
-            return self._find_whole(name, request) if self._whole is not None else (0, 0)
+            return self._find_whole(name, request)
         found, held = self._known.get(name, (0, 0))
         most = (num_tokens - 1) // self._block_size
         found = min(found, most)
@@ -130,18 +129,21 @@ class Prefixes:
 
         And at once about one whose prefix nobody holds any more: it takes free blocks now.
         """
-        hit = self._hits.get(name)
+        whole = self._whole
+        if whole is None:
+            return 0, 0
+        asked, hit = self._hits.get(name, (0, None))
         is_new = hit is None or not hit.is_still_held()
-        is_due = self._may_ask and self._plan - self._asked.get(name, 0) >= ASK_EVERY
-        if self._whole is not None and (is_new or is_due):
+        is_due = self._may_ask and self._plan - asked >= ASK_EVERY
+        if hit is None or is_new or is_due:
             self._may_ask = self._may_ask and is_new
-            self._asked[name] = self._plan
-            hit = self._hits[name] = self._whole(request)
-        return (hit.num_found_tokens, hit.num_held_tokens) if hit is not None else (0, 0)
+            hit = whole(request)
+            self._hits[name] = self._plan, hit
+        return hit.num_found_tokens, hit.num_held_tokens
 
     def forget(self, name: str) -> None:
         """A request ended."""
-        for known in (self._known, self._asked, self._hits):
+        for known in (self._known, self._hits):
             known.pop(name, None)
 
     def news(self, at_s: float, live: LiveRequests, requests: Any) -> PrefixFound | None:

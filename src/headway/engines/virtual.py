@@ -11,8 +11,7 @@ from headway.latency.model import StepShape
 from headway.metrics.scheduler_counts import wanted_tokens
 from headway.policy.live_requests import LiveRequests
 from headway.policy.plan import StepPlan
-
-GIB = 1024**3
+from headway.units import GIB
 
 
 @dataclass(frozen=True, slots=True)

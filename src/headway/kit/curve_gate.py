@@ -26,7 +26,7 @@ class CurveGate(Gate):
     def fits(self, draft: Draft, request: Request) -> bool:
         """Return whether the peak with *request* stays below capacity minus the reserve."""
         capacity = draft.given.room_tokens * (1.0 - self._reserve_share)
-        if len(self._ledger.everyone) == 0:  # Nobody runs, nobody is pencilled in.
+        if len(self._ledger.everyone) == 0:  # Nobody runs.
             return True
         peak = self._ledger.peak_with_tokens(
             request, draft.given.step, claims_only=draft.comes_first(request)

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 
 from headway.errors import InvariantError
 from headway.kit.usage_curve import UsageCurve
-from headway.policy.finishes import Finishes, remaining_tokens
+from headway.policy.finishes import Finishes
 from headway.policy.kv.layout import KvLayout
-from headway.request import Request, State
+from headway.request import Request
 
 
 class KvLedger(Finishes):
@@ -28,22 +28,17 @@ class KvLedger(Finishes):
         """The engine's, as of the last plan: what bounded groups keep is booked too."""
         self._pencilled: list[str] = []
 
-    def __len__(self) -> int:
-        return len(self.everyone)
-
     def enter(self, request: Request, step: int) -> None:
         """Book a running request (again): what it holds and when it should finish."""
+        super().enter(request, step)
         held = max(request.prefill_target_tokens, request.kv_tokens)
         self._book(request, self.with_aside(held, request), step)
 
     def leave(self, request_id: str) -> None:
         """Strike a request off: it finished or lost its KV."""
+        super().leave(request_id)
         self.everyone.discard(request_id)
         self.claims.discard(request_id)
-
-    def overdue(self, step: int) -> list[str]:
-        """Return requests predicted to have finished before *step*."""
-        return self.everyone.overdue(step)
 
     def resize(self, capacity_tokens: int, reserve_tokens: int) -> None:
         """Hear what the cache holds and how much of it is set aside; the curves need not know."""
@@ -62,15 +57,15 @@ class KvLedger(Finishes):
         """Return the highest future usage, in tokens, if *request* were admitted now."""
         curve = self.claims if claims_only else self.everyone
         own = self.with_aside(request.num_tokens, request) - request.num_held_tokens
-        finish = step + remaining_tokens(request)
+        finish = step + request.remaining_output_tokens
         return curve.peak_with(own, step, finish, self.layout.block_size_tokens / 2)
 
     def with_aside(self, num_tokens: int, request: Request) -> int:
         """Return so many tokens and what bounded groups will hold of the request at its end."""
-        return num_tokens + self.layout.aside_tokens(num_tokens + remaining_tokens(request))
+        return num_tokens + self.layout.aside_tokens(num_tokens + request.remaining_output_tokens)
 
     def _book(self, request: Request, held_tokens: int, step: int) -> None:
-        name, finish = request.request_id, step + remaining_tokens(request)
+        name, finish = request.request_id, step + request.remaining_output_tokens
         self.everyone.put(name, held_tokens, step, finish)
         if request.has_claim:
             self.claims.put(name, held_tokens, step, finish)
@@ -84,9 +79,8 @@ class KvLedger(Finishes):
             InvariantError: A running request is not booked, a booked one does not run, or
                 a request is booked in the wrong curve.
         """
+        super().validate(running)
         for request_id, request in running.items():
-            if request.state is not State.RUNNING:
-                raise InvariantError(f"{request!r} is booked as running; {request.tell()}")
             if request_id not in self.everyone:
                 raise InvariantError(f"{request!r} runs but is not in the ledger")
             if (request_id in self.claims) is not request.has_claim:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator
 
 from headway.kit.parts import Promiseless
 from headway.kit.simple import FreeBlocks
@@ -20,7 +19,6 @@ from headway.policy.planner import Planner
 from headway.policy.predict import Predictor
 from headway.policy.preempt import Preemptor
 from headway.policy.swap_choice import AlwaysRecompute
-from headway.request import Request
 
 
 class OneWalk(Planner, Preemptor):
@@ -63,7 +61,3 @@ class OneWalk(Planner, Preemptor):
     def decides_decodes(self, draft: Draft) -> bool:
         """Return whether anybody decodes, and so may sit out."""
         return bool(draft.given.live.decoding)
-
-    def for_claim(self, draft: Draft, claim: Request) -> Iterator[Request]:
-        """Yield nobody: the walk has decided who makes room."""
-        yield from ()

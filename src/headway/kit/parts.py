@@ -119,9 +119,7 @@ class ComposedPlanner(Planner):
         parts = self.parts
         given = (latency, parts.predictor, parts.max_wait_s, overload, parts.ledger)
         if parts.tightest is not None:
-            known = Tightest(*given)
-            known.tightest = parts.tightest
-            return known
+            return Tightest(parts.tightest, *given)
         return Known(*given) if parts.heeds_promises else Promiseless(*given)
 
     def begin(self, draft: Draft) -> None:

@@ -55,13 +55,8 @@ class FixedChunk(Chunker):
         must_go_on: bool = False,
     ) -> int:
         """Return what the budget leaves."""
-        budget = min(self._budget_tokens or math.inf, draft.given.view.max_step_tokens)
-        room = budget - shape.num_decodes - shape.num_prefill_tokens
-        return max(min(most, int(room)), 0)
-
-    def upper_s(self, draft: Draft, shape: StepShape) -> float:
-        """Return the plain prediction; nothing is promised."""
-        return draft.given.latency.predict_s(shape)
+        engine = draft.given.view.max_step_tokens
+        return max(min(most, min(self._budget_tokens or engine, engine) - shape.num_tokens), 0)
 
 
 class WholePrompts(FixedChunk):
@@ -99,10 +94,6 @@ class Youngest(Preemptor):
         """Yield running requests, last started first."""
         yield from reversed(list(draft.given.live.prefilling.values()))
         yield from reversed(list(draft.given.live.decoding.values()))
-
-    def for_claim(self, draft: Draft, claim: Request) -> Iterator[Request]:
-        """Yield nobody."""
-        yield from ()
 
 
 def plain_parts(chunk_tokens: int | None = None) -> Parts:

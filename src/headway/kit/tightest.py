@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from headway.policy.known import Known
 from headway.request import Request
@@ -29,10 +30,17 @@ class TightestRecent:
 
 
 class Tightest(Known):
-    """What is known, where the tightest recent first token counts."""
+    """What is known, where the tightest recent first token counts.
 
-    tightest: TightestRecent
+    Args:
+        tightest: Shared with the rule that heeds it.
+        known: See :class:`~headway.policy.known.Known`.
+    """
+
+    def __init__(self, tightest: TightestRecent, *known: Any) -> None:
+        super().__init__(*known)
+        self._tightest = tightest
 
     def _judge(self, request: Request, at_s: float) -> None:
         super()._judge(request, at_s)
-        self.tightest.add(request.slo.ttft_s if request.has_claim else None, at_s)
+        self._tightest.add(request.slo.ttft_s if request.has_claim else None, at_s)

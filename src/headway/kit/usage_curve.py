@@ -47,15 +47,6 @@ class UsageCurve:
             self._by_finish.remove((entry[1], key))
             self._arrays = None
 
-    def overdue(self, step: int) -> list[str]:
-        """Return residents predicted to have finished before *step*."""
-        late: list[str] = []
-        for finish, key in self._by_finish:
-            if finish >= step:
-                break
-            late.append(key)
-        return late
-
     def peak_with(self, held_tokens: int, step: int, finish: int, slop_tokens: float) -> float:
         """Return the highest usage from *step* on if a newcomer joined.
 

@@ -43,6 +43,26 @@ class StepShape:
         """Whether prompts are computed: such steps do not run the decode-only graphs."""
         return self.num_prefill_tokens > 0
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens computed, prompts' and decodes'."""
+        return self.num_prefill_tokens + self.num_decodes
+
+    @property
+    def decodes(self) -> StepShape:
+        """The decodes of the step alone."""
+        return StepShape(0, 0, self.num_decodes, self.sum_context_tokens)
+
+    def with_decode(self, context_tokens: int) -> StepShape:
+        """Return this shape with one more decode that reads *context_tokens* of KV."""
+        return StepShape(
+            self.num_prefill_tokens,
+            self.num_prefills,
+            self.num_decodes + 1,
+            self.sum_context_tokens + context_tokens,
+            self.chunk_context,
+        )
+
     def features(self) -> tuple[float, ...]:
         """Return the row of :data:`FEATURES`."""
         mixed = 1.0 if self.num_prefill_tokens > 0 else 0.0

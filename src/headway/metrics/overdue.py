@@ -33,10 +33,8 @@ def overdue(live: Iterable[LiveLateness], at_s: float) -> tuple[int, list[dict[s
             if slo.ttft_s is not None:
                 late_s, breaks = at_s - one.arrived_at_s - slo.ttft_s, "ttft"
         elif one.mark is None:  # In step, its last token is new.
-            gap_s, breaks = slo.tbt_s, "tbt"
-            if gap_s is None:
-                gap_s, breaks = slo.longest_pause_s, "pause"
-            late_s = at_s - last_s - gap_s
+            breaks = "pause" if slo.tbt_s is None else "tbt"
+            late_s = at_s - last_s - slo.least_late_s
         if slo.jct_s is not None and at_s - one.arrived_at_s - slo.jct_s > late_s:
             late_s, breaks = at_s - one.arrived_at_s - slo.jct_s, "jct"
         if late_s > 0:

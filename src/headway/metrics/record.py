@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -138,7 +138,8 @@ def figures(
     """
     num_offered = len(records) if num_offered is None else num_offered
     missing = [False] * (num_offered - len(records))
-    kept = [record for record in records if record.attained]
+    flags = [record.attained for record in records]
+    kept = [record for record, is_kept in zip(records, flags, strict=True) if is_kept]
     ttfts = [define.ttft_s(r.arrived_at_s, r.emitted_at_s) for r in records]
     jcts = [define.jct_s(r.arrived_at_s, r.emitted_at_s) for r in records if r.finished]
     latencies = [
@@ -153,26 +154,18 @@ def figures(
     return {
         "num_requests": num_offered,
         "num_attained": len(kept),
-        "attainment": define.attainment([r.attained for r in records] + missing),
+        "attainment": define.attainment(flags + missing),
         "attainment_by_reading": {
             reading: define.attainment([r.attained_by(reading) for r in records] + missing)
             for reading in define.READINGS[1:]
         },
-        "ttft_attainment": _ttft_attainment(records),
-        "tbt_attainment": _tbt_attainment(records, "default"),
-        "tbt_plain_attainment": _tbt_attainment(records, "plain"),
-        "tbt_strict_attainment": _tbt_attainment(records, "strict"),
-        "tbt_lenient_attainment": define.attainment(
-            r.finished and define.tpot_attained(r.emitted_at_s, r.slo.tbt_s)
-            for r in records
-            if r.slo.tbt_s is not None
-        ),
-        "tpot_attainment": define.attainment(
-            r.finished and define.tpot_attained(r.emitted_at_s, r.slo.tpot_s)
-            for r in records
-            if r.slo.tpot_s is not None
-        ),
-        "jct_attainment": _jct_attainment(records),
+        "ttft_attainment": _share(records, "ttft_s", _has_ttft),
+        "tbt_attainment": _share(records, "tbt_s", _has_gaps("default")),
+        "tbt_plain_attainment": _share(records, "tbt_s", _has_gaps("plain")),
+        "tbt_strict_attainment": _share(records, "tbt_s", _has_gaps("strict")),
+        "tbt_lenient_attainment": _share(records, "tbt_s", _has_mean),
+        "tpot_attainment": _share(records, "tpot_s", _has_mean),
+        "jct_attainment": _share(records, "jct_s", _has_jct),
         "goodput_rps": define.goodput_per_s(len(kept), duration_s),
         "goodput_tokens_per_s": define.goodput_per_s(
             sum(r.num_output_tokens for r in kept), duration_s
@@ -189,25 +182,30 @@ def figures(
     }
 
 
-def _ttft_attainment(records: Sequence[RequestRecord]) -> float | None:
+Rule = Callable[[RequestRecord, float], bool]
+"""Whether a request kept a span it was promised, in seconds."""
+
+
+def _share(records: Sequence[RequestRecord], span: str, rule: Rule) -> float | None:
+    """Return the share that finished and kept *span* by *rule*, of those that were promised it."""
     return define.attainment(
-        r.finished and define.ttft_attained(r.arrived_at_s, r.emitted_at_s, r.slo.ttft_s)
+        r.finished and rule(r, promised_s)
         for r in records
-        if r.slo.ttft_s is not None
+        if (promised_s := getattr(r.slo, span)) is not None
     )
 
 
-def _tbt_attainment(records: Sequence[RequestRecord], reading: define.Reading) -> float | None:
-    return define.attainment(
-        r.finished and define.gaps_attained(r.slo, r.arrived_at_s, r.emitted_at_s, reading)
-        for r in records
-        if r.slo.tbt_s is not None
-    )
+def _has_ttft(record: RequestRecord, promised_s: float) -> bool:
+    return define.ttft_attained(record.arrived_at_s, record.emitted_at_s, promised_s)
 
 
-def _jct_attainment(records: Sequence[RequestRecord]) -> float | None:
-    return define.attainment(
-        r.finished and define.jct_attained(r.arrived_at_s, r.emitted_at_s, r.slo.jct_s)
-        for r in records
-        if r.slo.jct_s is not None
-    )
+def _has_gaps(reading: define.Reading) -> Rule:
+    return lambda r, _: define.gaps_attained(r.slo, r.arrived_at_s, r.emitted_at_s, reading)
+
+
+def _has_mean(record: RequestRecord, promised_s: float) -> bool:
+    return define.tpot_attained(record.emitted_at_s, promised_s)
+
+
+def _has_jct(record: RequestRecord, promised_s: float) -> bool:
+    return define.jct_attained(record.arrived_at_s, record.emitted_at_s, promised_s)

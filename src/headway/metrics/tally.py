@@ -14,7 +14,7 @@ from typing import Any
 
 from headway.metrics.causes import CAUSES
 from headway.slo import Slo
-from headway.slo_rules import SPANS
+from headway.slo_rules import PROMISES, SPANS
 
 TTFT_BOUNDS_S = (
     0.01, 0.025, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0,
@@ -35,7 +35,6 @@ OUTCOMES = ("finished", "refused", "rejected", "aborted", "failed")
 """How a request can end: ``rejected`` could never have been served, ``failed`` is an error of
 the engine, ``aborted`` means that the client hung up."""
 
-PROMISES = tuple(name.removesuffix("_s") for name in SPANS)
 """What of a promise time can break: ``ttft``, ``tbt``, ``pause``, ``tpot``, ``jct``."""
 
 MAX_CLASSES = 64
@@ -174,8 +173,8 @@ def combine(one: Any, other: Any, sign: int = 1) -> Any:
             return one
         return {
             key: (
-                _by_span(_PROMISES[key], one.get(key) or {}, other.get(key) or {})
-                if key in _PROMISES
+                _by_span(_PICKS[key], one.get(key) or {}, other.get(key) or {})
+                if key in _PICKS
                 else combine(one.get(key, _nothing_like(other.get(key))), other.get(key), sign)
             )
             for key in {**one, **other}
@@ -189,7 +188,7 @@ def combine(one: Any, other: Any, sign: int = 1) -> Any:
     return one
 
 
-_PROMISES = {"promise": min, "promise_most": max}
+_PICKS = {"promise": min, "promise_most": max}
 
 
 def _by_span(

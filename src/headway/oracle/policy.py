@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from headway.kit.curve_gate import CurveGate
 from headway.kit.ledger import KvLedger
+from headway.kit.lengths import Oracle
 from headway.kit.parts import ComposedPlanner, Feasibility, Parts, Prioritizer
 from headway.kit.tightest import TightestRecent
 from headway.latency.model import LatencyModel, StepShape
@@ -18,7 +19,6 @@ from headway.oracle.search import SearchResult
 from headway.policy.batch import InOrder
 from headway.policy.chunk import Chunker, SlackChunk
 from headway.policy.draft import Draft
-from headway.policy.predict import Predictor
 from headway.policy.preempt import BestEffortFirst
 from headway.policy.scheduler import Scheduler
 from headway.request import Request
@@ -47,20 +47,6 @@ class KnownTime(LatencyModel):
         """Nothing is left to learn."""
 
 
-class KnownLengths(Predictor):
-    """Output lengths that are told, by request id."""
-
-    def __init__(self, lengths: Mapping[str, int]) -> None:
-        self._lengths = lengths
-
-    def predict(self, request: Request) -> int:
-        """Return the true length."""
-        return max(self._lengths[request.request_id], request.num_output_tokens + 1)
-
-    def learn(self, request: Request) -> None:
-        """Nothing is left to learn."""
-
-
 class ChosenClaims(Feasibility):
     """The claims given up in advance are set aside; the others are served at full pressure."""
 
@@ -68,7 +54,7 @@ class ChosenClaims(Feasibility):
         self._dropped = dropped
 
     def set_aside(self, draft: Draft, chunker: Chunker) -> tuple[set[str], float]:
-        """See :class:`~headway.policy.admit.Feasibility`."""
+        """See :class:`~headway.kit.parts.Feasibility`."""
         return {i for i in draft.given.live.requests if i in self._dropped}, 1.0
 
 
@@ -127,7 +113,7 @@ def scheduler(
     }
     ledger, tightest = KvLedger(), TightestRecent()
     parts = Parts(
-        predictor=KnownLengths(lengths),
+        predictor=Oracle(lengths),
         feasibility=ChosenClaims(found.dropped),
         prioritizer=ByRank(found.rank),
         chunker=EveryGap(tightest),

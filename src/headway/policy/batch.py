@@ -54,7 +54,7 @@ class InOrder:
         gate: Gate,
         preemptor: Preemptor,
     ) -> StepFill:
-        """See :class:`Batcher`."""
+        """Return the chunks of the step; ``draft.num_spare_blocks`` shrinks with them."""
         filled = StepFill(draft.shape)
         num_running = draft.given.live.num_running
         blocked = 0

@@ -98,7 +98,8 @@ class Chunker(Protocol):
         """
 
     def upper_s(self, draft: Draft, shape: StepShape) -> float:
-        """Return the seconds the chunker promises for a step of this shape."""
+        """Return the seconds the chunker promises for such a step; by default it is a guess."""
+        return draft.given.latency.predict_s(shape)
 
 
 class SlackChunk(Chunker):
@@ -136,7 +137,7 @@ class SlackChunk(Chunker):
         self, draft: Draft, shape: StepShape, prefix: int, most: int, must_go_on: bool = False
     ) -> int:
         """Return the largest chunk within the step's worthwhile length."""
-        room = draft.given.view.max_step_tokens - shape.num_decodes - shape.num_prefill_tokens
+        room = draft.given.view.max_step_tokens - shape.num_tokens
         most = min(most, room)
         target_s = min(self.target_s(draft), draft.until_s)
         if target_s == math.inf:

@@ -23,7 +23,7 @@ class Finishes:
     def enter(self, request: Request, step: int) -> None:
         """Note a running request (again)."""
         self._strike(request.request_id)
-        finish = step + remaining_tokens(request)
+        finish = step + request.remaining_output_tokens
         self._finish[request.request_id] = finish
         self._by_finish.add((finish, request.request_id))
 
@@ -51,8 +51,3 @@ class Finishes:
         finish = self._finish.pop(request_id, None)
         if finish is not None:
             self._by_finish.remove((finish, request_id))
-
-
-def remaining_tokens(request: Request) -> int:
-    """Return the output a request is predicted to have still; at least one token."""
-    return max(request.predicted_output_tokens - request.num_output_tokens, 1)

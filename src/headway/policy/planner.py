@@ -24,7 +24,10 @@ from headway.policy.view import EngineView
 
 
 class Planner(ABC):
-    """Decides steps from what is known. It keeps nothing that an event could make untrue.
+    """Decides steps from what is known.
+
+    One planner serves one run: parts may remember earlier plans, and its state shares the
+    predictor and the ledger with it. So each plan is asked for once.
 
     Attributes:
         chunker: Bounds the prompt work of one step.

@@ -18,17 +18,14 @@ class Preemptor(Protocol):
         """Yield victims so that the others can take their next token."""
 
     def for_claim(self, draft: Draft, claim: Request) -> Iterator[Request]:
-        """Yield victims whose KV a waiting claim may take over."""
+        """Yield victims whose KV a waiting claim may take over; by default nobody yields."""
+        yield from ()
 
 
 class Nobody(Preemptor):
     """For an engine that takes nobody's KV: a plan that counted on it would start nobody."""
 
     def for_running(self, draft: Draft) -> Iterator[Request]:
-        """Yield nobody."""
-        yield from ()
-
-    def for_claim(self, draft: Draft, claim: Request) -> Iterator[Request]:
         """Yield nobody."""
         yield from ()
 

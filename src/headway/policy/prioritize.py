@@ -17,8 +17,9 @@ class ByDeadline:
     A claim whose prompt begins as one in progress does gives its turn to that one: what it would
     compute itself, it finds in the cache when the other is done. (TensorRT-LLM's capacity scheduler
     lets it wait. Differs: the other one, best effort or not, goes in its place.)
-    Whoever is overdue (:meth:`Draft.is_overdue`) goes before all, the longest silent first
-    (a stream that stands still may have come early and fallen silent late), so nobody starves.
+    Whoever is overdue (:meth:`~headway.policy.inputs.Inputs.is_overdue`) goes before all, the
+    longest silent first (a stream that stands still may have come early and fallen silent late), so
+    nobody starves.
     """
 
     def candidates(self, draft: Draft) -> Iterator[Request]:

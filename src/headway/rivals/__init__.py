@@ -1,1 +1,1 @@
-"""The rules of published rivals that no preset of our own needs; see ``docs/rivals.md``."""
+"""Published rivals, and ``slack``, the default before; see ``docs/rivals.md``."""

@@ -2,10 +2,11 @@
 
 FastServe (arXiv 2305.05920 §4): newcomers join the level whose quantum holds their first
 iteration; attained service demotes, starving promotes; every iteration computes the highest
-levels first. Differs: who is outranked keeps its KV and sits out while there is room; its KV is
-copied to the host when a higher level needs it, not ahead of that (§4.2), and computed again
-where the host has no room; the number of levels (6), the ratio of the quanta (2) and the
-starving time (300 s, as the longest wait of ours) are ours.
+levels first. Differs: who is outranked keeps its KV and sits out while there is room, and is
+computed again when a higher level needs it; KV is copied to the host only when the running need
+room to grow, not ahead of that (§4.2), and computed again where the host has no room; the number
+of levels (6), the ratio of the quanta (2) and the starving time (300 s, as the longest wait of
+ours) are ours.
 """
 
 from __future__ import annotations
@@ -66,9 +67,9 @@ class SkipJoin(Ranking):
 
     def __init__(
         self,
-        num_levels: int = 6,
-        quantum_s: float | None = None,
-        starve_s: float = 10.0,
+        num_levels: int,
+        quantum_s: float | None,
+        starve_s: float,
     ) -> None:
         self._levels: list[dict[str, QueuePlace]] = [{} for _ in range(num_levels)]
         self._level_of: dict[str, int] = {}

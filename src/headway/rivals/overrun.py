@@ -75,7 +75,7 @@ class Evicting(Batcher):
         gate: Gate,
         preemptor: Preemptor,
     ) -> StepFill:
-        """See :class:`~headway.policy.batch.Batcher`."""
+        """See :class:`~headway.kit.parts.Batcher`."""
         evicted: list[Preempt] = []
         for request in self._predictor.take_outgrown(draft):
             if request.request_id in draft.gone or not draft.given.live.num_waiting:

@@ -94,7 +94,7 @@ class PaceChunk(Chunker):
         must_go_on: bool = False,
     ) -> int:
         """Return the largest chunk within the limit; see the class."""
-        room = draft.given.view.max_step_tokens - shape.num_decodes - shape.num_prefill_tokens
+        room = draft.given.view.max_step_tokens - shape.num_tokens
         most = max(min(most, room), 0)
         limit_s = self.step_limit_s(draft)
         if limit_s == math.inf:

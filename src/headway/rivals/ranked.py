@@ -47,7 +47,6 @@ class WalkOutcome:
     num_spare_blocks: int
     limit_s: float
     shape: StepShape = field(default_factory=StepShape)
-    decodes: StepShape = field(default_factory=StepShape)
     chunks: list[Chunk] = field(default_factory=list)
     held: list[str] = field(default_factory=list)
     victims: dict[str, tuple[Request, str]] = field(default_factory=dict)
@@ -88,7 +87,7 @@ class RankedPlanner(OneWalk):
     def hold(self, draft: Draft) -> tuple[str, ...]:
         """Return the decodes the walk found no room for."""
         choice = self._choose(draft)
-        draft.shape = choice.decodes
+        draft.shape = choice.shape.decodes
         return tuple(choice.held)
 
     def fill(self, draft: Draft, preemptor: Preemptor) -> StepFill:
@@ -140,7 +139,7 @@ class RankedPlanner(OneWalk):
         return choice
 
     def _take_decode(self, draft: Draft, choice: WalkOutcome, request: Request) -> None:
-        shape = _with_decode(choice.shape, request)
+        shape = choice.shape.with_decode(request.num_tokens)
         is_first = not choice.shape.num_decodes and not choice.shape.num_prefills
         if not choice.is_full and not is_first and choice.limit_s < math.inf:
             choice.is_full = draft.given.latency.predict_s(shape) > choice.limit_s
@@ -148,7 +147,6 @@ class RankedPlanner(OneWalk):
             choice.held.append(request.request_id)
             return
         choice.shape = shape
-        choice.decodes = _with_decode(choice.decodes, request)
         choice.num_tokens_left -= 1
         choice.num_batch_left -= 1
 
@@ -211,13 +209,3 @@ class RankedPlanner(OneWalk):
             choice.victims[victim.request_id] = (victim, why)
         choice.num_slots_left, choice.num_spare_blocks = slots - 1, spare - needed
         return True
-
-
-def _with_decode(shape: StepShape, request: Request) -> StepShape:
-    return StepShape(
-        shape.num_prefill_tokens,
-        shape.num_prefills,
-        shape.num_decodes + 1,
-        shape.sum_context_tokens + request.num_tokens,
-        shape.chunk_context,
-    )

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from headway import registry
-from headway.engines.virtual import GIB
 from headway.errors import UserError
 from headway.latency.calibration import HOLD_OUT_EVERY, LEAST_STEPS, Listener, fit_steps
 from headway.latency.profile import Profile
@@ -17,6 +16,7 @@ from headway.metrics.record import RequestRecord, RunFacts, summarise
 from headway.policy.events import Arrived, Event, Finished, StepDone, StepScheduled
 from headway.slo import Slo
 from headway.study.spec import Machine
+from headway.units import GIB
 from headway.workloads.record_files import Row, event_in
 
 WELL = ("stopped", "length")

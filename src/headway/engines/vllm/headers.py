@@ -6,15 +6,11 @@ from collections.abc import Iterable
 
 from headway.errors import UserError
 from headway.slo import EXPLAIN
-from headway.slo_rules import number, shown
+from headway.slo_rules import PROMISES, number, shown
 
 OWN = {
     "x-slo-class": "slo_class",
-    "x-slo-ttft-ms": "slo_ttft_ms",
-    "x-slo-tbt-ms": "slo_tbt_ms",
-    "x-slo-pause-ms": "slo_pause_ms",
-    "x-slo-tpot-ms": "slo_tpot_ms",
-    "x-slo-jct-ms": "slo_jct_ms",
+    **{f"x-slo-{name}-ms": f"slo_{name}_ms" for name in PROMISES},
     "x-slo-weight": "slo_weight",
 }
 """Our headers and the request fields they stand for."""

@@ -15,15 +15,11 @@ from headway.engines.vllm.headers import Headers, api_key_of, asked_in
 from headway.engines.vllm.request_body import HOLDERS
 from headway.errors import UserError
 from headway.slo import EXPLAIN, Slo, SloBook
-from headway.slo_rules import is_ours, shown, truth
+from headway.slo_rules import PROMISES, is_ours, shown, truth
 
 BODY_FIELDS = {
     "class": "slo_class",
-    "ttft_ms": "slo_ttft_ms",
-    "tbt_ms": "slo_tbt_ms",
-    "pause_ms": "slo_pause_ms",
-    "tpot_ms": "slo_tpot_ms",
-    "jct_ms": "slo_jct_ms",
+    **{f"{name}_ms": f"slo_{name}_ms" for name in PROMISES},
     "weight": "slo_weight",
     "explain": EXPLAIN,
 }

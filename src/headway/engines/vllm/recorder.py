@@ -29,6 +29,7 @@ from headway.engines.vllm.brief import Brief
 from headway.errors import UserError
 from headway.latency.roofline import Roofline
 from headway.policy.log import Entry
+from headway.units import GIB
 
 PIPE_BYTES = 1 << 20
 """Asked of the kernel for the pipe; Linux gives an ordinary user no more. One second of 256
@@ -164,7 +165,7 @@ def recording_of(settings: Settings, guess: Roofline, vllm_config: Any) -> Recor
         started = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         command += ["--run", f"{started}-{os.getpid()}-e{engine}"]
         command += ["--header", json.dumps({"start": start_of(settings, guess, str(engine))})]
-        command += ["--total-bytes", str(int(settings.record_gib * 1024**3))]
+        command += ["--total-bytes", str(int(settings.record_gib * GIB))]
     writer = subprocess.Popen(command, stdin=subprocess.PIPE)
     assert writer.stdin is not None
     # From here on the descriptor is ours: the file object around it must not close it.

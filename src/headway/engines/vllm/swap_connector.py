@@ -25,11 +25,12 @@ from headway.engines.vllm.swap_worker import HostCopies
 from headway.engines.vllm.vllm_names import CONNECTOR as CONNECTOR_NAMES
 from headway.engines.vllm.vllm_names import missing_of, refuse_missing
 from headway.errors import UserError
+from headway.units import GIB
 
 CONNECTOR, MODULE = "SwapConnector", "headway.vllm"
 """Where vLLM finds the connector; the class has to have this name there."""
 
-GUESSED_BYTES_PER_S = 10.0 * 1024**3
+GUESSED_BYTES_PER_S = 10.0 * GIB
 """Bandwidth of the link to the host until a copy was timed: a PCIe 3 link's, roughly."""
 
 RECENT = 0.3

@@ -17,6 +17,7 @@ import torch
 
 from headway.engines.vllm.swap_scheduler import Copy
 from headway.errors import UserError
+from headway.units import GIB
 
 
 class HostCopies:
@@ -102,7 +103,7 @@ def host_rows(blocks: torch.Tensor, num_slots: int) -> torch.Tensor:
             (num_slots, *blocks.shape[1:]), dtype=blocks.dtype, device="cpu", pin_memory=pinned
         )
     except RuntimeError as error:
-        size_gib = num_slots * blocks[0].numel() * blocks.element_size() / 1024**3
+        size_gib = num_slots * blocks[0].numel() * blocks.element_size() / GIB
         raise UserError(
             f"--swap-gib asks for more host memory than there is: {size_gib:.2f} GiB for one "
             f"layer were refused ({str(error).splitlines()[0]:.100})."

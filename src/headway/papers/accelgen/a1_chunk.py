@@ -68,22 +68,22 @@ class DynamicChunk(Budget):
     token, on the long side when it is shorter.
 
     Args:
+        tightest: Of the first tokens promised of late.
         with_context: Take T_pf beside the decodes of now and behind the prompt computed so
             far; else of a step on an idle server, as a profile of S_pf would have it.
         exact: Differs from the paper: the most tokens whose own predicted time is within the
             promise, in place of the line's.
-        tightest: Of the first tokens promised of late; without it gaps alone count.
     """
 
     cuts = True
 
     def __init__(
         self,
+        tightest: TightestRecent,
         with_context: bool = True,
         exact: bool = False,
-        tightest: TightestRecent | None = None,
     ) -> None:
-        self._tightest = tightest or TightestRecent()
+        self._tightest = tightest
         self._with_context = with_context
         self._exact = exact
         self._saturating_tokens = 0
@@ -136,11 +136,7 @@ class DynamicChunk(Budget):
     ) -> int:
         """Return what the budget leaves beside *shape*."""
         budget = self.tokens(draft, self.step_limit_s(draft))
-        return max(min(most, budget - shape.num_decodes - shape.num_prefill_tokens), 0)
-
-    def upper_s(self, draft: Draft, shape: StepShape) -> float:
-        """Return the plain prediction: the rule has no margin."""
-        return draft.given.latency.predict_s(shape)
+        return max(min(most, budget - shape.num_tokens), 0)
 
     def _look(self, draft: Draft) -> None:
         """Find T_pf / S_pf, once a plan."""

@@ -31,8 +31,6 @@ class Composition:
     spare_blocks: int
     free_blocks: int
     promise_s: float = math.inf
-    num_tokens: int = 0
-    decodes: StepShape = field(default_factory=StepShape)
     shape: StepShape = field(default_factory=StepShape)
     whole: list[Chunk] = field(default_factory=list)
     cut: Chunk | None = None
@@ -60,7 +58,7 @@ class Composition:
     def room_tokens(self, task: Task) -> int:
         """Return the tokens a step that heeds *task*'s promise too has left."""
         promise_s = min(self.promise_s, task.promise_s)
-        return self.budget.tokens(self.draft, promise_s) - self.num_tokens
+        return self.budget.tokens(self.draft, promise_s) - self.shape.num_tokens
 
     def kv_room_tokens(self, request: Request) -> int:
         """Return the prompt tokens of a request in progress that free blocks can take."""
@@ -71,18 +69,8 @@ class Composition:
         if self.room_tokens(task) < 1:
             self.held.append(task.request.request_id)
             return False
-        self._take(task, 1)
-        context = task.request.num_tokens
-        for name in ("decodes", "shape"):
-            shape: StepShape = getattr(self, name)
-            grown = StepShape(
-                shape.num_prefill_tokens,
-                shape.num_prefills,
-                shape.num_decodes + 1,
-                shape.sum_context_tokens + context,
-                shape.chunk_context,
-            )
-            setattr(self, name, grown)
+        self._heed(task)
+        self.shape = self.shape.with_decode(task.request.num_tokens)
         return True
 
     def take_prompt(self, task: Task, num_tokens: int, why: str) -> None:
@@ -90,15 +78,14 @@ class Composition:
         request = task.request
         prefix = request.num_computed_tokens
         starts = request.state is not State.RUNNING
-        self._take(task, num_tokens)
+        self._heed(task)
         if starts:
             blocks = self.draft.new_blocks(request)
             self.num_slots -= 1
             self.spare_blocks -= blocks
         else:
-            blocks = self.draft.given.layout.blocks(
-                prefix + num_tokens
-            ) - self.draft.given.layout.blocks(prefix)
+            layout = self.draft.given.layout
+            blocks = layout.blocks(prefix + num_tokens) - layout.blocks(prefix)
         self.free_blocks -= blocks
         self.shape = self.shape.with_chunk(num_tokens, prefix)
         chunk = Chunk(request.request_id, num_tokens, starts, why)
@@ -116,6 +103,5 @@ class Composition:
         why = f"it can wait longer than {claim.request_id}, which needs its KV now"
         self.victims.append(Preempt(victim.request_id, "recompute", why))
 
-    def _take(self, task: Task, num_tokens: int) -> None:
-        self.num_tokens += num_tokens
+    def _heed(self, task: Task) -> None:
         self.promise_s = min(self.promise_s, task.promise_s)

@@ -63,7 +63,7 @@ def planner(
     budget: Budget = EngineStep()
     tightest = TightestRecent()
     if is_on["chunking"]:
-        budget = DynamicChunk(is_on["with_context"], is_on["exact_chunk"], tightest)
+        budget = DynamicChunk(tightest, is_on["with_context"], is_on["exact_chunk"])
     order: Order = ByTimeLeft(is_on["late_last"]) if is_on["ordering"] else ByArrivalTime()
     chosen = PACKERS[packer]() if is_on["packing"] else None
     wait_s = positive_s("max_wait_s", max_wait_s)

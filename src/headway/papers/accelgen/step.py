@@ -49,13 +49,13 @@ class AccelGen(OneWalk):
         order: Order,
         budget: Budget,
         packer: Packer | None,
-        gamma_s: float = 0.75,
-        careful: bool = True,
-        max_wait_s: float = 300.0,
-        tightest: TightestRecent | None = None,
+        gamma_s: float,
+        careful: bool,
+        max_wait_s: float,
+        tightest: TightestRecent,
     ) -> None:
         super().__init__(SlidingHistogram(), budget, max_wait_s=max_wait_s)
-        self._tightest = tightest or TightestRecent()
+        self._tightest = tightest
         self._order = order
         self._budget = budget
         self._packer = packer
@@ -67,9 +67,7 @@ class AccelGen(OneWalk):
 
     def known(self, latency: LatencyModel, overload: str) -> Known:
         """Return the state, which tells the tightest first token of late too."""
-        known = Tightest(latency, self._lengths, self._max_wait_s, overload)
-        known.tightest = self._tightest
-        return known
+        return Tightest(self._tightest, latency, self._lengths, self._max_wait_s, overload)
 
     # -- the decisions --------------------------------------------------------------------
 
@@ -80,7 +78,7 @@ class AccelGen(OneWalk):
     def hold(self, draft: Draft) -> tuple[str, ...]:
         """Return the decodes that can wait, and the step had no room for."""
         made = self._compose(draft)
-        draft.shape = made.decodes
+        draft.shape = made.shape.decodes
         gone = {v.request_id for v in made.victims}
         return tuple(i for i in made.held if i not in gone)
 
@@ -134,7 +132,7 @@ class AccelGen(OneWalk):
             self._fill_in_order(made, rest)
         else:
             self._pack(made, rest, self._packer)
-        if not made.num_tokens:
+        if not made.shape.num_tokens:
             self._unblock(made, tasks)
         return made
 
@@ -243,7 +241,7 @@ class AccelGen(OneWalk):
             fitting.append(task)
         if not fitting:
             return []
-        room = self._budget.tokens(made.draft, made.promise_s) - made.num_tokens
+        room = self._budget.tokens(made.draft, made.promise_s) - made.shape.num_tokens
         left = Amount(room, made.spare_blocks)
         taken: list[Task] = []
         for index in packer.pick(demands, left, capacity):

@@ -13,7 +13,6 @@ from headway.papers.cacheopt.c2_book import LendingBook
 from headway.papers.cacheopt.critical import Critical
 from headway.policy.admit import Gate
 from headway.policy.draft import Draft
-from headway.policy.finishes import remaining_tokens
 from headway.request import Request
 
 
@@ -35,12 +34,12 @@ class LendingLedger(KvLedger):
 
     def has_reservation_for(self, request: Request, step: int) -> bool:
         """Return whether the book has room for *request*; see its rules."""
-        return self.book.has_room(request.num_tokens, step, step + remaining_tokens(request))
+        return self.book.has_room(request.num_tokens, step, step + request.remaining_output_tokens)
 
     def _book(self, request: Request, held_tokens: int, step: int) -> None:
         super()._book(request, held_tokens, step)
         put = self.book.move if request.request_id in self.book else self.book.enter
-        put(request.request_id, held_tokens, step, step + remaining_tokens(request))
+        put(request.request_id, held_tokens, step, step + request.remaining_output_tokens)
 
     def validate(self, running: Mapping[str, Request]) -> None:
         """Compare the book with the curves too.
