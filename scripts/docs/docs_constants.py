@@ -40,7 +40,8 @@ def constants_page() -> Iterator[str]:
         f"**{count} numbers**, none of them a setting: what each is with its unit, why it has this"
         " value, which run shows it, and which way it errs. For"
         f" {unmeasured} the value itself was in no run, and the text says so. *LOG.md* is the"
-        " [log of experiments](../../experiments/LOG.md). The files are in reading order in"
+        " [log of experiments](../../experiments/LOG.md). Log sections are named by how their titles"
+        " begin. The files are in reading order in"
         " [where everything is](../structure.md#the-core-in-reading-order).",
     ]
     for path, found in by_path.items():
