@@ -30,7 +30,7 @@ from headway.engines.sim.run import SimRun
 from headway.engines.vllm.channel import Receiver
 from headway.engines.vllm.recorder import start_of
 from headway.latency import profile as profiles
-from headway.latency.roofline import Roofline
+from headway.latency.laptop import LAPTOP
 from headway.latency.truth import Truth
 from headway.policy.log import Entry, encode_lines, rows_of
 from headway.study.on_sim import engine_of
@@ -58,7 +58,7 @@ class Shifted(Reader):
         rows = [json.loads(line) for line in self._lines]
         by_s = time.monotonic() - max(row["at_s"] for row in rows if "at_s" in row)
         with self._path.open("w", encoding="utf-8") as out:
-            start = start_of(Settings(), Roofline(), "0")
+            start = start_of(Settings(), LAPTOP, "0")
             out.write(json.dumps({"start": start}) + "\n")
             for row in rows:
                 for name in ("at_s", "arrived_at_s", "now_s"):

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import ast
-import inspect
 from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
-from docs_text import attributes_of, escaped, markdown, table
-
-from headway.latency.roofline import Roofline
+from docs_text import escaped, markdown, table
 
 SOURCE = Path(__file__).resolve().parents[2] / "src" / "headway"
 
@@ -30,29 +27,23 @@ class Constant(NamedTuple):
 def constants_page() -> Iterator[str]:
     """Every number of the default policy, by file."""
     by_path = {path: constants_in(path.read_text(encoding="utf-8")) for path in policy_files()}
-    guess = _roofline()
-    count = sum(map(len, by_path.values())) + len(guess)
-    unmeasured = len(guess)
-    unmeasured += sum("no run" in c.meaning.lower() for found in by_path.values() for c in found)
+    count = sum(map(len, by_path.values()))
+    unmeasured = sum("no run" in c.meaning.lower() for found in by_path.values() for c in found)
     yield from [
         "# Constants of the default policy",
         "",
         f"**{count} numbers**, none of them a setting: what each is with its unit, why it has this"
         " value, which run shows it, and which way it errs. For"
         f" {unmeasured} the value itself was in no run, and the text says so. *LOG.md* is the"
-        " [log of experiments](../../experiments/LOG.md). Log sections are named by how their titles"
-        " begin. The files are in reading order in"
+        " [log of experiments](../../experiments/LOG.md). Log sections are named by how their"
+        " titles begin. The guess of a machine that no driver describes (`latency/laptop.py`) is"
+        " a description, not counted here. The files are in reading order in"
         " [where everything is](../structure.md#the-core-in-reading-order).",
     ]
     for path, found in by_path.items():
         rows = [(f"`{c.name}`", f"`{c.value}`", escaped(markdown(c.meaning))) for c in found]
-        is_guess = path.name == "roofline.py"
-        rows += guess if is_guess else []
         if rows:
             yield from ["", f"## {path.relative_to(SOURCE).as_posix()}", ""]
-            if is_guess:
-                about = (inspect.getdoc(Roofline) or "").split("\n\n")[:2]
-                yield from [" ".join(" ".join(about).split()), ""]
             yield from table(("name", "value", "meaning"), rows)
 
 
@@ -86,17 +77,3 @@ def _numbers(tree: ast.AST) -> list[ast.Constant]:
     """Return the numbers in a piece of source."""
     nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Constant)]
     return [node for node in nodes if type(node.value) in (int, float)]
-
-
-def _roofline() -> list[tuple[str, ...]]:
-    """Return the rows of the guess to begin with, whose numbers are defaults of fields."""
-    meanings = {
-        name: meaning
-        for names, meaning in attributes_of(Roofline).items()
-        for name in names.split(", ")
-    }
-    shown = Roofline()
-    return [
-        (f"`Roofline.{name}`", f"`{getattr(shown, name):g}`", escaped(meaning))
-        for name, meaning in meanings.items()
-    ]

@@ -10,6 +10,9 @@ from headway.slo import Slo
 GAPS_KEPT_PERCENT = 99
 """A gap promise is kept when at least so many of a hundred gaps keep it."""
 
+LATE_GAPS_FORGIVEN = 1.0 - GAPS_KEPT_PERCENT / 100
+"""The share of the gaps that may be late."""
+
 STORY_LINES = 24
 """Lines kept of a request's story; the oldest but the first are dropped beyond it."""
 
@@ -229,7 +232,7 @@ class Request:
 
 def _forgiven(num_output_tokens: int) -> int:
     """Return how many late gaps a stream of so many tokens may have."""
-    return int((num_output_tokens - 1) * (1.0 - GAPS_KEPT_PERCENT / 100) + 1e-9)
+    return int((num_output_tokens - 1) * LATE_GAPS_FORGIVEN + 1e-9)
 
 
 def _planned_gap_s(slo: Slo) -> float | None:

@@ -11,7 +11,6 @@ from harm_scenarios import NUM_WARM_UP, Scenario, blocks_of
 
 from headway.engines import wire
 from headway.engines.virtual import Outcome
-from headway.policy.overload import ENDING_STEPS
 
 FEW = 4
 """Requests at a time that are still light load."""
@@ -26,6 +25,7 @@ SHARED_WITHIN = 0.03
 """The bound of ``test_same_as_stock.py`` where prompts share what the same step computes."""
 
 ROUNDING_S = 1e-9
+MOST_STEPS_TO_END = 3  # One in flight, the next, and its own.
 SERVED = ("stop", "length")
 
 
@@ -61,7 +61,7 @@ def assert_may_be_refused(pair: Pair, outcome: Outcome) -> None:
     others = [o for o in pair.ours.values() if is_live(o, at_s)]
     assert any(not is_refused(o) or o.ended_at_s != at_s for o in others), f"idle: {outcome}"
     if pair.scenario.overload == "demote":
-        steps_s = ENDING_STEPS * pair.longest_step_s(0.0, math.inf)
+        steps_s = MOST_STEPS_TO_END * pair.longest_step_s(0.0, math.inf)
         is_ending = waited_s >= longest_wait_s(pair.scenario) - 2 * steps_s
         is_measured = sum(o.finish_reason in SERVED for o in ended_by(pair, at_s)) >= 32
         assert is_ending or is_measured, f"refused by a rate never measured: {outcome}"

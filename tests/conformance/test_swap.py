@@ -199,8 +199,9 @@ def test_everyone_is_served(
     lab.all_served(outcomes)
     is_clean(lab, run)
     assert 0 < run.link.num_swapped <= run.num_preemptions
-    if host_blocks == 200:
-        assert run.link.num_swapped >= 0.9 * run.scheduler.headway.num_planned
+    if host_blocks == 200:  # Of a prompt in a step in flight there is nothing to copy.
+        least = 0.7 if asynchronous else 0.9
+        assert run.link.num_swapped >= least * run.scheduler.headway.num_planned
 
 
 @BOTH

@@ -16,9 +16,9 @@ from headway.kit.ledger import KvLedger
 from headway.kit.lengths import SlidingHistogram
 from headway.kit.usage_curve import UsageCurve
 from headway.latency import online
-from headway.latency.conformal import NEAR_MISSES, RatioWindow
+from headway.latency.conformal import GUESSED_SPREAD, NEAR_MISSES, RatioWindow
+from headway.latency.laptop import LAPTOP
 from headway.latency.model import StepShape
-from headway.latency.roofline import Roofline
 from headway.policy.admit import DueWork, largest_feasible
 from headway.policy.chunk import largest_chunk
 from headway.policy.finishes import Finishes
@@ -198,20 +198,20 @@ def test_ratio_window_is_a_sorted_list(
     steps: list[tuple[float, float]], miss_rate: float, asked: float
 ) -> None:
     """Rank and tail equal those read from a plain list of the last steps."""
-    window = RatioWindow(1, window=16, prior=1.3, min_samples=5)
+    window = RatioWindow(1, window=16, min_samples=5)
     for measured, predicted in steps:
         window.add(np.array([measured]), measured, predicted)
     ratios = sorted(m / p for m, p in steps[-16:])
     assert len(window) == len(ratios)
     if not ratios:
-        assert window.upper(miss_rate) == 1.3
+        assert window.upper(miss_rate) == math.exp(2 * GUESSED_SPREAD)
     else:
         rank = math.ceil((len(ratios) + 1) * (1 - miss_rate))
         expected = ratios[min(rank, len(ratios)) - 1]
-        expected = max(expected, 1.3) if len(ratios) < 5 else expected
+        expected = max(expected, math.exp(2 * GUESSED_SPREAD)) if len(ratios) < 5 else expected
         assert window.upper(miss_rate) == expected
     beyond = np.mean([sum(r > asked * near for r in ratios) for near in NEAR_MISSES])
-    guess = 0.5 * math.erfc(math.log(asked) / (0.12 * math.sqrt(2)))
+    guess = 0.5 * math.erfc(math.log(asked) / (GUESSED_SPREAD * math.sqrt(2)))
     assert window.exceeds(asked) == pytest.approx(
         (beyond + 5 * guess) / (len(ratios) + 5), abs=1e-6
     )
@@ -392,7 +392,7 @@ def test_online_fit_is_the_batch_fit(seed: int, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(online, "PRIOR_STEPS", 1e-9)
     monkeypatch.setattr(online, "REFIT_EVERY", 1)
     rng = np.random.default_rng(seed)
-    model = online.OnlineModel(Roofline())
+    model = online.OnlineModel(LAPTOP)
     truth = np.array([0.03, 0.02, 9e-4, 2e-3, 1.2e-6, 2.4e-7, 5e-3])
     rows, targets = [], []
     for _ in range(120):

@@ -17,8 +17,8 @@ from headway import registry
 from headway.engines.sim.run import SimRun
 from headway.engines.virtual import VirtualCall, VirtualEngine
 from headway.latency.fixed import FixedModel
+from headway.latency.laptop import LAPTOP
 from headway.latency.model import StepShape
-from headway.latency.roofline import Roofline
 
 Floats = npt.NDArray[np.float64]
 
@@ -54,9 +54,7 @@ def single_server_waits(services_s: Floats, load: float, seed: int) -> Floats:
     def truth(shape: StepShape) -> float:
         return shape.num_prefill_tokens / SERVICE_TOKENS
 
-    run = SimRun(
-        engine, truth, registry.build("fcfs", latency=FixedModel(Roofline().coefficients()))
-    )
+    run = SimRun(engine, truth, registry.build("fcfs", latency=FixedModel(LAPTOP.coefficients())))
     outcomes = run.run(calls)
     assert run.num_steps == len(calls), "one step a job"
     ended_s = np.array([outcomes[c.request_id].emitted_at_s[0] for c in calls])
@@ -109,9 +107,7 @@ def shared_processor(outputs: npt.NDArray[np.int64], load: float, seed: int) -> 
     def truth(shape: StepShape) -> float:
         return QUANTUM_S * (shape.num_decodes + shape.num_prefills)
 
-    run = SimRun(
-        engine, truth, registry.build("fcfs", latency=FixedModel(Roofline().coefficients()))
-    )
+    run = SimRun(engine, truth, registry.build("fcfs", latency=FixedModel(LAPTOP.coefficients())))
     outcomes = run.run(calls)
     ended_s = np.array([outcomes[c.request_id].emitted_at_s[-1] for c in calls])
     return (ended_s - arrivals_s) / QUANTUM_S

@@ -10,7 +10,7 @@ from headway.policy.draft import Draft
 from headway.policy.inputs import Inputs
 from headway.policy.live_requests import LiveRequests
 from headway.policy.planner import inputs_of
-from headway.policy.price import StepPrice
+from headway.policy.prices import GapPrices
 from headway.policy.scheduler import Scheduler
 from headway.policy.swap_choice import AlwaysRecompute
 from headway.policy.view import EngineView
@@ -21,7 +21,7 @@ GIVEN = {f.name for f in fields(Inputs)}
 def draft_of(live: LiveRequests, view: EngineView, now_s: float = 0.0, **named: Any) -> Draft:
     """Return a new draft; *named* are attributes of it or of its inputs."""
     defaults = {"ref_s": now_s, "step": 0, "step_s": 0.05, "latency": OnlineModel()}
-    given = {**defaults, "price": StepPrice()}
+    given = {**defaults, "price": GapPrices()}
     given |= {name: value for name, value in named.items() if name in GIVEN}
     draft = Draft(Inputs(view=view, now_s=now_s, live=live, **given), AlwaysRecompute())
     for name in named.keys() - GIVEN:

@@ -15,7 +15,7 @@ from headway.latency.model import LatencyModel, StepShape
 from headway.policy.chunk import SlackChunk
 from headway.policy.draft import Draft
 from headway.policy.live_requests import LiveRequests
-from headway.policy.price import DECIDE_EVERY, LEAST_CHUNK_TOKENS, StepPrice
+from headway.policy.prices import DECIDE_EVERY, LEAST_CHUNK_TOKENS, GapPrices
 from headway.policy.view import EngineView
 from headway.request import Request, State
 from headway.slo import NO_PROMISE, Slo
@@ -62,7 +62,7 @@ def context(
         request.move(State.RUNNING, 0.0, "started")
         live.start_prefill(request)
         live.start_decode(request)
-    price = StepPrice()
+    price = GapPrices()
     for i, ttft_s in enumerate(asked_s):
         price.learn(Request(f"t{i}", Slo(ttft_s=ttft_s), 0.0, 100, 50), 0.5 * i)
     for request in live.decoding.values():
@@ -75,6 +75,7 @@ def context(
         step=DECIDE_EVERY,
         step_s=0.02,
         price=price,
+        claim_tokens=300.0,
         lagging_due_s=lagging_due_s,
         latency=model or Exact(),
         shape=StepShape(0, 0, num_decodes, 20 * num_decodes),
@@ -144,17 +145,9 @@ def test_a_decode_out_of_step_is_waited_for() -> None:
     assert draft.given.latency.predict_s(draft.shape.with_chunk(tokens, 0)) < 0.03
 
 
-def test_a_tight_first_token_keeps_steps_short() -> None:
-    """A new chat that comes as a step begins waits for its end, and then for its own step's."""
-    draft = context(asked_s=[0.15] * 20, num_waiting=2)
-    tokens = SlackChunk().largest(draft, draft.shape, 0, 5000)
-    assert draft.given.latency.predict_s(draft.shape.with_chunk(tokens, 0)) <= 0.075
-    assert tokens > 500
-
-
-def test_a_prompt_with_nobody_behind_it_goes_whole() -> None:
+def test_first_tokens_to_come_cut_no_prompt() -> None:
     """It would be slowed for certain, for the sake of a chat that may never come."""
-    draft = context({5.0: 1}, num_decodes=1, asked_s=[0.15] * 20, num_waiting=1)
+    draft = context({5.0: 1}, num_decodes=1, asked_s=[0.15] * 20, num_waiting=2)
     assert SlackChunk().largest(draft, draft.shape, 0, 5000) == 2047
 
 

@@ -23,9 +23,8 @@ ROUNDING = 1e-6
 """Guards against a division by nothing are at most so large."""
 
 GUARDS = {
-    "policy/price.py": {700.0, 1.01},  # exp() stays finite; a grid has two ends.
+    "policy/prices.py": {700.0, 1.01},  # exp() stays finite; a grid has two ends.
     "policy/weigh.py": {32},  # 2 ** n stays finite.
-    "latency/roofline.py": {1.35e8, 5.4e8, 46_080.0, 69_120.0, 3.0e11, 2.0e10, 0.005},  # Fields.
 }
 
 

@@ -74,6 +74,10 @@ def test_what_is_loaded_makes_a_promise_possible() -> None:
     """A prompt of 60,000 tokens is hopeless in half a second, and is not once its KV is here."""
     core = registry.build("headway")
     view = EngineView(8_000, 8_000, 16, 64, 2048)
+    arrive(core, "before", prompt=100)  # A guess calls nothing hopeless: a step must have shown it.
+    core.observe(StepScheduled(-1.0, {"before": 100}, {"before": 0}))
+    core.observe(StepDone(-0.9, {"before": 1}))
+    core.observe(Finished(-0.9, "before", "stopped"))
     arrive(core, "remote", prompt=60_000, slo=Slo(ttft_s=0.5))
     request = core.live.requests["remote"]
     assert request.standing is Standing.LOST

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headway.latency.conformal import GUESSED_SPREAD
+from headway.latency.laptop import LAPTOP
 from headway.latency.model import FEATURES, StepShape
 from headway.latency.online import OnlineModel
 from headway.latency.roofline import Roofline
@@ -61,8 +64,8 @@ WRONG = [
 def test_a_wrong_roofline_is_soon_forgotten(factors: tuple[float, ...], seed: int) -> None:
     """From proportions ten times off, 60 varied noisy steps bring predictions within 15 %."""
     fixed, token, context, pair, _ = factors
-    right = Roofline(
-        num_params=9.4e-4 / 2 * 3e11, weight_bytes=0.0, kv_bytes_per_token=1.2e-6 * 2e10,
+    right = dataclasses.replace(
+        LAPTOP, num_params=9.4e-4 / 2 * 3e11, weight_bytes=0.0, kv_bytes_per_token=1.2e-6 * 2e10,
         attention_flops_per_pair=2.4e-7 * 3e11, fixed_s=0.03,
     )  # fmt: skip
     wrong = dataclasses.replace(
@@ -81,10 +84,10 @@ def test_a_wrong_roofline_is_soon_forgotten(factors: tuple[float, ...], seed: in
 
 def test_the_first_step_is_already_sane() -> None:
     """Before any step the model answers with the roofline, and with a margin."""
-    model = OnlineModel(Roofline())
+    model = OnlineModel(LAPTOP)
     shape = StepShape(0, 0, 3, 900).with_chunk(200, 100)
-    assert model.predict_s(shape) == pytest.approx(Roofline().predict_s(shape), rel=1e-3)
-    assert model.margin(True, 0.01) == model.margin(False, 0.01) == 1.3
+    assert model.predict_s(shape) == pytest.approx(LAPTOP.predict_s(shape), rel=1e-3)
+    assert model.margin(True, 0.01) == model.margin(False, 0.01) == math.exp(2 * GUESSED_SPREAD)
     assert model.exceeds(True, 0.0) == 1.0
     assert model.exceeds(True, 10.0) < 0.01
 
@@ -103,7 +106,7 @@ def test_the_mode_is_learned() -> None:
 
 def test_the_scale_is_right_after_one_step() -> None:
     """One measured step moves the whole guess to the machine's order of magnitude."""
-    model = OnlineModel(Roofline(fixed_s=0.3, num_params=1.35e9))
+    model = OnlineModel(dataclasses.replace(LAPTOP, fixed_s=0.3, num_params=1.35e9))
     seen = StepShape(0, 0, 2, 500).with_chunk(100, 0)
     model.observe(seen, truth_s(seen))
     other = StepShape(0, 0, 4, 800).with_chunk(60, 200)
@@ -169,7 +172,11 @@ def test_a_long_answer_does_not_make_it_warm_for_prompts() -> None:
     assert model.predict_s(chunk) == pytest.approx(truth_s(chunk), rel=0.15)
 
 
-GUESSES = (Roofline(), Roofline(1e5, 4e5, 512.0, 1024.0), Roofline(8e9, 1.6e10, flops_per_s=4e14))
+GUESSES = (
+    LAPTOP,
+    Roofline(1e5, 4e5, 512.0, 1024.0, LAPTOP.flops_per_s, LAPTOP.bytes_per_s, LAPTOP.fixed_s),
+    dataclasses.replace(LAPTOP, num_params=8e9, weight_bytes=1.6e10, flops_per_s=4e14),
+)
 """Ours for a small model on a CPU; of far too small a model; of a large one on a GPU."""
 
 

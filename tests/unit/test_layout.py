@@ -110,13 +110,15 @@ def test_where_all_groups_are_bounded_a_long_request_holds_no_more() -> None:
 def test_the_forecast_counts_what_groups_hold_then() -> None:
     """A short chat fills its windows as it goes on: each horizon counts the blocks held there."""
     lifetimes = Lifetimes()
-    for _ in range(40):
+    for _ in range(300):
         lifetimes.learn("chat", 5_000)
     forecast = Forecast(lifetimes, GEMMA)
     forecast.add([Request("r", CHAT, 0.0, 300, 20_000)])
     for ahead, mean in zip(HORIZONS, forecast.mean, strict=True):
         if ahead < 4_096:
-            assert mean == pytest.approx(GEMMA.kept_blocks(300 + int(ahead)) * 16, abs=6 * 16)
+            assert mean == pytest.approx(
+                GEMMA.kept_blocks(300 + int(ahead)) * 16, rel=0.005, abs=6 * 16
+            )
 
 
 @pytest.mark.parametrize(("steps_in_flight", "passing"), [(0, 128), (1, 256), (4, 512)])

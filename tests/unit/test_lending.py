@@ -10,10 +10,10 @@ from drafts import draft_of
 from headway.errors import InvariantError
 from headway.kit.curve_gate import CurveGate
 from headway.kit.ledger import KvLedger
+from headway.kit.step_gate import AllOf
 from headway.papers.cacheopt.c2_book import LendingBook
 from headway.papers.cacheopt.c2_lending import Lending, LendingLedger
 from headway.papers.cacheopt.critical import Critical
-from headway.policy.admit import AllOf
 from headway.policy.draft import Draft
 from headway.policy.live_requests import LiveRequests
 from headway.policy.view import EngineView

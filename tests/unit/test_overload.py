@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 
 from headway import registry
+from headway.latency.online import WARM_STEPS
 from headway.policy.appointments import LEAD_S
-from headway.policy.batch import UNCONFIRMED_STEPS
 from headway.policy.events import Arrived, Finished, PrefixFound, StepDone, StepScheduled
-from headway.policy.overload import COLD_STEPS, HOPELESS
+from headway.policy.overload import HOPELESS
 from headway.policy.plan import Refuse
 from headway.policy.scheduler import Scheduler
 from headway.policy.view import EngineView
@@ -29,7 +29,7 @@ def arrival(at_s: float, prompt: int, slo: Slo = CHAT, name: str = "again") -> A
 
 
 def core_with(
-    prompts: list[tuple[str, int]], at_s: float = 0.0, num_steps: int = COLD_STEPS
+    prompts: list[tuple[str, int]], at_s: float = 0.0, num_steps: int = WARM_STEPS
 ) -> Scheduler:
     """A core in refuse mode that has seen the machine do 10,000 prompt tokens a second."""
     core = registry.build("slack", overload="refuse")
@@ -76,7 +76,7 @@ def test_who_returns_is_preferred() -> None:
 
 def test_a_cold_server_refuses_only_what_is_lost() -> None:
     """One step later it would refuse the largest; at the end of its promise it does."""
-    core = core_with([("large", 5000), ("a", 4500), ("b", 2000)], num_steps=COLD_STEPS - 1)
+    core = core_with([("large", 5000), ("a", 4500), ("b", 2000)], num_steps=WARM_STEPS - 1)
     assert told(core, 0.0) == {}
     serve_the_others(core)
     warm = core_with([("large", 5000), ("a", 4500), ("b", 2000)])
@@ -103,7 +103,7 @@ def test_whom_the_clock_made_too_late_an_idle_server_refuses() -> None:
     assert list(told(core, 0.001)) == ["over"]
 
 
-@pytest.mark.parametrize("num_steps", [UNCONFIRMED_STEPS - 1, UNCONFIRMED_STEPS])
+@pytest.mark.parametrize("num_steps", [200 - 1, 200])
 def test_a_server_long_busy_with_streams_serves_somebody(num_steps: int) -> None:
     """Nothing has confirmed for so many steps what a prompt costs; before, both are refused."""
     core = core_with([("stream", 100)])
@@ -117,7 +117,7 @@ def test_a_server_long_busy_with_streams_serves_somebody(num_steps: int) -> None
         core.observe(arrival(now_s, 100, Slo(ttft_s=0.0001), name))
     plan = core.plan(VIEW, now_s)
     refused = [one.request_id for one in plan.refuse]
-    assert refused == (["second"] if num_steps == UNCONFIRMED_STEPS else ["first", "second"])
+    assert refused == (["second"] if num_steps == 200 else ["first", "second"])
 
 
 @pytest.mark.parametrize("policy", ["headway", "slack", "cacheopt", "accelgen"])
@@ -259,8 +259,8 @@ def test_who_still_waits_when_the_longest_wait_ends_is_told(slo: Slo, refused: l
     core.observe(StepDone(0.1, {"busy": 1}))
     core.observe(arrival(0.1, 100, slo, "late"))
     full = EngineView(10, 2, 16, 256, 2048)
-    assert core.plan(full, 9.7).refuse == ()
-    answers = core.plan(full, 9.9).refuse
+    assert core.plan(full, 9.75).refuse == ()
+    answers = core.plan(full, 9.95).refuse
     assert [one.request_id for one in answers] == refused
     assert all(one.retry_after_s > 0 for one in answers)
 

@@ -30,7 +30,7 @@ from headway.engines.vllm.recorder import Handover, Recording, check_writable, r
 from headway.engines.vllm.watch import Watch
 from headway.engines.vllm.writer import OneFile, RotatingLog, in_full, pump
 from headway.errors import UserError
-from headway.latency.roofline import Roofline
+from headway.latency.laptop import LAPTOP
 from headway.policy.events import Finished, StepDone, StepScheduled
 from headway.policy.log import event_line, plan_line, question_line, replay
 from headway.policy.plan import StepPlan
@@ -388,7 +388,7 @@ def test_a_recorded_server_replays_bit_for_bit(tmp_path: Path, fake_engine: Any)
     """Through pipe, process and files; the folder says who scheduled, and holds no other field."""
     folder = tmp_path / "rec"
     settings = Settings.parse({"policy": "slack", "record": str(folder)})
-    recording = recording_of(settings, Roofline(), CONFIG)
+    recording = recording_of(settings, LAPTOP, CONFIG)
     core = Journal(settings.build(), recording)
     engine = fake_engine(core, num_blocks=20)
     for i in range(12):
@@ -428,11 +428,11 @@ def test_a_watched_server_is_recorded_and_counted_the_same(
 ) -> None:
     """Watched or not the recording has the same bytes; counts do not depend on when one counts."""
     settings = Settings.parse({"policy": "slack", "record": str(tmp_path / "alone")})
-    alone = Journal(settings.build(), recording_of(settings, Roofline(), CONFIG))
+    alone = Journal(settings.build(), recording_of(settings, LAPTOP, CONFIG))
     served(alone, fake_engine)
     alone.close()
     settings = Settings.parse({"policy": "slack", "record": str(tmp_path / "both")})
-    recording = recording_of(settings, Roofline(), CONFIG)
+    recording = recording_of(settings, LAPTOP, CONFIG)
     core = settings.build()
     both = Watch(core, Silent())
     journal = Journal(core, recording, both)
@@ -457,7 +457,7 @@ def test_a_watched_server_is_recorded_and_counted_the_same(
 def test_what_does_not_replay_says_where(tmp_path: Path, fake_engine: Any) -> None:
     """A plan that differs, a gap, a file that is gone, a beginning nobody told of."""
     settings = Settings.parse({"policy": "slack", "record": str(tmp_path / "rec")})
-    core = Journal(settings.build(), recording_of(settings, Roofline(), CONFIG))
+    core = Journal(settings.build(), recording_of(settings, LAPTOP, CONFIG))
     engine = fake_engine(core)
     engine.arrive("a", 9, 5)
     engine.drain(50)
@@ -540,12 +540,12 @@ def test_an_unwritable_recording_is_a_users_mistake(tmp_path: Path, where: str) 
     with pytest.raises(UserError, match="Cannot write the recording"):
         check_writable(settings)
     with pytest.raises(UserError, match="Cannot write the recording"):
-        recording_of(settings, Roofline(), CONFIG)
+        recording_of(settings, LAPTOP, CONFIG)
 
 
 def test_without_the_setting_nothing_is_recorded() -> None:
     """And no process starts."""
-    assert recording_of(Settings.parse({}), Roofline(), CONFIG) is None
+    assert recording_of(Settings.parse({}), LAPTOP, CONFIG) is None
 
 
 def test_names_of_files_are_what_readers_look_for() -> None:

@@ -392,7 +392,7 @@ def test_sliding_orders_by_protection_urgency_and_work(fake_engine: Any) -> None
     engine.arrive("none", 3, 2)
     engine.arrive("long", 90, 2, slo=Slo(ttft_s=9.0))
     engine.arrive("short", 20, 2, slo=Slo(ttft_s=9.0))
-    engine.arrive("urgent", 100, 2, slo=Slo(ttft_s=0.15))
+    engine.arrive("urgent", 100, 2, slo=Slo(ttft_s=0.1015))
     assert [i for i, _, _ in chunks(engine.next_plan())] == ["urgent", "short", "long", "none"]
 
 

@@ -22,9 +22,9 @@ from headway.engines.sim.run import SimRun
 from headway.engines.vllm import api_server, shadow_process
 from headway.engines.vllm.recorder import start_of
 from headway.errors import UserError
+from headway.latency.laptop import LAPTOP
 from headway.latency.model import StepShape
 from headway.latency.profile import parse
-from headway.latency.roofline import Roofline
 from headway.latency.truth import Truth
 from headway.metrics.board import Board
 from headway.policy.events import Arrived, Event, Finished, StepDone, StepScheduled
@@ -49,7 +49,7 @@ def serve_and_record(folder: Path, policy: str = "fcfs", refuse: bool = False) -
     """Serve a pressed minute on the simulator and leave its recording in *folder*."""
     folder.mkdir(exist_ok=True)
     overload = "refuse" if refuse else "demote"
-    start = start_of(Settings.parse({"policy": policy, "overload": overload}), Roofline(), "0")
+    start = start_of(Settings.parse({"policy": policy, "overload": overload}), LAPTOP, "0")
     profile = profiles.load(MACHINE.gpu)
     load = Load("mixed", 16.0, NUM_REQUESTS)
     book = book_of(load)

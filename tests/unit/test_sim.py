@@ -14,8 +14,8 @@ from headway.engines.sim.run import SimRun
 from headway.engines.virtual import VirtualCall, VirtualEngine
 from headway.errors import UserError
 from headway.latency.fixed import FixedModel
+from headway.latency.laptop import LAPTOP
 from headway.latency.model import StepShape
-from headway.latency.roofline import Roofline
 from headway.policy.events import Arrived, Event, Finished, StepDone, StepScheduled
 from headway.policy.plan import Preempt, StepPlan
 from headway.policy.scheduler import Scheduler
@@ -30,7 +30,7 @@ def truth(shape: StepShape) -> float:
 
 
 def fcfs() -> Scheduler:
-    return registry.build("fcfs", latency=FixedModel(Roofline().coefficients()))
+    return registry.build("fcfs", latency=FixedModel(LAPTOP.coefficients()))
 
 
 def mixed(num: int, seed: int, rate_rps: float = 20.0) -> list[VirtualCall]:

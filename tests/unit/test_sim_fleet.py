@@ -11,11 +11,11 @@ from headway.engines.sim.run import SimRun
 from headway.engines.virtual import VirtualCall, VirtualEngine
 from headway.errors import UserError
 from headway.latency.fixed import FixedModel
-from headway.latency.roofline import Roofline
+from headway.latency.laptop import LAPTOP
 
 
 def server(index: int, num_blocks: int = 400) -> SimRun:
-    policy = registry.build("fcfs", latency=FixedModel(Roofline().coefficients()))
+    policy = registry.build("fcfs", latency=FixedModel(LAPTOP.coefficients()))
     return SimRun(
         VirtualEngine(num_blocks=num_blocks), lambda s: 0.01 + 1e-4 * s.num_decodes, policy
     )

@@ -205,4 +205,5 @@ def test_cut_outputs_count_as_at_least_so_long() -> None:
         cut.learn(ended(100))
         cut.learn(ended(50, bound=50))
         cut.learn_cut(ended(50))
-    assert whole.predict(ended(0)) == cut.predict(ended(0)) > 60
+    assert whole.predict(ended(0)) == pytest.approx(cut.predict(ended(0)), rel=0.05)
+    assert whole.predict(ended(0)) > 60

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from headway.kit.hold import hold
 from headway.kit.ledger import KvLedger
 from headway.kit.tightest import Tightest, TightestRecent
 from headway.latency.model import LatencyModel
@@ -14,7 +15,6 @@ from headway.policy.admit import Gate
 from headway.policy.batch import StepFill
 from headway.policy.chunk import Chunker
 from headway.policy.draft import Draft, SwapChoice
-from headway.policy.hold import hold
 from headway.policy.known import Known
 from headway.policy.plan import Preempt
 from headway.policy.planner import Planner

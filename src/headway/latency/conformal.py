@@ -32,10 +32,6 @@ WINDOW_STEPS = 400
 (experiments/margin). Larger: a drift widens the bound for longer; smaller: the bound is the largest
 ratio seen."""
 
-FIRST_RATIO = 1.3
-"""Ratio answered at least until :data:`LEAST_STEPS` were seen, above two standard deviations of the
-guess. No run. Larger: few streams at the start; smaller: gaps broken then."""
-
 LEAST_STEPS = 20
 """Steps from which their ratios are believed alone, and that the guess weighs beside them: one in
 twenty can be told by then. No run. Larger: caution lasts longer; smaller: a lucky few decide."""
@@ -48,14 +44,13 @@ class RatioWindow:
 
     Args:
         window: Steps remembered.
-        prior: Ratio answered at least until *min_samples* steps were seen.
+        min_samples: Steps until which two standard deviations of the guess are answered at least.
     """
 
     def __init__(
         self,
         width: int,
         window: int = WINDOW_STEPS,
-        prior: float = FIRST_RATIO,
         min_samples: int = LEAST_STEPS,
     ) -> None:
         self._rows = np.zeros((window, width))
@@ -63,7 +58,7 @@ class RatioWindow:
         self._by_slot = np.ones(window)
         self._count = 0
         self._ratios: list[float] = []
-        self._prior = prior
+        self._prior = math.exp(2 * GUESSED_SPREAD)
         self._min_samples = min_samples
 
     def __len__(self) -> int:

@@ -17,12 +17,14 @@ import numpy.typing as npt
 from scipy.optimize import nnls
 
 from headway.latency.conformal import RatioWindow
+from headway.latency.laptop import LAPTOP
 from headway.latency.model import FEATURES, LatencyModel, StepShape, linear_s
 from headway.latency.roofline import Roofline
 
 FORGET = 0.995
-"""Weight kept per step of the same mode: about the last 200 steps speak. No run of its value.
-Larger: a drift is learned late; smaller: noise moves the prediction."""
+"""Weight kept of what was learned as each step of the same mode ends, and of the best rate of work
+as each request does: about the last 200 speak (experiments/constants). Larger: a drift is learned
+late; smaller: noise moves the prediction, and an idle hour lowers the rate."""
 
 PRIOR_STEPS = 0.5
 """Real steps that the roofline's guess weighs, for ever, as a pull on each coefficient; as steps
@@ -67,7 +69,7 @@ class OnlineModel(LatencyModel):
     """Begins with a roofline's guess; every step it is shown corrects it."""
 
     def __init__(self, roofline: Roofline | None = None) -> None:
-        self._roofline = roofline or Roofline()
+        self._roofline = roofline or LAPTOP
         self._prior = np.array(self._roofline.coefficients())
         width = len(FEATURES)
         self._gram = {mixed: np.zeros((width, width)) for mixed in (False, True)}

@@ -14,11 +14,9 @@ from headway.latency.model import StepShape
 
 @dataclass(frozen=True, slots=True)
 class Roofline:
-    """Model and device in seven numbers. The defaults are a 0.1B model on two CPU cores.
+    """Model and device in seven numbers, from a driver that knows the model's shapes.
 
-    A driver that knows the model's shapes gives all but the last. No run of their values: the first
-    steps correct the scale. Longer than the truth: promises are given up at the start; shorter:
-    the reverse.
+    Where nobody does they are those of :data:`headway.latency.laptop.LAPTOP`.
 
     Attributes:
         num_params: Weights used for one token.
@@ -30,13 +28,13 @@ class Roofline:
         fixed_s: Launch and bookkeeping of a step.
     """
 
-    num_params: float = 1.35e8
-    weight_bytes: float = 5.4e8
-    kv_bytes_per_token: float = 46_080.0
-    attention_flops_per_pair: float = 69_120.0
-    flops_per_s: float = 3.0e11
-    bytes_per_s: float = 2.0e10
-    fixed_s: float = 0.005
+    num_params: float
+    weight_bytes: float
+    kv_bytes_per_token: float
+    attention_flops_per_pair: float
+    flops_per_s: float
+    bytes_per_s: float
+    fixed_s: float
 
     def coefficients(self) -> tuple[float, ...]:
         """Return seconds a unit of :data:`~headway.latency.model.FEATURES`.

@@ -8,11 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from headway.policy.recent import NEWEST_WEIGHT
 from headway.request import Request
-
-RECENT = 0.01
-"""Weight of one stream's newest step, a share: some hundred streams' steps speak for a class. No
-run. Larger: one lucky step moves the estimate; smaller: other texts are noticed late."""
 
 
 class AcceptedTokens:
@@ -38,4 +35,6 @@ class AcceptedTokens:
                 continue
             name = request.slo.class_name
             known = self._tokens.get(name, 1.0)
-            request.tokens_a_step = self._tokens[name] = known + RECENT * (num_tokens - known)
+            request.tokens_a_step = self._tokens[name] = known + NEWEST_WEIGHT * (
+                num_tokens - known
+            )

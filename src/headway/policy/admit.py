@@ -3,36 +3,20 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import islice
 from typing import Protocol
 
-from headway.latency.model import StepShape
 from headway.policy.appointments import WORTH
-from headway.policy.chunk import Chunker
+from headway.policy.chunk import PROBE_TOKENS, Chunker
 from headway.policy.draft import Draft
-from headway.policy.inputs import MISS_RATE
-from headway.policy.price import STREAMS_SHARE
 from headway.request import Request
 
 CLAIMS_A_STEP = 64
 """Waiting claims for which what fits together is decided in every step; with more, less often. With
 1,000 a decision takes 2 ms, in one of 16 steps (LOG.md, *Agents, turns and Mooncake*); no run of
 others. Larger: plans take longer; smaller: a claim that came counts late."""
-
-STEPS_TO_TOKEN = 0.5
-"""Steps from the end of a claim's work to its token. Derived: work ends anywhere in a step, a token
-comes out when the step ends. Larger: promises given up that could be kept; smaller: the reverse."""
-
-MOST_PROBED_TOKENS = 2048
-"""Prompt tokens of the largest step that tells what those in line will take: a step's fixed cost is
-spread over many by then. No run. Larger: tokens seem cheaper, and more claims fit than can be on
-time; smaller: the fixed cost weighs more, and claims are set aside that could be kept."""
-
-NO_ROOM_TOKEN_S = 1e3
-"""Seconds a prompt token is said to take while none fits: then no claim does. Any span beyond all
-promises would do, but ``inf``, for a claim with no token left would take 0 x ``inf``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +83,8 @@ class MooreHodgson:
     def _jobs(self, draft: Draft, chunker: Chunker) -> list[DueWork]:
         """Return one job a claim that waits or whose prompt is in progress.
 
+        Its work ends anywhere in a step, and its token comes out when the step ends.
+
         What several have in common with a prompt in progress is the work of the first of them.
         """
         prefill = prefill_time(draft, chunker)
@@ -108,7 +94,7 @@ class MooreHodgson:
         return [
             DueWork(
                 r.request_id,
-                r.due_at_s - draft.given.ref_s - STEPS_TO_TOKEN * prefill.step_s,
+                r.due_at_s - draft.given.ref_s - prefill.step_s / 2,
                 prefill.work_s(r, shared.get(r.request_id, r.num_ready_tokens)),
                 r.slo.weight * (WORTH if r.is_expected else 1.0),
             )
@@ -135,7 +121,9 @@ class PrefillTime:
     def work_s(self, request: Request, num_ready_tokens: int | None = None) -> float:
         """Return the seconds the rest of a prompt takes; fewer if more of it is ready by then."""
         ready = request.num_ready_tokens if num_ready_tokens is None else num_ready_tokens
-        num_tokens = max(request.prefill_target_tokens - ready, 0)
+        num_tokens = request.prefill_target_tokens - ready
+        if num_tokens <= 0:
+            return 0.0
         # On average half of these tokens are before each; those of one step are in token_s.
         before = request.prefill_target_tokens - num_tokens
         before += max(num_tokens - self.num_tokens, 0) // 2
@@ -145,10 +133,9 @@ class PrefillTime:
 def prefill_time(draft: Draft, chunker: Chunker) -> PrefillTime:
     """Return what prompt tokens take now."""
     given, shape = draft.given, draft.shape
-    most = min(given.view.max_step_tokens, MOST_PROBED_TOKENS)
-    most = chunker.largest(draft, shape, 0, most)
+    most = chunker.largest(draft, shape, 0, min(given.view.max_step_tokens, PROBE_TOKENS))
     if most <= 0:
-        return PrefillTime(1, given.step_s, NO_ROOM_TOKEN_S, 0.0)
+        return PrefillTime(1, given.step_s, math.inf, 0.0)
     step_s = given.latency.predict_s(shape.with_chunk(most, 0))
     pair_s = (given.latency.predict_s(shape.with_chunk(most, most)) - step_s) / most / most
     return PrefillTime(most, min(step_s, given.step_s), step_s / most, pair_s)
@@ -167,62 +154,3 @@ class Gate(Protocol):
     def begin(self, draft: Draft) -> None:
         """Forget the last plan; most gates remember nothing."""
         return
-
-
-class AllOf(Gate):
-    """Several gates in a row."""
-
-    def __init__(self, *gates: Gate) -> None:
-        self._gates = gates
-
-    def fits(self, draft: Draft, request: Request) -> bool:
-        """Return whether every gate is open."""
-        return all(gate.fits(draft, request) for gate in self._gates)
-
-    def begin(self, draft: Draft) -> None:
-        """Tell every gate."""
-        for gate in self._gates:
-            gate.begin(draft)
-
-    def admitted(self, draft: Draft, request: Request) -> None:
-        """Tell every gate."""
-        for gate in self._gates:
-            gate.admitted(draft, request)
-
-
-class StepGate(Gate):
-    """Start a stream only if the steps to come stay within the gaps already promised.
-
-    Every stream makes every later step longer. Streams without a promised gap can sit steps
-    out, so only those with one count against each other; a best-effort stream starts when a
-    step with *everybody* still fits.
-
-    A dear gap (:mod:`headway.policy.price`) keeps nobody out. Decodes alone may take
-    :data:`~headway.policy.price.STREAMS_SHARE` of the tightest gap; prompts need the rest.
-    """
-
-    def fits(self, draft: Draft, request: Request) -> bool:
-        """Return whether the decode step with one more stream stays within the gaps."""
-        live = draft.given.live
-        gaps_s = list(islice(live.claim_gaps.irange(draft.given.price.least_gap_s), 1))
-        gap_s = request.promised_gap_s
-        if request.has_claim and gap_s is not None and not draft.given.price.is_dear(request):
-            gaps_s.append(gap_s)
-        if not gaps_s or draft.given.is_overdue(request):
-            return True
-        if not request.has_claim:
-            num_streams = live.num_running + 1
-        elif gap_s is None:
-            return True
-        else:
-            starting = sum(
-                r.has_claim and r.promised_gap_s is not None for r in live.prefilling.values()
-            )
-            others = sum(live.claim_gaps.values()) + starting
-            if others == 0:
-                return True  # No gap but its own is at stake, and waiting makes that no longer.
-            num_streams = others + 1
-        context = live.sum_decode_context_tokens * num_streams // max(len(live.decoding), 1)
-        step_s = draft.given.latency.predict_s(StepShape(0, 0, num_streams, context))
-        upper_s = step_s * draft.given.latency.margin(False, MISS_RATE)
-        return bool(upper_s <= STREAMS_SHARE * min(gaps_s))

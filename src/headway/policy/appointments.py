@@ -30,22 +30,15 @@ WORTH = 1.5
 3 to 11 points of first retries and costs 0.8 to 2.9 kept at once). Larger: appointments hold more
 often and fewer promises are kept at once; smaller: the reverse."""
 
-EARLY_S = 1.0
-"""Seconds before its appointment from which a request keeps it: clients wait whole seconds. No run.
-Larger: strangers of the same kind take it; smaller: who rounds down is a newcomer."""
-
-LATE_S = 5.0
-"""Seconds after its appointment for which it holds: a network and a queue lie between. No run.
-Larger: strangers of the same kind take it; smaller: who comes late is a newcomer."""
+ABOUT_S = 5.0
+"""Seconds before and after its appointment for which it holds: clients wait whole seconds, and a
+network and a queue lie between (experiments/retry_after). Larger: strangers of the same kind take
+it; smaller: who rounds down or comes late is a newcomer."""
 
 MAX_RETRY_AFTER_S = 600.0
 """The most seconds a client is told to stay away; beyond, it is told this and has no appointment.
 No run: few clients wait as long. Larger: waits nobody honours are booked; smaller: fewer of the
 refused have an appointment."""
-
-MAX_BOOKED = 20_000
-"""Appointments held at a time, some megabytes. No run: it bounds memory in a flood of small
-requests. Larger: more memory; smaller: more of the refused have no appointment."""
 
 Key = tuple[Slo, int, int]
 """What a returning request is known by: its promise, its prompt's tokens, its bound on the output.
@@ -74,7 +67,7 @@ class Appointments:
         """Return the seconds after which *request* should be sent again, and expect it then.
 
         Args:
-            work_s: Seconds of prefill it takes.
+            work_s: Seconds of prefill it takes, a step's at least: so the book stays short.
             backlog_s: Seconds of prefill that wait before it; no appointment lies within them.
 
         Returns:
@@ -82,7 +75,7 @@ class Appointments:
         """
         self._forget(now_s)
         at_s = max(now_s + max(LEAD_S, backlog_s), self._free_at_s)
-        if at_s - now_s > MAX_RETRY_AFTER_S or len(self._in_order) >= MAX_BOOKED:
+        if at_s - now_s > MAX_RETRY_AFTER_S:
             return MAX_RETRY_AFTER_S
         self._free_at_s = at_s + work_s / SHARE
         key = key_of(request)
@@ -95,14 +88,14 @@ class Appointments:
         self._forget(event.at_s)
         key = key_of(event)
         instants = self._booked.get(key)
-        if instants is None or event.arrived_at_s < instants[0] - EARLY_S:
+        if instants is None or event.arrived_at_s < instants[0] - ABOUT_S:
             return False
         self._drop(key, instants)
         return True
 
     def _forget(self, now_s: float) -> None:
         """Drop the appointments nobody came to."""
-        while self._in_order and self._in_order[0][0] + LATE_S < now_s:
+        while self._in_order and self._in_order[0][0] + ABOUT_S < now_s:
             at_s, key = self._in_order.popleft()
             instants = self._booked.get(key)
             if instants is not None and instants[0] == at_s:  # Otherwise it was kept.

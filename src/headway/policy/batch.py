@@ -11,13 +11,8 @@ from headway.policy.chunk import Chunker
 from headway.policy.draft import Draft
 from headway.policy.plan import Chunk, Preempt
 from headway.policy.preempt import Preemptor
-from headway.policy.price import LEAST_CHUNK_TOKENS
-from headway.request import Request, State
-
-UNCONFIRMED_STEPS = 200
-"""Steps that did not confirm what a prompt costs, after which it is tried, not believed: one late
-step in 200 is half of what a promised gap forgives (LOG.md, *Estimates that no step confirms*).
-Larger: a wrong estimate stops prompts for longer; smaller: a right one breaks more gaps."""
+from headway.policy.prices import LEAST_CHUNK_TOKENS
+from headway.request import LATE_GAPS_FORGIVEN, Request, State
 
 MAY_PASS = 8
 """Waiting requests short of KV that others may pass in one plan. With 0 a model with a state keeps
@@ -150,9 +145,10 @@ class InOrder:
 def is_unconfirmed(draft: Draft) -> bool:
     """Return whether for so long no step has shown that prompts cost what is predicted.
 
-    An estimate by which no prompt fits prevents the steps that would correct it.
+    An estimate by which no prompt fits prevents the steps that would correct it. The step that
+    tries may be late: it comes half as often as a promised gap forgives.
     """
-    return draft.given.latency.num_steps_unconfirmed >= UNCONFIRMED_STEPS
+    return draft.given.latency.num_steps_unconfirmed * LATE_GAPS_FORGIVEN >= 2
 
 
 def _why(draft: Draft, request: Request) -> str:

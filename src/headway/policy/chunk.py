@@ -12,12 +12,17 @@ from typing import Protocol
 
 from headway.latency.model import StepShape
 from headway.policy.draft import Draft
-from headway.policy.price import LEAST_CHUNK_TOKENS
+from headway.policy.prices import LEAST_CHUNK_TOKENS
+from headway.request import LATE_GAPS_FORGIVEN
 
-PROBE_TOKENS = 128
-"""Prompt tokens of the chunk that tells what one costs now. No run; LOG.md, *The price of a tight
-promise*, tried costs by chunk size for another rule. Larger: a step's fixed cost is spread over
-more, so tokens seem cheaper and steps get longer; smaller: the reverse."""
+PROBE_TOKENS = 2048
+"""Prompt tokens of the largest chunk that tells what one costs now: a step's fixed cost is spread
+over many by then (experiments/constants). Larger: tokens seem cheaper, and more claims fit than can
+be on time; smaller: the fixed cost weighs more, and claims are set aside that could be kept."""
+
+NUM_LENGTHS = 24
+"""Step lengths weighed against each other, equal parts of the limit (experiments/constants).
+Larger: plans cost more; smaller: up to such a part of the limit is given away."""
 
 CROWDED_SHARE = 0.6
 """Share of the KV cache in use from which streams that end soon are worth more than prompts. From
@@ -28,20 +33,6 @@ nothing."""
 CROWDED_STEPS = 2.0
 """Times as long as its decodes alone that a step may then last; 1.5 and 3 are worse or no better
 (there too). Larger: prompts hold KV early; smaller: they use up their slack and are late."""
-
-LEAST_PRESSURE = 0.1
-"""What a prompt token is worth when nothing is pressed, as a share of what it is when all is. No
-run. Larger: risks are taken that nobody needs; smaller: prompts are computed late, and later ones
-queue."""
-
-LENGTHS = tuple(share / 100 for share in range(20, 101, 4))
-"""Step lengths weighed against each other, as shares of the limit. No run. Finer: plans cost more;
-coarser: up to a step of this grid of prefill is given away."""
-
-TOLD_MISS_RATE = 0.01
-"""Share of steps that may pass the bound a plan tells: the gap in a hundred that a promise forgives
-(experiments/margin). It decides nothing. Larger: the bound says less; smaller: more steps are
-needed to know it."""
 
 StepTime = Callable[[StepShape], float]
 
@@ -109,9 +100,10 @@ class SlackChunk(Chunker):
     counted in promises: ``claim_tokens`` prompt tokens make one, a late step breaks those of
     every stream whose gap it exceeds. The step length is the one with the best balance per
     second, by the measured distribution of the model's error; a newsvendor's choice, so there
-    is no quantile to tune. While prefill is not pressed its tokens are worth less and steps
-    stay short of any risk. If the KV cache fills up meanwhile, steps are shorter still: prompts
-    computed long before they are due hold KV, and slow down the streams that would give some back.
+    is no quantile to tune. The less prefill is pressed the less its tokens are worth: steps
+    then stay short of any risk. If the KV cache fills up meanwhile, steps are shorter still:
+    prompts computed long before they are due hold KV, and slow down the streams that would give
+    some back.
     """
 
     def __init__(self) -> None:
@@ -177,19 +169,19 @@ class SlackChunk(Chunker):
         first_s = predict_s(shape.with_chunk(1, 0))
         probe_s = predict_s(shape.with_chunk(PROBE_TOKENS, 0)) - decode_s
         token_s = max(probe_s, 1e-9) / PROBE_TOKENS
-        worth = max(LEAST_PRESSURE, min(draft.pressure, 1.0)) / given.claim_tokens
         best_s, best = 0.0, -math.inf
-        for share in LENGTHS:
-            length_s = share * limit_s
+        for part in range(1, NUM_LENGTHS + 1):
+            length_s = limit_s * part / NUM_LENGTHS
             if length_s < first_s:
                 continue
             broken = sum(n * given.latency.exceeds(True, gap_s / length_s) for gap_s, n in at_risk)
-            balance = (worth * (length_s - decode_s) / token_s - broken) / length_s
-            if balance > best:
+            won = draft.per_token * (length_s - decode_s) / token_s
+            balance = (won - broken) / length_s
+            if balance >= best:
                 best_s, best = length_s, balance
         return best_s
 
     def upper_s(self, draft: Draft, shape: StepShape) -> float:
         """Return the seconds that 99 % of such steps stay within."""
         latency = draft.given.latency
-        return latency.predict_s(shape) * latency.margin(shape.is_mixed, TOLD_MISS_RATE)
+        return latency.predict_s(shape) * latency.margin(shape.is_mixed, LATE_GAPS_FORGIVEN)

@@ -13,11 +13,10 @@ and victims chosen as a set (C4) cost more than they brought and are not here
 from __future__ import annotations
 
 from headway.latency.model import LatencyModel
-from headway.policy.admit import AllOf, MooreHodgson, StepGate
+from headway.policy.admit import MooreHodgson
 from headway.policy.batch import InOrder, StepFill
 from headway.policy.chunk import SlackChunk
 from headway.policy.draft import Draft, SwapChoice
-from headway.policy.hold import hold
 from headway.policy.known import Known
 from headway.policy.planner import Planner
 from headway.policy.preempt import BestEffortFirst, Preemptor
@@ -41,7 +40,7 @@ class Headway(Planner):
         self._lengths = ExpectedLengths()
         self._feasibility = MooreHodgson()
         self._order = ByDeadline()
-        self.gate = AllOf(StepGate(), Weighed(self._lengths, self.chunker))
+        self.gate = Weighed(self._lengths, self.chunker)
         self._batcher = InOrder()
 
     def known(self, latency: LatencyModel, overload: str) -> Known:
@@ -56,10 +55,6 @@ class Headway(Planner):
     def set_aside(self, draft: Draft) -> tuple[set[str], float]:
         """Thin the claims to those that can be on time together."""
         return self._feasibility.set_aside(draft, self.chunker)
-
-    def hold(self, draft: Draft) -> tuple[str, ...]:
-        """Streams without a promised gap yield to those with one."""
-        return hold(draft, self.chunker)
 
     def fill(self, draft: Draft, preemptor: Preemptor) -> StepFill:
         """By due time, while the step and the KV have room."""

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from headway.latency.model import StepShape
-from headway.policy.inputs import MISS_RATE, Inputs
+from headway.policy.inputs import Inputs
 from headway.policy.plan import Preempt
-from headway.request import Request, State
+from headway.request import LATE_GAPS_FORGIVEN, Request, State
 
 
 class SwapChoice(Protocol):
@@ -53,6 +53,11 @@ class Draft:
 
     def __post_init__(self) -> None:
         self.shape = self.given.decodes
+
+    @property
+    def per_token(self) -> float:
+        """Promises that the time of one prompt token could keep: what work costs in this plan."""
+        return min(self.pressure, 1.0) / self.given.claim_tokens
 
     def draft_blocks(self) -> int:
         """Return the blocks beyond their growth that decodes take if all have draft tokens.
@@ -135,7 +140,7 @@ class Draft:
         What else the step takes on delays that token too.
         """
         given = self.given
-        until_s = (claim.due_at_s - given.ref_s) / given.latency.margin(True, MISS_RATE)
+        until_s = (claim.due_at_s - given.ref_s) / given.latency.margin(True, LATE_GAPS_FORGIVEN)
         if given.latency.predict_s(shape) <= until_s:
             self.until_s = min(self.until_s, until_s)
 

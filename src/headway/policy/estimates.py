@@ -9,18 +9,24 @@ from headway.policy.live_requests import LiveRequests
 from headway.request import Request
 
 CERTAIN = 0.7
-"""Share of a prediction that a promise must fall short of to be called hopeless: an estimate may be
-that much too long. No run. Larger: promises are given up that could be kept; smaller: hopeless ones
-compete until they are late."""
+"""Share of a prediction that a promise must fall short of to be called hopeless: of shapes never
+an estimate may be that much too long (tests/unit/test_overload.py). Larger: promises are given up
+that could be kept; smaller: hopeless ones compete until they are late."""
 
 LEAST_BESIDE = 8
-"""Streams among which a decode step is shared in an estimate of work, where fewer run now. No run.
-Larger: a quiet server's work seems less, and too much waits; smaller: more of the lost are
-refused."""
+"""Streams among which a decode step is shared in an estimate of work, where fewer run now. With as
+many as there are a short overload refuses who could wait (tests/conformance/test_promises.py).
+Larger: a quiet server's work seems less, and too much waits; smaller: more of the lost are refused.
+"""
 
 
 def is_hopeless(request: Request, latency: LatencyModel) -> bool:
-    """Return whether the machine is too slow for this promise whatever the load."""
+    """Return whether the machine is too slow for this promise whatever the load.
+
+    A guess calls nothing hopeless: steps must have shown it.
+    """
+    if not latency.num_mixed_steps:
+        return False
     slo, num_tokens = request.slo, request.num_prompt_tokens
     tbt_s = request.promised_gap_s
     prompt = StepShape().with_chunk(request.remaining_prefill_tokens, request.num_ready_tokens)

@@ -18,17 +18,9 @@ OVERDUE_SHARE = 0.8
 fewer promises are kept (LOG.md, *Who waited 74 s*, which also tried to plan the wait to 0.95 and
 0.7 full). Larger: the wait ends before the service; smaller: more goes before promises."""
 
-MISS_RATE = 0.05
-"""Share of steps that may outlast what is reckoned with where streams start or sit out and first
-tokens are due. No run: a guess. Larger: more late tokens; smaller: fewer streams, shorter steps."""
-
-FIRST_CLAIM_TOKENS = 300.0
-"""Prompt tokens of a typical claim before any came; some twenty claims replace it. No run: a guess.
-Larger: prompt tokens are worth less and steps shorter at the start; smaller: the reverse."""
-
 
 class Price(Protocol):
-    """What a step may cost for tight promises: :class:`~headway.policy.price.StepPrice`."""
+    """What a step may cost for tight promises: :class:`~headway.policy.prices.GapPrices`."""
 
     least_gap_s: float
 
@@ -66,7 +58,7 @@ class Inputs:
     latency: LatencyModel
     max_step_s: float = 0.0
     lagging_due_s: float = math.inf
-    claim_tokens: float = FIRST_CLAIM_TOKENS
+    claim_tokens: float = 1.0
     max_wait_s: float = math.inf
 
     @cached_property

@@ -20,11 +20,11 @@ from headway.policy.events import (
     StepScheduled,
 )
 from headway.policy.finishes import Finishes
-from headway.policy.inputs import FIRST_CLAIM_TOKENS, OVERDUE_SHARE
+from headway.policy.inputs import OVERDUE_SHARE
 from headway.policy.live_requests import LiveRequests
 from headway.policy.pace import Pace
 from headway.policy.predict import Predictor
-from headway.policy.price import StepPrice
+from headway.policy.prices import GapPrices
 from headway.policy.recent import NEWEST_WEIGHT
 from headway.policy.tokens import take_step
 from headway.policy.work_rate import WorkRate
@@ -59,8 +59,8 @@ class Known:
         self.overload = overload
         self.finishes = Finishes() if finishes is None else finishes
         self.live = LiveRequests()
-        self.pace = Pace()
-        self.price = StepPrice()
+        self.pace = Pace(latency)
+        self.price = GapPrices()
         self.accepted = AcceptedTokens()
         self.appointments = Appointments()
         self.unchecked: list[Request] = []
@@ -68,8 +68,8 @@ class Known:
         self.lagging: list[Request] = []
         """Decodes that the last step brought no token."""
         self.work_rate = WorkRate()
-        self.claim_tokens = FIRST_CLAIM_TOKENS
-        """Prompt tokens of a typical claim: what one more promise costs."""
+        self.claim_tokens = 0.0
+        """Prompt tokens of a typical claim, what one more promise costs; 0 before any came."""
         self.num_learned_prompt_tokens = 0
         self._ends: list[tuple[float, str]] = []  # A heap of when promised ends are due.
 
@@ -104,8 +104,9 @@ class Known:
         self.live.arrive(request)
         self.unchecked.append(request)
         if request.has_claim:
-            off_by = request.remaining_prefill_tokens - self.claim_tokens
-            self.claim_tokens += NEWEST_WEIGHT * off_by
+            num_tokens = max(request.remaining_prefill_tokens, 1)
+            weight = NEWEST_WEIGHT if self.claim_tokens else 1.0
+            self.claim_tokens += weight * (num_tokens - self.claim_tokens)
             self.price.learn(request, event.at_s)
         if event.slo.jct_s is not None:
             heappush(self._ends, (event.arrived_at_s + event.slo.jct_s, event.request_id))

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from itertools import takewhile
 
+from headway.latency.online import WARM_STEPS
 from headway.policy.admit import prefill_time
 from headway.policy.appointments import LEAD_S
 from headway.policy.batch import is_unconfirmed
@@ -17,20 +18,6 @@ from headway.policy.known import Known
 from headway.policy.plan import Refuse
 from headway.request import Request, Standing, State
 
-LATE_SHARE = 0.2
-"""Share of the capacity that a lasting overload may spend on promises already lost: the price that
-docs/decisions/0004 names; no run varied it. Larger: fewer promises kept in an overload; smaller:
-more of the lost are refused."""
-
-ENDING_STEPS = 3
-"""Longest steps before the end of a longest wait from which it counts as over: no token can come in
-time. No run of its value. Larger: refused who could be served; smaller: told after the wait."""
-
-COLD_STEPS = 64
-"""Steps with prompt tokens in them by which a server knows its speed; before, it refuses only what
-is lost already. 32, 64 and 128 did the same (LOG.md, *The scoreboard on twelve grounds*). Larger: a
-first burst is let in whole; smaller: the first guess refuses who could be served."""
-
 CANNOT = "The promise asked for cannot be kept now."
 HOPELESS = "Not even an idle server could keep the promise asked for."
 
@@ -39,10 +26,10 @@ def refusals(known: Known, draft: Draft, chunker: Chunker) -> tuple[Refuse, ...]
     """Refuse waiting requests whose promise does not fit, before any token of theirs.
 
     The guess of a cold server may be wrong, and refusing by it would keep it from learning better:
-    nobody who may still be on time is refused within :data:`COLD_STEPS`, and nobody ever for a
-    prompt longer than all that was computed so far.
+    nobody who may still be on time is refused within :data:`~headway.latency.online.WARM_STEPS`
+    steps with prompts, and nobody ever for a prompt longer than all that was computed so far.
     """
-    is_cold = draft.given.latency.num_mixed_steps < COLD_STEPS
+    is_cold = draft.given.latency.num_mixed_steps < WARM_STEPS
     aside = (r for r in known.live.claims if r.request_id in draft.set_aside and not is_cold)
     lost = (r for r in known.live.others if r.standing is Standing.LOST)
     refused = [
@@ -71,10 +58,10 @@ def refusals(known: Known, draft: Draft, chunker: Chunker) -> tuple[Refuse, ...]
 def overflow(known: Known, draft: Draft, chunker: Chunker) -> tuple[Refuse, ...]:
     """Refuse lost requests that could not be served before they are overdue, the newest first.
 
-    Until then the lost get the capacity no claim wants; the overdue go first, which may take
-    :data:`LATE_SHARE` of it. Both at the rates the server has shown. Without this bound a
-    lasting overload would leave no promise kept once the first request is overdue. Their work
-    is an estimate; where it was too small, whoever still waits when the longest wait ends is
+    Until then the lost get the capacity no claim wants; the overdue go first, who may take such a
+    share of it as a longest wait has left then. Both at the rates the server has shown. Without
+    this bound a lasting overload would leave no promise kept once the first request is overdue.
+    Their work is an estimate; where it was too small, whoever still waits when the longest wait is
     told so then. Who asked for no promise is never refused.
     """
     live, longest_s = known.live, known.max_wait_s
@@ -87,10 +74,12 @@ def overflow(known: Known, draft: Draft, chunker: Chunker) -> tuple[Refuse, ...]
         is_lost = request.standing is Standing.LOST and request.state is State.WAITING
         return is_lost and request is not spared and request.request_id not in draft.gone
 
-    over_s = draft.given.now_s + ENDING_STEPS * draft.given.max_step_s - longest_s
+    # Beyond the steps in flight and the next no token can come in time.
+    num_steps = draft.given.view.num_steps_in_flight + 2
+    over_s = draft.given.now_s + num_steps * draft.given.max_step_s - longest_s
     ending = takewhile(lambda r: r.arrived_at_s <= over_s, live.others)
     refused = {r.request_id: r for r in ending if may_go(r)}
-    share = min(known.work_rate.leftover_share + LATE_SHARE, OVERDUE_SHARE)
+    share = min(known.work_rate.leftover_share + 1.0 - OVERDUE_SHARE, OVERDUE_SHARE)
     before_overdue_s = OVERDUE_SHARE * longest_s
     if not known.work_rate.is_measured:
         share = math.inf  # Nobody is refused by a rate that was not measured.
@@ -126,7 +115,7 @@ def _answers(
             # No appointment; but the estimate may be a young one, so it may ask again.
             answers.append(Refuse(request.request_id, LEAD_S, hopeless))
             continue
-        work_s = prefill.work_s(request)
+        work_s = max(prefill.work_s(request), prefill.step_s)
         wait_s = known.appointments.book(request, work_s, backlog_s, draft.given.now_s)
         answers.append(Refuse(request.request_id, wait_s, why))
     return tuple(answers)

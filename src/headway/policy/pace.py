@@ -6,12 +6,8 @@ import math
 from collections import deque
 from dataclasses import dataclass
 
-from headway.latency.model import StepShape
+from headway.latency.model import LatencyModel, StepShape
 from headway.policy.recent import NEWEST_WEIGHT, LongestRecent
-
-FIRST_STEP_S = 0.05
-"""Seconds a step is said to last before any ended; some twenty steps replace it. No run: a guess.
-Larger: room seems far away and promised ends near on a young server; smaller: the reverse."""
 
 
 @dataclass(slots=True)
@@ -29,13 +25,13 @@ class Pace:
 
     Attributes:
         step: Steps begun so far.
-        step_s: Recent mean duration of a step.
+        step_s: Recent mean duration of a step; a decode's, as predicted, before any ended.
         in_flight: Steps begun and not ended, the oldest first.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, latency: LatencyModel) -> None:
         self.step = 0
-        self.step_s = FIRST_STEP_S
+        self.step_s = latency.predict_s(StepShape(0, 0, 1, 0))
         self.in_flight: deque[InFlight] = deque()
         self._idle = True
         self._last_done_s = -math.inf

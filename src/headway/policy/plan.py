@@ -53,6 +53,20 @@ class Cap:
 
 
 @dataclass(frozen=True, slots=True)
+class PlanPrices:
+    """What a plan reckoned with, in promises.
+
+    Attributes:
+        per_token: What the time of one prompt token could keep: 0 with nothing to compute, one
+            over the tokens of a typical claim when every second counts.
+        least_gap_s: Shorter gaps cost the others more than they are worth.
+    """
+
+    per_token: float
+    least_gap_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class StepPlan:
     """One step. Running requests that decode compute one token each unless held.
 
@@ -65,6 +79,7 @@ class StepPlan:
         hold: Running decodes that sit this step out.
         predicted_s: Expected seconds of the step, and ``promised_s`` its upper quantile.
         demoted: Requests whose promise does not fit beside the others' (ids, for the story).
+        prices: What prompts and gaps cost in this plan; ``None`` where nobody has a prompt.
     """
 
     token_budget: int
@@ -78,3 +93,4 @@ class StepPlan:
     demoted: tuple[str, ...] = ()
     predicted_s: float = 0.0
     promised_s: float = 0.0
+    prices: PlanPrices | None = None

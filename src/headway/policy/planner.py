@@ -17,7 +17,7 @@ from headway.policy.draft import Draft, SwapChoice
 from headway.policy.inputs import Inputs
 from headway.policy.known import Known
 from headway.policy.overload import overflow, refusals
-from headway.policy.plan import Preempt, StepPlan
+from headway.policy.plan import PlanPrices, Preempt, StepPlan
 from headway.policy.preempt import NOBODY, Preemptor
 from headway.policy.room import fund_running, never_fit, outgrown
 from headway.policy.view import EngineView
@@ -53,9 +53,12 @@ class Planner(ABC):
     def set_aside(self, draft: Draft) -> tuple[set[str], float]:
         """Return the claims that do not fit now, and the pressure on prefill (0 to 1)."""
 
-    @abstractmethod
     def hold(self, draft: Draft) -> tuple[str, ...]:
-        """Return decodes that sit the step out; ``draft.shape`` is left with those that run."""
+        """Return decodes that sit the step out, by default none.
+
+        ``draft.shape`` is left with those that run.
+        """
+        return ()
 
     @abstractmethod
     def fill(self, draft: Draft, preemptor: Preemptor) -> StepFill:
@@ -116,6 +119,7 @@ class Planner(ABC):
             demoted=tuple(sorted(draft.set_aside)),
             predicted_s=known.latency.predict_s(shape),
             promised_s=self.chunker.upper_s(draft, shape),
+            prices=PlanPrices(draft.per_token, known.price.least_gap_s),
         )
 
 
@@ -140,6 +144,6 @@ def inputs_of(known: Known, view: EngineView, now_s: float) -> Inputs:
         latency=known.latency,
         max_step_s=known.pace.max_step_s,
         lagging_due_s=lagging_due_s,
-        claim_tokens=known.claim_tokens,
+        claim_tokens=max(known.claim_tokens, 1.0),
         max_wait_s=known.max_wait_s,
     )

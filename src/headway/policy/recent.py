@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from collections import deque
 
-NEWEST_WEIGHT = 0.05
-"""Weight of the newest step in the mean step, and of the newest claim in a typical one: about the
-last twenty count. No run. Larger: one odd value moves the mean; smaller: a change is seen late."""
+from headway.latency.conformal import WINDOW_STEPS
 
-LONGEST_OF_STEPS = 256
-"""Newest steps of which the longest counts. No run. Larger: a hiccup is remembered for minutes, and
-waits end early; smaller: the next hiccup is not reckoned with."""
+NEWEST_WEIGHT = 0.05
+"""Weight of the newest step in the mean step and in the tokens that streams of a class gain, and of
+the newest claim in a typical one: about the last twenty count (experiments/constants). Larger: one
+odd value moves the mean; smaller: a change is seen late."""
 
 
 class LongestRecent:
-    """The largest of the last :data:`LONGEST_OF_STEPS` values, or of *window*.
+    """The largest of the last values, of as many as the step time's errors are remembered.
 
     Kept are only values larger than all that came after them; the first of them is the largest.
     Each value comes and goes once.
     """
 
-    def __init__(self, window: int = LONGEST_OF_STEPS) -> None:
+    def __init__(self, window: int = WINDOW_STEPS) -> None:
         self._window = window
         self._num_seen = 0
         self._kept: deque[tuple[int, float]] = deque()

@@ -17,18 +17,15 @@ from headway.policy.kv.forecast import Forecast, Lifetimes
 from headway.policy.predict import Predictor, within
 from headway.request import Request
 
-BEST_EFFORT_PREEMPTIONS = 0.02
-"""Expected preemptions that starting a request without a live promise may cause. No run. Larger:
-best effort costs promises their KV; smaller: it waits beside free KV."""
+NO_PREEMPTION = 0.02
+"""Expected preemptions that count as none: best effort may start, and a plan has no risk to tell
+(experiments/constants). Larger: best effort costs promises their KV; smaller: it waits beside free
+KV."""
 
 COMES_BACK_TIMES = 2.0
 """Times as much room as before that best effort must leave after each preemption: at the unit mixed
 keeps 0.988 instead of 0.983, arXiv 0.986 instead of 0.977 (LOG.md, *Where a fixed chunk was
 better*). Larger: it waits longer; smaller: its prompt is computed for nothing."""
-
-WORTH_TELLING = 0.05
-"""Expected preemptions from which a plan says what they buy. It decides nothing. Larger: risks go
-unsaid; smaller: every start is called one."""
 
 
 class ExpectedLengths(Predictor):
@@ -85,13 +82,13 @@ class Weighed(Gate):
         total = forecast.victims_with(request, capacity)
         preemptions = max(total - forecast.victims(capacity), 0.0)
         if not first:
-            return preemptions <= BEST_EFFORT_PREEMPTIONS and self._may_come_back(draft, request)
-        again = draft.pressure * forecast.victim_tokens / max(given.claim_tokens, 1.0)
+            return preemptions <= NO_PREEMPTION and self._may_come_back(draft, request)
+        again = draft.per_token * forecast.victim_tokens
         overflow_cost = preemptions * (self._victim_loss(draft, total) + again)
         waiting_cost = self._waiting_cost(draft, request, forecast, self._prefill)
         if overflow_cost > waiting_cost:
             return False
-        if preemptions >= WORTH_TELLING:
+        if preemptions > NO_PREEMPTION:
             draft.risks[request.request_id] = (
                 f"first token due: {preemptions:.1f} preemptions are expected of it and cost"
                 f" {overflow_cost:.2f} promises, waiting {waiting_cost:.2f}"

@@ -5,14 +5,11 @@ from __future__ import annotations
 import math
 from collections import deque
 
+from headway.latency.online import FORGET
+
 NEWEST = 32
 """Requests that ended last, by which the rate is measured. No run. Larger: a young server refuses
 none of the lost for longer; smaller: a lucky few make the best rate."""
-
-KEPT_SHARE = 0.999
-"""Of the best rate so far, what is kept as each request ends: an idle hour does not lower it. No
-run. Larger: a machine that slowed lets in too much; smaller: a quiet hour refuses who could be
-served."""
 
 
 class WorkRate:
@@ -32,7 +29,7 @@ class WorkRate:
         ended.append((at_s, work_s, is_leftover))
         if self.is_measured and at_s > ended[0][0]:
             rate = sum(work_s for _, work_s, _ in ended) / (at_s - ended[0][0])
-            self.per_s = max(rate, KEPT_SHARE * self.per_s)
+            self.per_s = max(rate, FORGET * self.per_s)
 
     @property
     def is_measured(self) -> bool:

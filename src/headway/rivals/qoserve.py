@@ -21,7 +21,7 @@ from headway.latency.model import StepShape
 from headway.policy.batch import InOrder
 from headway.policy.chunk import Chunker, largest_chunk
 from headway.policy.draft import Draft
-from headway.policy.price import LEAST_CHUNK_TOKENS
+from headway.policy.prices import LEAST_CHUNK_TOKENS
 from headway.request import Request
 
 MISS_RATE = 0.05

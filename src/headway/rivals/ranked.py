@@ -20,7 +20,7 @@ from headway.policy.draft import Draft
 from headway.policy.plan import Chunk, Preempt
 from headway.policy.predict import Predictor
 from headway.policy.preempt import Preemptor
-from headway.policy.price import LEAST_CHUNK_TOKENS
+from headway.policy.prices import LEAST_CHUNK_TOKENS
 from headway.request import Request, State
 
 

@@ -12,7 +12,8 @@ from headway.kit.ledger import KvLedger
 from headway.kit.lengths import SlidingHistogram
 from headway.kit.options import one_of, positive_s, share
 from headway.kit.parts import Parts
-from headway.policy.admit import AllOf, MooreHodgson, StepGate
+from headway.kit.step_gate import AllOf, StepGate
+from headway.policy.admit import MooreHodgson
 from headway.policy.batch import InOrder
 from headway.policy.chunk import SlackChunk
 from headway.policy.preempt import BestEffortFirst

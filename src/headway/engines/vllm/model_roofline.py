@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from headway.latency.laptop import LAPTOP
 from headway.latency.roofline import Roofline
 
 CPU_FLOPS_PER_CORE = 5.0e10
@@ -20,7 +21,7 @@ def roofline(vllm_config: Any) -> Roofline:
     hidden = getattr(text, "hidden_size", None)
     layers = getattr(text, "num_hidden_layers", None)
     if not hidden or not layers:
-        return Roofline()
+        return LAPTOP
     heads = getattr(text, "num_attention_heads", None) or 1
     kv_heads = getattr(text, "num_key_value_heads", None) or heads
     head_width = getattr(text, "head_dim", None) or hidden // heads
@@ -40,4 +41,5 @@ def roofline(vllm_config: Any) -> Roofline:
         attention_flops_per_pair=float(4 * layers * heads * head_width),
         flops_per_s=flops,
         bytes_per_s=bandwidth,
+        fixed_s=LAPTOP.fixed_s,
     )

@@ -12,50 +12,34 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable
+from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
 
 from headway.policy.kv.layout import KvLayout
-from headway.policy.lengths.survival import ROUNDING, SurvivalCurve
+from headway.policy.lengths.survival import SurvivalCurve
 from headway.request import Request
 
 HORIZONS = np.array([1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192])
 """Steps ahead at which the future is looked at; it is smooth between them. No run. More: plans cost
 more; fewer: the worst moment falls between two."""
 
-SQRT_2, SQRT_2_PI = math.sqrt(2.0), math.sqrt(2.0 * math.pi)
-"""Of the normal distribution; nothing to choose."""
-
-FAR = 8.0
-"""Standard deviations beyond which nothing counts. Derived: the loss there is below 1e-16. Larger:
-no difference; smaller: rare overflows are not seen."""
-
-HALF_A_VICTIM = 0.5
-"""Victims added for rounding up where there are any, since one is preempted whole: the mean of what
-is left over. Retrieval at 8/s keeps 0.864 instead of 0.860 (LOG.md, *Lengths and KV*). Larger: more
-wait beside free KV; smaller: more are preempted."""
+NORMAL = NormalDist()
 
 WINDOW = 300
 """Outputs of a class that are remembered. No run of its size; a full one at the start is worth 2.5
 points on ShareGPT turns, and -1.2 to 0.6 elsewhere (LOG.md, *Dead ends*). Larger: a change of
 lengths is seen late; smaller: long outputs are seldom in it."""
 
-MIN_SAMPLES = 20
-"""Outputs of a class from which its own survival function is believed alone. No run. Larger: the
-guess below counts for longer; smaller: a lucky few do."""
-
 GUESSED_SHARE = 0.25
-"""Share of its bound that an output is guessed to take before any ended: bounds are generous. No
-run. Larger: a young server starts too few; smaller: too many."""
-
-MOST_GUESSED_TOKENS = 256.0
-"""The most tokens guessed so, a chat's answer: many clients set a bound they never reach. No run.
+"""Share of its bound that an output is guessed to take before any ended: bounds are generous. With
+the whole of it a short overload refuses who could wait (tests/conformance/test_promises.py).
 Larger: a young server starts too few; smaller: too many."""
 
-OUTLIVED_SHARE = 0.5
-"""Mean of what is left of an output longer than any remembered, as a share of their mean. No run.
-Larger: long outputs block who waits; smaller: they are preempted when they go on."""
+MOST_GUESSED_TOKENS = 256.0
+"""The most tokens guessed so, a chat's answer: many clients set a bound they never reach
+(experiments/constants). Larger: a young server starts too few; smaller: too many."""
 
 MOST_KNOWN = 4096
 """Answers remembered by class, about a megabyte: whoever waits is asked about at every step.
@@ -67,9 +51,8 @@ Floats = npt.NDArray[np.float64]
 class Lifetimes:
     """Output lengths by class, as survival functions over a sliding window.
 
-    Until a class has shown :data:`MIN_SAMPLES` lengths, a constant hazard with a guessed mean, a
-    share of the bound, stands in for as many samples as are missing. Outputs that were cut (by
-    the client's bound, or because it left) count as longer than they got.
+    A constant hazard with a guessed mean, a share of the bound, counts as one more sample. Outputs
+    that were cut (by the client's bound, or because it left) count as longer than they got.
     """
 
     def __init__(self) -> None:
@@ -104,11 +87,11 @@ class Lifetimes:
         alive = np.exp(-HORIZONS[None, :] / scale[:, None])
         curve = self._curves.get(class_name)
         if curve is not None and len(curve):
-            weight = min(len(curve) / MIN_SAMPLES, 1.0)
+            weight = len(curve) / (len(curve) + 1)
             now, then = curve.at(so_far)[:, None], curve.at(ahead)
             # Who outlived the whole window goes on at the window's own pace.
             pace = np.exp(-HORIZONS / self._pace_of(class_name))
-            known = np.where(now > ROUNDING, then / np.maximum(now, ROUNDING), pace[None, :])
+            known = np.where(now > 0.0, then / np.where(now > 0.0, now, 1.0), pace[None, :])
             alive = weight * known + (1.0 - weight) * alive
         return np.where(ahead < bound[:, None], alive, 0.0)
 
@@ -117,7 +100,7 @@ class Lifetimes:
         if class_name not in self._pace:
             recent = self._recent[class_name]
             mean = sum(tokens for tokens, _ in recent) / len(recent)
-            self._pace[class_name] = max(OUTLIVED_SHARE * mean, 1.0)
+            self._pace[class_name] = max(mean, 1.0)
         return self._pace[class_name]
 
     def of_one(self, class_name: str, so_far: int, bound: int) -> tuple[Floats, float]:
@@ -212,8 +195,7 @@ def expected_victims(
     """Return the largest over the horizons of the expected number of victims.
 
     The use U is normal, cut at *most*: a sum of a handful has no tail beyond all of them living
-    on. Tokens beyond *capacity* come from the unit normal loss (Silver, Pyke & Peterson, ch. 7);
-    a victim is preempted whole, so whenever there are any, half a victim is added for rounding up.
+    on. Tokens beyond *capacity* come from the unit normal loss (Silver, Pyke & Peterson, ch. 7).
     """
     worst = 0.0
     for mu, square, top in zip(mean.tolist(), variance.tolist(), most.tolist(), strict=True):
@@ -221,16 +203,11 @@ def expected_victims(
             continue
         deviation = math.sqrt(max(square, 1.0))
         low, high = (capacity - mu) / deviation, (top - mu) / deviation
-        if low > FAR:
-            continue
         excess = deviation * (unit_loss(low) - unit_loss(high))
-        chance = (math.erfc(low / SQRT_2) - math.erfc(high / SQRT_2)) / 2
-        worst = max(worst, excess / victim_tokens + HALF_A_VICTIM * chance)
+        worst = max(worst, excess / victim_tokens)
     return worst
 
 
 def unit_loss(z: float) -> float:
     """Return E[(Z - z)+] of a standard normal Z."""
-    if z > FAR:
-        return 0.0
-    return math.exp(-z * z / 2) / SQRT_2_PI - z * math.erfc(z / SQRT_2) / 2
+    return max(NORMAL.pdf(z) - z * NORMAL.cdf(-z), 0.0)

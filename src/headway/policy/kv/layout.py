@@ -9,6 +9,7 @@ keeps a bounded number, and a few more while a prompt is computed. The engine sa
 from __future__ import annotations
 
 import math
+import sys
 from bisect import bisect_right
 from collections import Counter
 from dataclasses import dataclass
@@ -19,9 +20,6 @@ import numpy as np
 import numpy.typing as npt
 
 from headway.units import blocks_for
-
-MANY_BLOCKS = 1 << 40
-"""Blocks that a group without a bound may keep: more than any cache has; nothing to choose."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -46,11 +44,11 @@ class KvGroup(NamedTuple):
 
     def blocks(self, num_tokens: int) -> int:
         """Return the blocks to start a prompt of so many tokens."""
-        return min(blocks_for(num_tokens, self.block_size_tokens), self.most_blocks or MANY_BLOCKS)
+        return min(blocks_for(num_tokens, self.block_size_tokens), self.most_blocks or sys.maxsize)
 
     def kept(self, num_tokens: int) -> int:
         """Return the blocks that a request of so many tokens keeps."""
-        return min(blocks_for(num_tokens, self.block_size_tokens), self.kept_blocks or MANY_BLOCKS)
+        return min(blocks_for(num_tokens, self.block_size_tokens), self.kept_blocks or sys.maxsize)
 
     def grows_after(self, num_tokens: int) -> bool:
         """Return whether the token after so many takes a block more."""

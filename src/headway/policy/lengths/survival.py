@@ -6,10 +6,6 @@ import numpy as np
 import numpy.typing as npt
 from sortedcontainers import SortedList
 
-ROUNDING = 1e-9
-"""A product of shares misses a round number by less than this. No run: rounding. Larger: rare long
-outputs count as none; smaller: noise counts as survivors."""
-
 
 class SurvivalCurve:
     """P(length > n) of a sample, by the product-limit estimate (Kaplan and Meier 1958).

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from drafts import draft_for
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,13 +14,16 @@ from headway import registry
 from headway.engines.sim.run import SimRun
 from headway.engines.virtual import VirtualCall, VirtualEngine
 from headway.latency import profile
+from headway.latency.model import StepShape
 from headway.latency.truth import Truth
 from headway.metrics.define import attained
-from headway.policy.price import RECENT_CLAIMS, lost_share
+from headway.policy.prices import DECIDE_EVERY, RECENT_CLAIMS, lost_share
+from headway.policy.view import EngineView
 from headway.slo import Slo, SloBook
 
 CHAT = {"slo_ttft_ms": 1000, "slo_tbt_ms": 100}
 H100 = profile.load("llama-3.1-8b@h100")
+VIEW = EngineView(8_000, 8_000, 16, 64, 2048)
 
 
 @given(st.floats(0.01, 5.0), st.integers(0, 200))
@@ -119,7 +123,22 @@ def test_nobody_asks_nothing_is_bounded() -> None:
     """Without a claim there is no limit, and no gap is dear."""
     core = registry.build("headway")
     assert core.known.price.least_gap_s == 0.0
-    assert core.known.price._for_first_tokens_s == math.inf
+    assert core.known.price.limit_s(draft_for(core, VIEW, 0.0).given, StepShape()) == math.inf
+
+
+def test_a_guess_calls_no_gap_dear() -> None:
+    """A server that takes itself for a laptop keeps its first streams' gaps all the same.
+
+    By the first guess of an H100 a step takes 15 s; deciding by it broke eleven of the first
+    promises of retrieval at twice capacity.
+    """
+    engine = VirtualEngine(num_blocks=25_000, max_num_batched_tokens=8192, max_num_seqs=1024)
+    core = registry.build("headway")
+    burst = [VirtualCall(f"r{i}", 0.02 * i, 3000, 100, CHAT, 128) for i in range(12)]
+    outcomes = SimRun(engine, Truth(H100), core, book=SloBook.builtin()).run(burst)
+    assert DECIDE_EVERY > 1
+    broken = [i for i, o in outcomes.items() if max(np.diff(o.emitted_at_s)) > 0.1]
+    assert not broken
 
 
 def test_a_patient_first_token_cuts_no_prompt() -> None:

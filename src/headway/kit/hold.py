@@ -7,8 +7,7 @@ import math
 from headway.latency.model import StepShape
 from headway.policy.chunk import Chunker
 from headway.policy.draft import Draft
-from headway.policy.inputs import MISS_RATE
-from headway.request import Request
+from headway.request import LATE_GAPS_FORGIVEN, Request
 
 PRESSED_DECODE_SHARE = 0.6
 """Share of the step that decodes may take while prompts of claims wait for the rest. No run of its
@@ -32,7 +31,7 @@ def hold(draft: Draft, chunker: Chunker) -> tuple[str, ...]:
         return ()
     pressed = bool(live.claims) or any(r.has_claim for r in live.prefilling.values())
     share = PRESSED_DECODE_SHARE if pressed else 1.0
-    most_s = share * chunker.step_limit_s(draft) / latency.margin(False, MISS_RATE)
+    most_s = share * chunker.step_limit_s(draft) / latency.margin(False, LATE_GAPS_FORGIVEN)
     shape = draft.shape
     if latency.predict_s(shape) <= most_s:
         return ()
