@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
-from headway.latency.conformal import RatioWindow
+from headway.latency.conformal import GUESSED_SPREAD, RatioWindow
 
 
 def filled(ratios: np.ndarray, window: int = 400) -> RatioWindow:
@@ -31,8 +33,8 @@ def test_steps_exceed_the_margin_as_rarely_as_asked(miss_rate: float, sigma: flo
 
 def test_few_samples_are_not_trusted() -> None:
     """Before enough steps were seen the margin is at least the guess, or the worst seen."""
-    assert filled(np.array([])).upper(0.01) == 1.3
-    assert filled(np.array([1.01])).upper(0.01) == 1.3
+    assert filled(np.array([])).upper(0.01) == math.exp(2 * GUESSED_SPREAD)
+    assert filled(np.array([1.01])).upper(0.01) == math.exp(2 * GUESSED_SPREAD)
     assert filled(np.array([1.9])).upper(0.01) == 1.9
 
 

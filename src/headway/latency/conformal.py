@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 NEAR_MISSES = (0.9, 0.95, 1.0, 1.05)
-"""Where the tail is read, relative to the ratio asked for, so that a near miss counts too. No run.
-Wider: risks are seen where there are none; narrower: none until a step was that late."""
+"""Where the tail is read, relative to the ratio asked for, so that a near miss counts too. Varied
+in experiments/constants. Wider: risks are seen where there are none; narrower: none until a step
+was that late."""
 
 FAR = 1.8
 """Ratio that the guess below does not expect to see. Derived from it: one step in a million.
@@ -24,8 +25,8 @@ Larger: no difference; smaller: the guess's tail is cut."""
 
 GUESSED_SPREAD = 0.12
 """Standard deviation of log(measured / predicted) assumed before steps were seen, near the 10 to 12
-% of noise in LOG.md's first runs. No run of its value. Larger: short steps at the start; smaller:
-gaps broken at the start."""
+% of noise in LOG.md's first runs. Its value is in experiments/constants. Larger: short steps at the
+start; smaller: gaps broken at the start."""
 
 WINDOW_STEPS = 400
 """Steps remembered of each mode: some more than one in a hundred needs to be told
@@ -34,7 +35,8 @@ ratio seen."""
 
 LEAST_STEPS = 20
 """Steps from which their ratios are believed alone, and that the guess weighs beside them: one in
-twenty can be told by then. No run. Larger: caution lasts longer; smaller: a lucky few decide."""
+twenty can be told by then. Varied in experiments/constants. Larger: caution lasts longer; smaller:
+a lucky few decide."""
 
 Vector = npt.NDArray[np.float64]
 

@@ -32,8 +32,9 @@ that were measured the guess outweighs all others (LOG.md, first table). Larger:
 stays; smaller: what the traffic never shows has any value."""
 
 REFIT_EVERY = 8
-"""Steps between two refits once warm; every step is fitted before :data:`WARM_STEPS`. No run.
-Larger: a change is learned late; smaller: steps cost more of the scheduler's time."""
+"""Steps between two refits once warm; every step is fitted before :data:`WARM_STEPS`. Varied in
+experiments/constants. Larger: a change is learned late; smaller: steps cost more of the scheduler's
+time."""
 
 WARM_STEPS = 32
 """Steps of one mode, each of which is fitted: a long answer says nothing of prompts. 24 or 40
@@ -59,8 +60,9 @@ KEEP = 0.02
 old machine is believed for longer; smaller: the first steps after it decide all."""
 
 SCALE_WEIGHT = 0.01
-"""Least weight of the newest step in measured over guessed: about the last hundred count. No run.
-Larger: one odd step moves what the traffic never shows; smaller: that follows late."""
+"""Least weight of the newest step in measured over guessed: about the last hundred count. Varied in
+experiments/constants. Larger: one odd step moves what the traffic never shows; smaller: that
+follows late."""
 
 Vector = npt.NDArray[np.float64]
 

@@ -37,7 +37,7 @@ it; smaller: who rounds down or comes late is a newcomer."""
 
 MAX_RETRY_AFTER_S = 600.0
 """The most seconds a client is told to stay away; beyond, it is told this and has no appointment.
-No run: few clients wait as long. Larger: waits nobody honours are booked; smaller: fewer of the
+Few clients wait as long. Larger: waits nobody honours are booked; smaller: fewer of the
 refused have an appointment."""
 
 Key = tuple[Slo, int, int]

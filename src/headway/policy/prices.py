@@ -26,7 +26,7 @@ is seen late; smaller: with 64 traffic looks like overload now and then, and pro
 
 DECIDE_EVERY = 8
 """Steps from one decision to the next, the first included: a guess of the step time decides
-nothing. A decision takes some 0.3 ms (LOG.md, *A guess that called every gap dear*). Larger:
+nothing. A decision takes some 0.3 ms (LOG.md, *Half the constants*). Larger:
 traffic is seen late; smaller: plans take longer."""
 
 LEAST_CHUNK_TOKENS = 64

@@ -8,8 +8,8 @@ from collections import deque
 from headway.latency.online import FORGET
 
 NEWEST = 32
-"""Requests that ended last, by which the rate is measured. No run. Larger: a young server refuses
-none of the lost for longer; smaller: a lucky few make the best rate."""
+"""Requests that ended last, by which the rate is measured. Varied in experiments/constants. Larger:
+a young server refuses none of the lost for longer; smaller: a lucky few make the best rate."""
 
 
 class WorkRate:

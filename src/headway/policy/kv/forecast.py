@@ -22,15 +22,15 @@ from headway.policy.lengths.survival import SurvivalCurve
 from headway.request import Request
 
 HORIZONS = np.array([1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192])
-"""Steps ahead at which the future is looked at; it is smooth between them. No run. More: plans cost
-more; fewer: the worst moment falls between two."""
+"""Steps ahead at which the future is looked at; it is smooth between them. Varied in
+experiments/constants. More: plans cost more; fewer: the worst moment falls between two."""
 
 NORMAL = NormalDist()
 
 WINDOW = 300
-"""Outputs of a class that are remembered. No run of its size; a full one at the start is worth 2.5
-points on ShareGPT turns, and -1.2 to 0.6 elsewhere (LOG.md, *Dead ends*). Larger: a change of
-lengths is seen late; smaller: long outputs are seldom in it."""
+"""Outputs of a class that are remembered. Its size is in experiments/constants; a full one at the
+start is worth 2.5 points on ShareGPT turns, and -1.2 to 0.6 elsewhere (LOG.md, *Dead ends*).
+Larger: a change of lengths is seen late; smaller: long outputs are seldom in it."""
 
 GUESSED_SHARE = 0.25
 """Share of its bound that an output is guessed to take before any ended: bounds are generous. With
