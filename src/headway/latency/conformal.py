@@ -60,6 +60,7 @@ class RatioWindow:
         self._by_slot = np.ones(window)
         self._count = 0
         self._ratios: list[float] = []
+        self._refitted: Vector | None = None
         self._prior = math.exp(2 * GUESSED_SPREAD)
         self._min_samples = min_samples
 
@@ -68,6 +69,7 @@ class RatioWindow:
 
     def add(self, row: Vector, duration_s: float, predicted_s: float) -> None:
         """Take one step in, and the oldest out once the window is full."""
+        self._settle()
         slot = self._count % len(self._seconds)
         if self._count >= len(self._seconds):
             del self._ratios[bisect.bisect_left(self._ratios, float(self._by_slot[slot]))]
@@ -78,9 +80,15 @@ class RatioWindow:
         bisect.insort(self._ratios, float(self._by_slot[slot]))
 
     def recompute(self, coefficients: Vector) -> None:
-        """Compare the window with a refitted model."""
+        """Compare the window with a refitted model, when somebody asks."""
+        self._refitted = coefficients
+
+    def _settle(self) -> None:
+        if self._refitted is None:
+            return
         count = len(self)
-        predicted = np.maximum(self._rows[:count] @ coefficients, 1e-6)
+        predicted = np.maximum(self._rows[:count] @ self._refitted, 1e-6)
+        self._refitted = None
         self._by_slot[:count] = self._seconds[:count] / predicted
         self._ratios = np.sort(self._by_slot[:count]).tolist()
 
@@ -88,12 +96,14 @@ class RatioWindow:
         """Start over: the machine is not the one that was measured."""
         self._count = 0
         self._ratios = []
+        self._refitted = None
 
     def upper(self, miss_rate: float) -> float:
         """Return the ratio exceeded by at most *miss_rate* of the steps.
 
         With too few samples for that rate the largest ratio seen is returned.
         """
+        self._settle()
         count = len(self._ratios)
         if count == 0:
             return self._prior
@@ -109,6 +119,7 @@ class RatioWindow:
         """
         if ratio <= 0:
             return 1.0
+        self._settle()
         ratios = self._ratios
         count = len(ratios)
         if ratio > FAR and not (ratios and ratios[-1] > ratio * NEAR_MISSES[0]):

@@ -78,6 +78,7 @@ class OnlineModel(LatencyModel):
         self._moment = {mixed: np.zeros(width) for mixed in (False, True)}
         self._ratios = {mixed: RatioWindow(width) for mixed in (False, True)}
         self._weight = dict.fromkeys((False, True), 0.0)
+        self._unread: dict[bool, list[tuple[Vector, float, float]]] = {False: [], True: []}
         self._one_sided = {mixed: [0.0, 0.0] for mixed in (False, True)}
         self._log_scale = 0.0
         self._num_steps = 0
@@ -130,10 +131,7 @@ class OnlineModel(LatencyModel):
         self._rescale(shape, duration_s)
         # Relative to the larger of the two: neither a hiccup nor a wild guess gets leverage.
         unit_s = max(duration_s, predicted_s)
-        row = features / unit_s
-        self._gram[mixed] = FORGET * self._gram[mixed] + np.outer(row, row)
-        self._moment[mixed] = FORGET * self._moment[mixed] + (duration_s / unit_s) * row
-        self._weight[mixed] = FORGET * self._weight[mixed] + 1.0
+        self._unread[mixed].append((features, unit_s, duration_s / unit_s))
         self._num_steps += 1
         self._num_mixed_steps += mixed
         is_confirmed = mixed and duration_s >= predicted_s * math.exp(-ALLOWED)
@@ -141,6 +139,21 @@ class OnlineModel(LatencyModel):
         num_of_mode = self._num_mixed_steps if mixed else self._num_steps
         if num_of_mode <= WARM_STEPS or self._num_steps % REFIT_EVERY == 0:
             self._fit()
+
+    def _read(self, mixed: bool) -> None:
+        """Take the steps since the last fit into the equations, all at once: that is cheaper."""
+        unread = self._unread[mixed]
+        if not unread:
+            return
+        features, units_s, durations = zip(*unread, strict=True)
+        rows = np.array(features) / np.array(units_s)[:, None]
+        kept = FORGET ** np.arange(len(unread) - 1, -1, -1)
+        past = FORGET ** len(unread)
+        weighed = rows * kept[:, None]
+        self._gram[mixed] = past * self._gram[mixed] + weighed.T @ rows
+        self._moment[mixed] = past * self._moment[mixed] + weighed.T @ np.array(durations)
+        self._weight[mixed] = past * self._weight[mixed] + float(kept.sum())
+        unread.clear()
 
     def _notice_change(self, mixed: bool, ratio: float) -> None:
         """Forget the past when steps keep landing to one side of the prediction.
@@ -153,6 +166,7 @@ class OnlineModel(LatencyModel):
             sums[side] = max(sums[side] + say, 0.0)
         if max(sums) >= CHANGED and self._num_steps > WARM_STEPS:
             for mode in (False, True):
+                self._read(mode)
                 self._gram[mode] *= KEEP
                 self._moment[mode] *= KEEP
                 self._weight[mode] *= KEEP
@@ -167,6 +181,8 @@ class OnlineModel(LatencyModel):
 
     def _fit(self) -> None:
         """Solve the non-negative least squares of the weighted normal equations."""
+        self._read(False)
+        self._read(True)
         prior = self._prior * math.exp(self._log_scale)
         gram = self._gram[False] + self._gram[True]
         moment = self._moment[False] + self._moment[True]
