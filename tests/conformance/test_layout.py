@@ -14,9 +14,9 @@ from headway.engines.virtual import VirtualCall
 from headway.engines.vllm import compat
 from headway.engines.vllm.bare import build
 from headway.engines.vllm.kv_groups import kv_groups, view_of
+from headway.kv_layout import KvLayout
 from headway.latency import profile
 from headway.latency.truth import Truth
-from headway.policy.kv.layout import KvLayout
 
 LONGEST = 3_000
 BLOCK = 16

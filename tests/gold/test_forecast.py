@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate, stats
 
+from headway.kv_layout import KvLayout
 from headway.policy.kv.forecast import HORIZONS, Forecast, Lifetimes, expected_victims
-from headway.policy.kv.layout import KvLayout
 from headway.request import Request
 from headway.slo import Slo
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from headway import registry
 from headway.engines.attention_kinds import kinds_of, parts_of
 from headway.errors import UserError
+from headway.kv_layout import KvGroup, KvLayout
 from headway.policy.events import Arrived, StepDone, StepScheduled
 from headway.policy.kv.forecast import HORIZONS, Forecast, Lifetimes
-from headway.policy.kv.layout import KvGroup, KvLayout
 from headway.policy.view import EngineView
 from headway.request import Request
 from headway.slo import Slo

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 
 from headway.errors import InvariantError
 from headway.kit.usage_curve import UsageCurve
+from headway.kv_layout import KvLayout
 from headway.policy.finishes import Finishes
-from headway.policy.kv.layout import KvLayout
 from headway.request import Request
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
+from headway.kv_layout import KvLayout
 from headway.latency.model import LatencyModel, StepShape
-from headway.policy.kv.layout import KvLayout
 from headway.policy.live_requests import LiveRequests
 from headway.policy.view import EngineView
 from headway.request import Request

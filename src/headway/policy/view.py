@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from headway.policy.kv.layout import KvGroup, KvLayout, layout_of
+from headway.kv_layout import KvGroup, KvLayout, layout_of
 
 
 @dataclass(frozen=True, slots=True)

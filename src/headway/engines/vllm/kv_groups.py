@@ -13,7 +13,7 @@ from typing import Any
 
 from headway.engines.prefix import WholeHit
 from headway.engines.vllm import compat
-from headway.policy.kv.layout import KvGroup
+from headway.kv_layout import KvGroup
 
 logger = logging.getLogger("vllm.headway")
 

@@ -17,7 +17,7 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 
-from headway.policy.kv.layout import KvLayout
+from headway.kv_layout import KvLayout
 from headway.policy.lengths.survival import SurvivalCurve
 from headway.request import Request
 
