@@ -22,7 +22,7 @@ from browser import browse, looks_drawn
 import headway
 from headway.bench.server import LiveServer, free_port
 from headway.cli.running_server import AWAITED
-from headway.metrics.catalogue import QUERIES
+from headway.metrics.queries import QUERIES
 
 pytestmark = pytest.mark.live
 

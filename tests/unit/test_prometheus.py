@@ -19,8 +19,9 @@ import headway
 from headway import registry
 from headway.engines.journal import Journal
 from headway.engines.vllm.watch import Watch
-from headway.metrics.catalogue import METRICS, QUERIES
+from headway.metrics.catalogue import METRICS
 from headway.metrics.prometheus import exposition, reference
+from headway.metrics.queries import QUERIES
 from headway.metrics.tally import Histogram, Tallies, combine, quantile
 from headway.policy.view import EngineView
 from headway.slo import Slo
@@ -236,6 +237,7 @@ def test_every_query_asks_for_a_metric_there_is() -> None:
         "headway_requests_late_total",
         "headway_recorded_lines_total",
         "headway_length_coverage_target",
+        "headway_chance_calibration_error",
         "headway_shadow_attainment",
         "headway_shadow_requests",
         "headway_shadow_cpu_seconds_total",

@@ -18,7 +18,16 @@ from headway.metrics.kept import KeptRun, Timeline
 from headway.metrics.lateness import of_run
 from headway.metrics.record import RequestRecord, RunFacts, summarise
 from headway.slo import Slo
-from headway.web import load_figures, material, report_page, run_figures, series, tables, theme
+from headway.web import (
+    load_figures,
+    material,
+    reliability,
+    report_page,
+    run_figures,
+    series,
+    tables,
+    theme,
+)
 
 SLOS = {
     "chat": Slo(ttft_s=0.5, tbt_s=0.06, class_name="chat"),
@@ -480,3 +489,45 @@ def test_files_that_are_something_else(tmp_path: Path, text: str, sentence: str)
     path.write_text(text)
     with pytest.raises(UserError, match=re.escape(sentence)):
         material.load([path])
+
+
+# -- chances told --------------------------------------------------------------------------------
+
+
+def told_run(policy: str, *deciles: tuple[float, float, int]) -> dict[str, Any]:
+    """Return a summary with these deciles."""
+    run = {"policy": policy, "rate_rps": 4.0, "seed": 0, "num_requests": 300, "attainment": 0.9}
+    rows = [dict(zip(("told", "kept", "num"), row, strict=True)) for row in deciles]
+    return {**run, "calibration": rows}
+
+
+def test_the_reliability_diagram_shows_told_against_kept() -> None:
+    """Of each policy that told something, hollow where too few; what is furthest off is said."""
+    runs = [told_run("headway", (0.95, 0.93, 200), (0.4, 0.9, 20)), told_run("fcfs")]
+    groups = series.groups_of(runs, series.Labels(runs))
+    figure = reliability.reliability(groups)
+    assert figure is not None
+    assert [trace.name for trace in figure.data] == ["as told", "headway"]
+    points = figure.data[1]
+    assert (list(points.x), list(points.y)) == ([95.0, 40.0], [93.0, 90.0])
+    assert points.marker.size[0] > points.marker.size[1]
+    assert points.marker.color[0] != points.marker.color[1]
+    assert "off by 2.0 points" in reliability.sentence(groups)
+    page = report_page.page_of(material.Material(runs))
+    assert "What was expected, and what came of it" in page
+
+
+def test_without_chances_there_is_no_diagram() -> None:
+    """Runs of other policies, and of before there were any."""
+    runs = [told_run("fcfs"), {"policy": "headway", "rate_rps": 4.0}]
+    assert reliability.reliability(series.groups_of(runs, series.Labels(runs))) is None
+    assert "What was expected, and" not in report_page.page_of(material.Material(runs))
+
+
+@pytest.mark.parametrize("deciles", ["[1]", "{}x", '[{"told": 0.5, "kept": "all", "num": 3}]'])
+def test_deciles_that_are_something_else(tmp_path: Path, deciles: str) -> None:
+    """One sentence, no traceback."""
+    text = f'{{"schema": 1, "runs": [{{"policy": "headway", "calibration": {deciles}}}]}}'
+    (tmp_path / "runs.json").write_text(text)
+    with pytest.raises(UserError):
+        material.load([tmp_path / "runs.json"])

@@ -17,10 +17,10 @@ from headway.metrics.overdue import MOST_SHOWN, overdue
 from headway.metrics.prometheus import exposition
 from headway.metrics.scheduler_counts import SchedulerCounts
 from headway.metrics.tally import Tallies, combine
-from headway.policy.events import Arrived, Finished, StepScheduled
+from headway.policy.events import Arrived, Finished, StepDone, StepScheduled
 from headway.policy.live_requests import LiveRequests
 from headway.policy.log import event_line, parse_event
-from headway.policy.plan import Preempt, StepPlan
+from headway.policy.plan import Chunk, Preempt, StartRisk, StepPlan
 from headway.policy.view import EngineView
 from headway.request import Request
 from headway.slo import Slo
@@ -197,3 +197,50 @@ def test_the_coverage_that_is_aimed_at_is_told(
     assert kept.messages[-1]["length_coverage_target"] == target
     row = f'headway_length_coverage_target{{engine="0"}} {target}'
     assert (row in exposition({"0": kept.messages[-1]}).decode()) == (target is not None)
+
+
+# -- what promises were told -------------------------------------------------------------------
+
+
+def told(observed: SchedulerCounts, name: str, at_s: float) -> Request:
+    """Let a request start whose plan sees next to no risk."""
+    request = arrive(observed, name, Slo(ttft_s=1.0), at_s)
+    risk = StartRisk(steps_to_spare=99.0, victims=0.0, redo_pauses=0.0)
+    plan = StepPlan(10, (Chunk(name, 10, True, "first token due", risk),))
+    observed.planned(plan, VIEW, 0.0)
+    observed.scheduled(StepScheduled(at_s, {name: 10}, {name: 0}))
+    return request
+
+
+def test_chances_are_counted_by_decile() -> None:
+    """Kept as the book of lateness says; who hung up before anything was late is in none."""
+    observed = SchedulerCounts()
+    cases = ((0.5, "stopped"), (0.5, "aborted"), (1.5, "stopped"), (1.5, "aborted"))
+    for i, (took_s, reason) in enumerate(cases):
+        begin_s = 10.0 * i
+        request = told(observed, f"r{i}", begin_s)
+        observed.done(StepDone(begin_s + took_s, {f"r{i}": 1}))
+        request.num_output_tokens = 1
+        observed.finished(Finished(begin_s + took_s, f"r{i}", reason), request)
+        assert observed.chance is not None
+    untold = arrive(observed, "best effort", Slo(), 50.0)
+    observed.finished(Finished(51.0, "best effort", "stopped"), untold)
+    assert observed.chance is None
+    counts = observed.snapshot(LIVE, 60.0)["counts"]["chances"]
+    assert counts["num"] == [0] * 9 + [3]
+    assert counts["kept"] == [0] * 9 + [1]
+    assert 2.7 < sum(counts["told"]) < 3.0
+
+
+def test_the_calibration_error_waits_for_a_hundred_requests() -> None:
+    """The gauge is absent until a decile can be judged, then it is the furthest one's distance."""
+    observed = SchedulerCounts()
+    name = "headway_chance_calibration_error"
+    for _ in range(100):
+        text = exposition({"0": observed.snapshot(LIVE, 1.0)}).decode()
+        assert f"\n{name}{{" not in text
+        observed.chances.calibration.add(0.9, True)
+    text = exposition({"0": observed.snapshot(LIVE, 1.0)}).decode()
+    found = [line for line in text.splitlines() if line.startswith(f"{name}{{")]
+    assert [float(line.split()[-1]) for line in found] == [pytest.approx(0.1)]
+    assert 'headway_chance_requests_total{decile="0.9",engine="0"} 100.0' in text

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from headway.metrics import deciles
 from headway.metrics.tally import (
     GAP_BOUNDS_S,
     PAUSE_BOUNDS_S,
@@ -231,6 +232,30 @@ METRICS: tuple[MetricSpec, ...] = (
         (), _coverage_target,
     ),
     MetricSpec(
+        "headway_chance_requests_total", "counter",
+        "Requests whose promise was told a chance to be kept when they started, and is kept or"
+        " broken since; decile is the lower edge of the chances. Those that never start are told"
+        " none, and of those whose client hung up first nobody knows.",
+        ("decile",), deciles.by_decile("num"),
+    ),
+    MetricSpec(
+        "headway_chance_kept_total", "counter",
+        "Of those, the promises that were kept, as headway_requests_attained_total counts.",
+        ("decile",), deciles.by_decile("kept"),
+    ),
+    MetricSpec(
+        "headway_chance_told_total", "counter",
+        "Sum of the chances they were told: how many should be kept.",
+        ("decile",), deciles.by_decile("told"),
+    ),
+    MetricSpec(
+        "headway_chance_calibration_error", "gauge",
+        "The largest difference between told and kept, as a share, of the deciles with 100"
+        " requests or more since the start; absent until there is one. Below 0.05 the"
+        " chances can be believed.",
+        (), deciles.error_in,
+    ),
+    MetricSpec(
         "headway_plan_seconds", "histogram",
         "How long the policy took to plan a step.", (), _one("counts", "plan"), PLAN_BOUNDS_S,
     ),
@@ -264,33 +289,3 @@ METRICS: tuple[MetricSpec, ...] = (
         (), _shadow("cpu_s"),
     ),
 )  # fmt: skip
-
-
-QUERIES: Mapping[str, str] = {
-    "Attainment per class, last five minutes": (
-        "sum by (slo_class) (rate(headway_requests_attained_total[5m]))"
-        " / sum by (slo_class) (rate(headway_requests_promised_total[5m]))"
-    ),
-    "Goodput, kept requests per second": "sum(rate(headway_requests_attained_total[5m]))",
-    "99th percentile of the wait for the first token": (
-        "histogram_quantile(0.99, sum by (le, slo_class) (rate(headway_ttft_seconds_bucket[5m])))"
-    ),
-    "99th percentile of the longest pause of an answer": (
-        "histogram_quantile(0.99, sum by (le, slo_class)"
-        " (rate(headway_longest_pause_seconds_bucket[5m])))"
-    ),
-    "Seconds of lateness per second, by cause": (
-        "sum by (cause) (rate(headway_lateness_seconds_total[5m]))"
-    ),
-    "Promises broken per second, by what of them": (
-        "sum by (slo_class, promise) (rate(headway_requests_broken_total[5m]))"
-    ),
-    "Share of steps beyond their bound": (
-        "sum(rate(headway_steps_beyond_bound_total[5m]))"
-        " / sum(rate(headway_steps_bounded_total[5m]))"
-    ),
-    "Share of the KV cache in use": (
-        'sum(headway_kv_tokens{state="held"}) / sum(headway_kv_tokens{state=~"held|reserved|free"})'
-    ),
-}
-"""Questions an operator asks, and their answer in PromQL."""

@@ -108,6 +108,7 @@ class KeptRequest:
     """One offered request: its promise, what its client saw, and when each phase began.
 
     ``ended_at_s`` is when its client knew the outcome; ``None`` where the run does not tell.
+    ``chance`` is what its promise was told when it first started; ``None`` where nothing was.
     """
 
     id: str
@@ -120,6 +121,7 @@ class KeptRequest:
     num_prompt_tokens: int
     num_preemptions: int = 0
     ended_at_s: float | None = None
+    chance: float | None = None
 
     @property
     def last_seen_at_s(self) -> float:
@@ -160,6 +162,7 @@ class KeptRequest:
             num_prompt_tokens=int(row["num_prompt_tokens"]),
             num_preemptions=int(row.get("num_preemptions") or 0),
             ended_at_s=None if row.get("ended_at_s") is None else float(row["ended_at_s"]),
+            chance=None if row.get("chance") is None else float(row["chance"]),
         )
 
 

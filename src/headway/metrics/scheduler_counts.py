@@ -11,6 +11,7 @@ from collections import deque
 from dataclasses import replace
 from typing import Any
 
+from headway.metrics.chance import Chances, is_kept
 from headway.metrics.define import is_bounded
 from headway.metrics.lateness_book import LatenessBook
 from headway.metrics.overdue import overdue
@@ -50,11 +51,14 @@ class SchedulerCounts:
         self.bounded = {"decode": 0, "mixed": 0}
         self.tokens = {"computed": 0, "output": 0}
         self.lengths = {"covered": 0, "exceeded": 0}
+        self.chances = Chances(self.book.live)
         self.longest_step_s = 0.0
         self._plan = StepPlan(0)
         self._view: EngineView | None = None
         self.lateness: Lateness | None = None
         """Of the request that ended last; ``None`` where nothing was known of it."""
+        self.chance: float | None = None
+        """What that one was told when it started; ``None`` where it was told nothing."""
         self._in_flight: deque[tuple[str, StepPlan, float, EngineView | None]] = deque()
 
     # -- what happens -----------------------------------------------------------------------
@@ -63,6 +67,7 @@ class SchedulerCounts:
         """The core answered with *plan* after *took_s* seconds."""
         self.plan_s.add(took_s)
         self._plan, self._view = plan, view
+        self.chances.planned(plan.chunks)
 
     def arrived(self, event: Arrived, predicted_output_tokens: int) -> None:
         """A request arrived and the core predicted its length."""
@@ -88,6 +93,7 @@ class SchedulerCounts:
         bound_s = bound_of(plan)
         self._in_flight.append((kind, plan, bound_s, self._view))
         self.book.scheduled(event.at_s, admitted, bound_s)
+        self.chances.started(admitted, event.at_s)
         self.tokens["computed"] += num_tokens
 
     def done(self, event: StepDone) -> None:
@@ -111,7 +117,7 @@ class SchedulerCounts:
 
     def finished(self, event: Finished, request: Request) -> dict[str, Any] | None:
         """A request left; return what to tell about it when it broke its promise."""
-        self.lateness = None
+        self.lateness = self.chance = None
         live = self.book.live.get(event.request_id)
         if live is None:
             return None
@@ -129,6 +135,8 @@ class SchedulerCounts:
         if not self.book.live and self._view is not None:
             # Nobody holds KV any more; the next plan, which will see it, may be long in coming.
             self._view = replace(self._view, num_free_blocks=self._view.num_total_blocks)
+        kept = is_kept(lateness, ended_well=ended_well)
+        self.chance = self.chances.ended(event.request_id, event.at_s, kept)
         tally = live.tally
         tally.outcomes[outcome] += 1
         tally.output_tokens += num_output_tokens
@@ -179,6 +187,7 @@ class SchedulerCounts:
                 "bounded": dict(self.bounded),
                 "tokens": dict(self.tokens),
                 "lengths": dict(self.lengths),
+                "chances": self.chances.calibration.snapshot(),
             },
             "now": {
                 "running": live.num_running,

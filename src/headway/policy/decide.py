@@ -12,12 +12,15 @@ and victims chosen as a set (C4) cost more than they brought and are not here
 
 from __future__ import annotations
 
-from headway.latency.model import LatencyModel
+from dataclasses import replace
+
+from headway.latency.model import LatencyModel, StepShape
 from headway.policy.admit import MooreHodgson
 from headway.policy.batch import InOrder, StepFill
 from headway.policy.chunk import SlackChunk
 from headway.policy.draft import Draft, SwapChoice
 from headway.policy.known import Known
+from headway.policy.plan import Chunk, StartRisk
 from headway.policy.planner import Planner
 from headway.policy.preempt import BestEffortFirst, Preemptor
 from headway.policy.prioritize import ByDeadline
@@ -59,4 +62,21 @@ class Headway(Planner):
     def fill(self, draft: Draft, preemptor: Preemptor) -> StepFill:
         """By due time, while the step and the KV have room."""
         order = self._order.candidates(draft)
-        return self._batcher.fill(draft, order, self.chunker, self.gate, preemptor)
+        filled = self._batcher.fill(draft, order, self.chunker, self.gate, preemptor)
+        filled.chunks = [replace(c, risk=risk_of(draft, c, filled.shape)) for c in filled.chunks]
+        return filled
+
+
+def risk_of(draft: Draft, chunk: Chunk, shape: StepShape) -> StartRisk | None:
+    """Return what speaks against a promise, if one first starts so in a step of this shape."""
+    request = draft.given.live.requests[chunk.request_id]
+    if not (chunk.admit and request.has_claim) or request.num_preemptions:
+        return None
+    predict_s = draft.given.latency.predict_s
+    done = max(request.num_ready_tokens, draft.coming_tokens(request)) + chunk.num_tokens
+    rest = StepShape().with_chunk(request.prefill_target_tokens - done, done)
+    step_s, rest_s = predict_s(shape), predict_s(rest) if rest.is_mixed else 0.0
+    steps_to_spare = max((request.due_at_s - draft.given.ref_s - rest_s) / step_s - 1.0, 0.0)
+    half_way = request.num_prompt_tokens + request.predicted_output_tokens // 2
+    redo_pauses = predict_s(StepShape().with_chunk(half_way, 0)) / request.slo.longest_pause_s
+    return StartRisk(steps_to_spare, draft.victims.get(request.request_id, 0.0), redo_pauses)

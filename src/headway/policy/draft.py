@@ -36,7 +36,7 @@ class Draft:
         num_spare_blocks: Free blocks nobody running needs for this step or its prompt.
         num_copied_blocks: Blocks this plan swaps out.
         until_s: Seconds the step may last for the first tokens it brings so far; ``inf``.
-        risks: Why a gate let somebody in who may cost others their KV, by request.
+        risks, victims: Why a gate let in who may cost others their KV; how many it expects to.
     """
 
     given: Inputs
@@ -50,6 +50,7 @@ class Draft:
     num_copied_blocks: int = 0
     until_s: float = math.inf
     risks: dict[str, str] = field(default_factory=dict)
+    victims: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.shape = self.given.decodes

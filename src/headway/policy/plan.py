@@ -6,6 +6,19 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
+class StartRisk:
+    """What a plan knows against a live promise that starts for the first time; it decides nothing.
+
+    Its first token's time to spare, in steps like this one; preemptions expected, 0 where nobody
+    looked; and the time to compute its KV again half-way, in pauses as long as it allows.
+    """
+
+    steps_to_spare: float
+    victims: float
+    redo_pauses: float
+
+
+@dataclass(frozen=True, slots=True)
 class Chunk:
     """Compute up to *num_tokens* prompt tokens of a request.
 
@@ -16,6 +29,7 @@ class Chunk:
     num_tokens: int
     admit: bool
     reason: str
+    risk: StartRisk | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,7 +79,7 @@ class Weighed(Gate):
         first = draft.comes_first(request)
         forecast = self._of(draft, claims_only=first)
         capacity = float(given.room_tokens)
-        total = forecast.victims_with(request, capacity)
+        total = draft.victims[request.request_id] = forecast.victims_with(request, capacity)
         preemptions = max(total - forecast.victims(capacity), 0.0)
         if not first:
             return preemptions <= NO_PREEMPTION and self._may_come_back(draft, request)

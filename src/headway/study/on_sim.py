@@ -20,6 +20,7 @@ from headway.policy.scheduler import Scheduler
 from headway.slo import SloBook
 from headway.study.run_outcome import RunOutcome, quantiles_us
 from headway.study.spec import Machine, RunSpec
+from headway.study.told import ToldChances
 
 ROUTERS: dict[str, Callable[[], Router]] = {
     "round-robin": RoundRobin,
@@ -77,12 +78,13 @@ def serve_alone(
     keep_steps: bool,
 ) -> RunOutcome:
     """Run *calls* through one simulated server."""
-    times = PlanTimes()
-    journal = Journal(policy, times)
+    times, told = PlanTimes(), ToldChances(policy)
+    journal = Journal(policy, times, told)
     run = SimRun(engine, truth, journal, book=book, keep_steps=keep_steps)
     run.run(calls)
     journal.close()
-    return _served(engine, run, run.steps, times.seconds)
+    served = _served(engine, run, run.steps, times.seconds)
+    return told.added_to(served)
 
 
 def _served(

@@ -15,6 +15,7 @@ from headway.slo import SloBook
 from headway.study import on_sim
 from headway.study.run_outcome import RunOutcome, quantiles_us
 from headway.study.spec import RunSpec
+from headway.study.told import ToldChances
 
 if TYPE_CHECKING:
     from headway.engines.vllm.bare import Engine
@@ -46,11 +47,12 @@ def serve(
     times = PlanTimes()
     if not spec.is_stock:
         run.scheduler.headway_book = book
-        journal = run.scheduler.headway = Journal(run.scheduler.headway, times)
+        told = ToldChances(run.scheduler.headway)
+        journal = run.scheduler.headway = Journal(run.scheduler.headway, times, told)
     outcomes = run.run(calls)
     if not spec.is_stock:
         journal.close()
-    return RunOutcome(
+    served = RunOutcome(
         outcomes=outcomes,
         rows=run.rows,
         capacity_tokens=run.capacity_tokens,
@@ -59,6 +61,7 @@ def serve(
         plan_us=quantiles_us(times.seconds),
         num_asides=None if spec.is_stock else run.scheduler.headway_aside.num_steps,
     )
+    return served if spec.is_stock else told.added_to(served)
 
 
 def engine_of(spec: RunSpec, profile: Profile) -> Engine:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from headway.engines.virtual import Outcome, StepRow
+from headway.metrics.deciles import DecileRow
 
 
 @dataclass(slots=True)
@@ -15,6 +16,7 @@ class RunOutcome:
     """Outcomes by request, the steps where they were kept, and what the run cost.
 
     ``num_asides`` counts steps that the engine decided alone; ``None`` where none can be.
+    ``chances`` were told of promises, by request; ``calibration`` compares them with what was kept.
     """
 
     outcomes: Mapping[str, Outcome]
@@ -24,6 +26,8 @@ class RunOutcome:
     num_swapped: int
     plan_us: Mapping[str, float | None]
     num_asides: int | None = None
+    chances: Mapping[str, float] = field(default_factory=dict)
+    calibration: Sequence[DecileRow] = ()
 
 
 def quantiles_us(plan_s: Sequence[float]) -> dict[str, float | None]:

@@ -64,6 +64,7 @@ class RunResult:
             "attained": record.attained,
             "phases": [[_short(at_s), name] for at_s, name in phases],
             "num_prompt_tokens": record.num_prompt_tokens,
+            "chance": self.served.chances.get(record.id),
             "num_preemptions": sum(name in LOST for _, name in phases),
             "ended_at_s": None if record.ended_at_s is None else _short(record.ended_at_s),
         }
@@ -124,6 +125,7 @@ def execute(spec: RunSpec, keep_steps: bool = False) -> RunResult:
         "kv_tokens": served.capacity_tokens,
         "steps_aside": served.num_asides,
         "too_long": asdict(too_long(requests, served.capacity_tokens)),
+        "calibration": [row._asdict() for row in served.calibration],
         **use_of(served.rows, served.capacity_tokens),
     }
     return RunResult(spec, run, records, served)

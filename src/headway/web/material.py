@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from headway.errors import UserError
+from headway.metrics.deciles import DecileRow
 from headway.metrics.kept import SCHEMA, KeptRun, is_kept_run, read, read_json
 
 Run = Mapping[str, Any]
@@ -202,6 +203,13 @@ def _check(run: Any, path: Path) -> None:
         value = run.get(name)
         if value is not None and not isinstance(value, Mapping):
             raise UserError(f"{path}: {name} of a run must be an object, not {value!r:.60}.")
+    deciles = run.get("calibration") or []
+    if not isinstance(deciles, list) or not all(map(_is_decile, deciles)):
+        raise UserError(f"{path}: calibration of a run must be a list of told, kept and num.")
+
+
+def _is_decile(row: Any) -> bool:
+    return isinstance(row, Mapping) and all(_is_number(row.get(n)) for n in DecileRow._fields)
 
 
 def _is_number(value: Any) -> bool:

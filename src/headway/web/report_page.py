@@ -9,8 +9,9 @@ import plotly.graph_objects as go  # type: ignore[import-untyped]
 
 from headway.errors import UserError
 from headway.metrics import define, lateness
+from headway.metrics.deciles import ENOUGH
 from headway.metrics.lateness import ClassLateness
-from headway.web import load_figures, run_figures, tables, wait_figures
+from headway.web import load_figures, reliability, run_figures, tables, wait_figures
 from headway.web.material import Material, load_rps
 from headway.web.page import Page
 from headway.web.sentences import (
@@ -143,6 +144,17 @@ def _over_load(page: Page, groups: Sequence[Group], class_names: Sequence[str]) 
         " requests have no waits and are in none of these, so read them beside the promises kept.",
         load_figures.tails(groups),
     )
+    expected = reliability.reliability(groups)
+    if expected is not None:
+        page.section(
+            "What was expected, and what came of it",
+            "When a request starts, it is told the chance that its promise is kept. One point"
+            " is the requests of one run that were told about the same: to the right the chance,"
+            " upwards the share that was kept. On the dotted line the chances were right; above it"
+            " they were too careful. Larger points are more requests; hollow ones are fewer than"
+            f" {ENOUGH}.{reliability.sentence(groups)}",
+            expected,
+        )
 
 
 def _by_what(groups: Sequence[Group]) -> str:

@@ -187,6 +187,8 @@ def waterfall(rows: Sequence[KeptRequest], found: Mapping[str, Lateness]) -> go.
 
 def _story(request: KeptRequest, found: Lateness) -> str:
     more = [f"thrown out {request.num_preemptions} times"]
+    if request.chance is not None:
+        more.append(f"its promise was told a chance of {request.chance:.0%}")
     if not request.attained:
         by_cause_s = found.late_s
         worst = sorted(by_cause_s, key=lambda cause: -by_cause_s[cause])[:3]

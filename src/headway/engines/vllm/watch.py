@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from headway.engines.journal import Reader
+from headway.engines.counted import Counted
 from headway.engines.vllm.account import account_of
 from headway.engines.vllm.channel import CHANNEL_VARIABLE, Sender
-from headway.metrics.scheduler_counts import SchedulerCounts
-from headway.policy.events import Arrived, Finished, StepDone, SteppedAside, StepScheduled
-from headway.policy.log import Entry
 from headway.policy.scheduler import Scheduler
 from headway.request import Request
 
 
-class Watch(Reader):
+class Watch(Counted):
     """Counts what a core hears and decides, and tells those who look.
 
     Args:
@@ -34,47 +31,23 @@ class Watch(Reader):
         engine: str = "0",
         recorded: Mapping[str, int] | None = None,
     ) -> None:
-        self._core = core
+        super().__init__(core)
         self._sender = sender
         self._engine = engine
         self._recorded = recorded
-        self._requests: dict[str, Request] = {}
         self._explained: set[str] = set()
         self.accounts: dict[str, dict[str, Any]] = {}
         """What the clients of explained requests that have ended are told, until it is sent."""
-        self.observed = SchedulerCounts(core.name, core.known.overload)
 
     def explain(self, request_id: str) -> None:
         """Keep the account of a live request, for its client, when it ends."""
         self._explained.add(request_id)
 
-    def read(self, entries: Sequence[Entry]) -> None:
-        """Count what happened."""
-        observed = self.observed
-        for entry in entries:
-            if isinstance(entry, tuple):
-                observed.planned(entry[2], entry[0], entry[3])
-            elif isinstance(entry, StepDone):
-                observed.done(entry)
-            elif isinstance(entry, StepScheduled):
-                observed.scheduled(entry)
-            elif isinstance(entry, SteppedAside):
-                observed.num_asides += 1
-            elif isinstance(entry, Arrived):
-                request = self._core.live.requests[entry.request_id]
-                self._requests[entry.request_id] = request
-                observed.arrived(entry, request.predicted_output_tokens)
-            elif isinstance(entry, Finished):
-                self._finished(entry)
-
-    def _finished(self, event: Finished) -> None:
-        request_id, observed = event.request_id, self.observed
-        request = self._requests.pop(request_id, None)
-        if request is None:
-            return
-        broken = observed.finished(event, request)
-        if request_id in self._explained and observed.lateness is not None:
-            self.accounts[request_id] = account_of(observed.lateness, request.slo)
+    def ended(self, request: Request, broken: dict[str, Any] | None) -> None:
+        """Keep what somebody asked to be told."""
+        request_id, lateness = request.request_id, self.observed.lateness
+        if request_id in self._explained and lateness is not None:
+            self.accounts[request_id] = account_of(lateness, request.slo)
         self._explained.discard(request_id)
         if broken is not None and self._sender.has_readers:
             broken.update(engine=self._engine, unix_s=time.time())
