@@ -1,6 +1,6 @@
 """Who plans, by name: the default, the two papers, the rivals. Each runs on every engine.
 
-Adding a rival costs a file under ``rivals/`` and a line here.
+Adding a rival costs a file under ``rivals/``, its import and its entry here (docs/structure.md).
 """
 
 from __future__ import annotations
