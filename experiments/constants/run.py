@@ -11,6 +11,7 @@ results.md beside itself; a stopped run goes on.
 
 from __future__ import annotations
 
+import ast
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -52,8 +53,6 @@ class Varied(importlib.abc.Loader):
         """Run the source with a line more below the constant."""
         source = self.inner.get_source(module.__name__)
         lines = source.splitlines(keepends=True)
-        import ast
-
         node = next(
             n
             for n in ast.parse(source).body

@@ -15,8 +15,8 @@ from headway.request import Request
 
 CLAIMS_A_STEP = 64
 """Waiting claims for which what fits together is decided in every step; with more, less often. With
-1,000 a decision takes 2 ms, in one of 16 steps (LOG.md, *Agents, turns and Mooncake*); no run of
-others. Larger: plans take longer; smaller: a claim that came counts late."""
+1,000 a decision takes 2 ms, in one of 16 steps (LOG.md, *Agents, turns and Mooncake*); varied in
+experiments/constants. Larger: plans take longer; smaller: a claim that came counts late."""
 
 
 @dataclass(frozen=True, slots=True)

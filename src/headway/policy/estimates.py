@@ -9,9 +9,9 @@ from headway.policy.live_requests import LiveRequests
 from headway.request import Request
 
 CERTAIN = 0.7
-"""Share of a prediction that a promise must fall short of to be called hopeless: of shapes never
-an estimate may be that much too long (tests/unit/test_overload.py). Larger: promises are given up
-that could be kept; smaller: hopeless ones compete until they are late."""
+"""Share of a prediction that a promise must fall short of to be called hopeless: an estimate of
+shapes never seen may be that much too long (tests/unit/test_overload.py). Larger: promises are
+given up that could be kept; smaller: hopeless ones compete until they are late."""
 
 LEAST_BESIDE = 8
 """Streams among which a decode step is shared in an estimate of work, where fewer run now. With as

@@ -61,8 +61,8 @@ def overflow(known: Known, draft: Draft, chunker: Chunker) -> tuple[Refuse, ...]
     Until then the lost get the capacity no claim wants; the overdue go first, who may take such a
     share of it as a longest wait has left then. Both at the rates the server has shown. Without
     this bound a lasting overload would leave no promise kept once the first request is overdue.
-    Their work is an estimate; where it was too small, whoever still waits when the longest wait is
-    told so then. Who asked for no promise is never refused.
+    Their work is an estimate; where it was too small, whoever still waits when the longest wait
+    ends is told so then. Who asked for no promise is never refused.
     """
     live, longest_s = known.live, known.max_wait_s
     if longest_s == math.inf or not live.others:

@@ -9,8 +9,11 @@ from dataclasses import dataclass
 class StartRisk:
     """What a plan knows against a live promise that starts for the first time; it decides nothing.
 
-    Its first token's time to spare, in steps like this one; preemptions expected, 0 where nobody
-    looked; and the time to compute its KV again half-way, in pauses as long as it allows.
+    Attributes:
+        steps_to_spare: The time its first token has left, in steps like this one; ``inf`` where
+            no time is promised for it.
+        victims: Preemptions expected if it starts; 0 where nobody had to look.
+        redo_pauses: The time to compute its KV again half-way, in the longest pauses it allows.
     """
 
     steps_to_spare: float
