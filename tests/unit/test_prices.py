@@ -15,6 +15,7 @@ from headway.engines.sim.run import SimRun
 from headway.engines.virtual import VirtualCall, VirtualEngine
 from headway.latency import profile
 from headway.latency.model import StepShape
+from headway.latency.online import WARM_STEPS
 from headway.latency.truth import Truth
 from headway.metrics.define import attained
 from headway.policy.events import Arrived
@@ -147,16 +148,18 @@ def test_a_server_that_knows_nothing_breaks_no_gaps(
     )
 
 
-@pytest.mark.parametrize("step", [DECIDE_EVERY - 1, DECIDE_EVERY])
-def test_a_guess_calls_no_gap_dear(step: int) -> None:
-    """The first decision comes after as many steps as lie between two."""
+@pytest.mark.parametrize("num_steps", [WARM_STEPS - 1, WARM_STEPS])
+def test_a_guess_calls_no_gap_dear(num_steps: int) -> None:
+    """Gaps of a millisecond are, but not before so many steps with prompts have shown it."""
     core = registry.build("headway")
     for i in range(8):
         core.observe(Arrived(0.0, f"r{i}", 0.0, 3000, 100, Slo(ttft_s=1.0, tbt_s=1e-3)))
+    for i in range(num_steps):
+        core.known.latency.observe(StepShape(500 + i, 1), 0.05 + 1e-4 * i)
     draft = draft_for(core, VIEW, 0.0)
-    regive(draft, step=step)
+    regive(draft, step=DECIDE_EVERY)
     core.known.price.limit_s(draft.given, draft.shape)
-    assert (core.known.price.least_gap_s > 0.0) is (step == DECIDE_EVERY)
+    assert (core.known.price.least_gap_s > 0.0) is (num_steps == WARM_STEPS)
 
 
 def test_a_patient_first_token_cuts_no_prompt() -> None:

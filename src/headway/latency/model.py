@@ -129,6 +129,11 @@ class LatencyModel(Protocol):
         return sys.maxsize
 
     @property
+    def is_warm(self) -> bool:
+        """Whether steps with prompts have shown how fast the machine is; one that is told knows."""
+        return True
+
+    @property
     def num_steps_unconfirmed(self) -> int:
         """Steps since one with prompt tokens took as long as predicted; 0 where nothing is learned.
 

@@ -103,6 +103,11 @@ class OnlineModel(LatencyModel):
         return self._num_mixed_steps
 
     @property
+    def is_warm(self) -> bool:
+        """Whether :data:`WARM_STEPS` steps with prompts were learned from."""
+        return self._num_mixed_steps >= WARM_STEPS
+
+    @property
     def num_steps_unconfirmed(self) -> int:
         """Steps since one with prompt tokens took as long as predicted, or longer."""
         return self._num_steps_unconfirmed

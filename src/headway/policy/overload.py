@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from itertools import takewhile
 
-from headway.latency.online import WARM_STEPS
 from headway.policy.admit import prefill_time
 from headway.policy.appointments import LEAD_S
 from headway.policy.batch import is_unconfirmed
@@ -26,11 +25,11 @@ def refusals(known: Known, draft: Draft, chunker: Chunker) -> tuple[Refuse, ...]
     """Refuse waiting requests whose promise does not fit, before any token of theirs.
 
     The guess of a cold server may be wrong, and refusing by it would keep it from learning better:
-    nobody who may still be on time is refused within :data:`~headway.latency.online.WARM_STEPS`
-    steps with prompts, and nobody ever for a prompt longer than all that was computed so far.
+    nobody who may still be on time is refused before the step time is warm, and nobody ever for a
+    prompt longer than all that was computed so far.
     """
-    is_cold = draft.given.latency.num_mixed_steps < WARM_STEPS
-    aside = (r for r in known.live.claims if r.request_id in draft.set_aside and not is_cold)
+    is_warm = draft.given.latency.is_warm
+    aside = (r for r in known.live.claims if r.request_id in draft.set_aside and is_warm)
     lost = (r for r in known.live.others if r.standing is Standing.LOST)
     refused = [
         r

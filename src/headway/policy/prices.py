@@ -25,9 +25,9 @@ RECENT_CLAIMS = 128
 is seen late; smaller: with 64 traffic looks like overload now and then, and promises flap."""
 
 DECIDE_EVERY = 8
-"""Steps from one decision to the next, the first included: a guess of the step time decides
-nothing. A decision takes some 0.3 ms (LOG.md, *Half the constants*). Larger:
-traffic is seen late; smaller: plans take longer."""
+"""Steps from one decision to the next: claims come more slowly than steps, and a decision takes
+some 0.3 ms (LOG.md, *Half the constants*). Larger: traffic is seen late; smaller: plans take longer.
+"""
 
 LEAST_CHUNK_TOKENS = 64
 """Prompt tokens of the shortest step that makes progress (experiments/constants). Larger: steps
@@ -95,9 +95,11 @@ class GapPrices:
         """Return the seconds that a step with these decodes may last: the tightest gap not dear.
 
         First tokens to come bound no step: a prompt in progress would be slowed for certain, and
-        there is no more than a chance that somebody profits (docs/decisions/0008).
+        there is no more than a chance that somebody profits (docs/decisions/0008). And until the
+        step time is warm no gap is dear: a guess decides nothing (docs/decisions/0011).
         """
-        if given.step - self._decided_at_step >= DECIDE_EVERY and self._claims:
+        is_due = given.step - self._decided_at_step >= DECIDE_EVERY
+        if is_due and self._claims and given.latency.is_warm:
             self._decided_at_step = given.step
             self._decide(given, shape)
         return next(given.live.claim_gaps.irange(self.least_gap_s), math.inf)
