@@ -26,8 +26,8 @@ is seen late; smaller: with 64 traffic looks like overload now and then, and pro
 
 DECIDE_EVERY = 8
 """Steps from one decision to the next: claims come more slowly than steps, and a decision takes
-some 0.3 ms (LOG.md, *Half the constants*). Larger: traffic is seen late; smaller: plans take longer.
-"""
+some 0.3 ms (LOG.md, *Half the constants*). Larger: traffic is seen late; smaller: plans take
+longer."""
 
 LEAST_CHUNK_TOKENS = 64
 """Prompt tokens of the shortest step that makes progress (experiments/constants). Larger: steps
