@@ -74,6 +74,11 @@ class Slo:
             llm-d call TPOT).
         pause_s: Seconds of the longest pause allowed between two tokens; ``inf`` allows any.
             Without it, where a gap is promised: 1 s or five promised gaps, whichever is longer.
+        target: The share of its class's promises that the operator wants kept, 0 to 1.
+        tenant: Who pays; empty where nobody in particular does.
+        share: What the tenant may use of the server, relative to the others. Of a request without
+            a promise 0 says that it is served with what the others leave.
+        tenant_target: The share of its tenant's promises that the operator wants kept.
     """
 
     ttft_s: float | None = None
@@ -83,6 +88,10 @@ class Slo:
     class_name: str = "none"
     tpot_s: float | None = None
     pause_s: float | None = None
+    target: float | None = None
+    tenant: str = ""
+    share: float = 1.0
+    tenant_target: float | None = None
 
     @property
     def is_promise(self) -> bool:
@@ -106,8 +115,12 @@ class Slo:
         return self.longest_pause_s if self.tbt_s is None else self.tbt_s
 
     def stamp(self) -> dict[str, Any]:
-        """Return the promise as the value of :data:`STAMP`, plain enough for any wire."""
-        return {**asdict(self), "pause_s": written(self.pause_s)}
+        """Return the promise as the value of :data:`STAMP`, plain enough for any wire.
+
+        Who pays and what is aimed at is there only where it is not what it is without a word.
+        """
+        stamp = {**asdict(self), "pause_s": written(self.pause_s)}
+        return {k: v for k, v in stamp.items() if k not in _AIMS or v != _AIMS[k]}
 
     @classmethod
     def stamped(cls, stamp: Any) -> Slo:
@@ -119,6 +132,8 @@ class Slo:
         known = {f.name for f in fields(cls)} | {EXPLAIN_IN_STAMP}
         return cls(**stamp_fields(stamp, STAMP, known))
 
+
+_AIMS = {"target": None, "tenant": "", "share": 1.0, "tenant_target": None}
 
 NO_PROMISE = Slo()
 

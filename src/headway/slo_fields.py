@@ -104,4 +104,41 @@ def stamp_fields(stamp: Any, name: str, known: Collection[str]) -> dict[str, Any
     }
     check_pause(f"{name} pause_s", fields.get("pause_s"), fields.get("tbt_s"))
     weight = number(f"{name} weight", stamp.get("weight", 1.0), unit="units", maximum=MAX_WEIGHT)
-    return {**fields, "weight": weight, "class_name": class_name}
+    return {**fields, **_aims(stamp, name), "weight": weight, "class_name": class_name}
+
+
+def target_of(name: str, value: Any) -> float:
+    """Return *value*, the share of promises an operator wants kept.
+
+    Raises:
+        UserError: It is not between 0 and 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 < value < 1.0:
+        raise UserError(f"{name} must be a share between 0 and 1, as in 0.95, not {shown(value)}.")
+    return float(value)
+
+
+def _aims(stamp: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return who pays and what is aimed at, as :func:`stamp_fields` does."""
+    aims: dict[str, Any] = {
+        key: target_of(f"{name} {key}", stamp[key])
+        for key in ("target", "tenant_target")
+        if stamp.get(key) is not None
+    }
+    if tenant := stamp.get("tenant"):
+        if not can_be_class(tenant):
+            raise UserError(f"{name} tenant must be {CLASS_NAMES}, not {shown(tenant)}.")
+        aims["tenant"] = tenant
+    if (share := stamp.get("share", 1.0)) != 1.0:
+        is_last = share == 0 and not isinstance(share, bool)
+        aims["share"] = 0.0 if is_last else share_of(f"{name} share", share)
+    return aims
+
+
+def share_of(name: str, value: Any) -> float:
+    """Return *value*, what a tenant may use relative to the others.
+
+    Raises:
+        UserError: It is not a number above 0.
+    """
+    return number(name, value, unit="shares", maximum=MAX_WEIGHT)
