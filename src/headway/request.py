@@ -13,6 +13,9 @@ GAPS_KEPT_PERCENT = 99
 LATE_GAPS_FORGIVEN = 1.0 - GAPS_KEPT_PERCENT / 100
 """The share of the gaps that may be late."""
 
+NATURAL_ENDS = ("stopped", "length")
+"""Reasons for which an answer is whole."""
+
 STORY_LINES = 24
 """Lines kept of a request's story; the oldest but the first are dropped beyond it."""
 
@@ -154,6 +157,22 @@ class Request:
             )
         self.state = to
         self.note(at_s, why)
+
+    def takes_kv(self, num_cached_tokens: int) -> None:
+        """Begin or resume, with so many tokens of KV found in a cache."""
+        self.hindrance = self.computed_by = ""
+        self.prefill_target_tokens = self.num_tokens
+        self.num_computed_tokens = num_cached_tokens
+        self.num_shared_tokens = min(self.num_held_tokens, num_cached_tokens)
+        self.num_found_tokens = self.num_held_tokens = 0
+        if not self.num_preemptions:
+            self.num_cached_tokens = num_cached_tokens
+
+    def loses_kv(self) -> None:
+        """Be preempted: what was computed is to be computed again."""
+        self.num_computed_tokens = self.num_shared_tokens = 0
+        self.prefill_target_tokens = self.num_tokens
+        self.num_preemptions += 1
 
     def note(self, at_s: float, what: str) -> None:
         """Add a line to the story, keeping its length bounded."""

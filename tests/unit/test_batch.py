@@ -299,8 +299,8 @@ def test_what_claims_share_is_counted_once(slo: Slo, num_paying: int) -> None:
         asking(scene, f"ask{i}", 480, 464, found=192)
     assert scene.live.shared_tokens() == {f"ask{i}": 464 for i in range(num_paying, 3)}
     chunker = FixedChunk(64)
-    jobs = MooreHodgson()._jobs(scene.draft, chunker)
     prefill = prefill_time(scene.draft, chunker)
+    jobs = MooreHodgson()._jobs(scene.draft, prefill)
     work_s = {job.key: job.work_s for job in jobs}
     asks = [scene.live.requests[f"ask{i}"] for i in range(3)]
     whole = [prefill.work_s(ask, 192 if i < num_paying else 464) for i, ask in enumerate(asks)]

@@ -64,9 +64,9 @@ def context(
         live.start_decode(request)
     price = GapPrices()
     for i, ttft_s in enumerate(asked_s):
-        price.learn(Request(f"t{i}", Slo(ttft_s=ttft_s), 0.0, 100, 50), 0.5 * i)
+        price.learn(Request(f"t{i}", Slo(ttft_s=ttft_s), 0.0, 100, 50), 0.5 * i, 1.0)
     for request in live.decoding.values():
-        price.learn(request, 0.0)
+        price.learn(request, 0.0, 1.0)
     view = EngineView(1000, num_free_blocks, 16, 64, max_step_tokens)
     return draft_of(
         live,

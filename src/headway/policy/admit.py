@@ -27,28 +27,34 @@ class DueWork:
     due_s: float
     work_s: float
     weight: float = 1.0
+    gives_way: bool = False
 
 
-def largest_feasible(jobs: Iterable[DueWork]) -> tuple[set[str], float]:
+def largest_feasible(jobs: Iterable[DueWork], first_s: float = 0.0) -> tuple[set[str], float]:
     """Return the jobs to set aside so that the most others end on time.
 
     Moore (1968) with Hodgson's proof: in order of due times, whenever the running total is
     late, drop the longest job so far. Optimal for equal weights. Differs: with weights the
-    job with the most work *per weight* is dropped, a heuristic.
+    job with the most work *per weight* is dropped, a heuristic. And who gives way is dropped
+    before any other: of the others the same are kept as if they were alone.
+
+    Args:
+        first_s: Work that goes before all of them.
 
     Returns:
         Keys set aside, and the pressure: the largest share of the time until a due instant
         that work due by then takes (1 at most when it fits).
     """
-    total_s = 0.0
+    total_s = first_s
     pressure = 0.0
-    kept: list[tuple[float, str, float]] = []
+    kept: list[tuple[bool, float, str, float]] = []
     dropped: set[str] = set()
     for job in sorted(jobs, key=lambda j: (j.due_s, j.key)):
         total_s += job.work_s
-        heapq.heappush(kept, (-job.work_s / job.weight, job.key, job.work_s))
+        per_weight = -job.work_s / job.weight
+        heapq.heappush(kept, (not job.gives_way, per_weight, job.key, job.work_s))
         while total_s > job.due_s and kept:
-            _, key, work_s = heapq.heappop(kept)
+            _, _, key, work_s = heapq.heappop(kept)
             total_s -= work_s
             dropped.add(key)
         if job.due_s > 0:
@@ -74,29 +80,31 @@ class MooreHodgson:
         given, claims = draft.given, draft.given.live.claims
         if (given.step - self._decided_at_step) * CLAIMS_A_STEP >= len(claims):
             draft.pressure = 1.0  # What fits is decided at the speed the server has when pressed.
-            dropped, pressure = largest_feasible(self._jobs(draft, chunker))
+            prefill = prefill_time(draft, chunker)
+            first_s = sum(map(prefill.work_s, given.fair))
+            dropped, pressure = largest_feasible(self._jobs(draft, prefill), first_s)
             dropped.update(r.request_id for r in claims if given.price.is_dear(r))
             self._last = dropped, pressure
             self._decided_at_step = given.step
         return self._last
 
-    def _jobs(self, draft: Draft, chunker: Chunker) -> list[DueWork]:
+    def _jobs(self, draft: Draft, prefill: PrefillTime) -> list[DueWork]:
         """Return one job a claim that waits or whose prompt is in progress.
 
         Its work ends anywhere in a step, and its token comes out when the step ends.
 
         What several have in common with a prompt in progress is the work of the first of them.
         """
-        prefill = prefill_time(draft, chunker)
-        live = draft.given.live
+        given, live = draft.given, draft.given.live
         running = [r for r in live.prefilling.values() if r.has_claim]
         shared = live.shared_tokens()
         return [
             DueWork(
                 r.request_id,
-                r.due_at_s - draft.given.ref_s - prefill.step_s / 2,
+                r.due_at_s - given.ref_s - prefill.step_s / 2,
                 prefill.work_s(r, shared.get(r.request_id, r.num_ready_tokens)),
-                r.slo.weight * (WORTH if r.is_expected else 1.0),
+                given.worth(r) * (WORTH if r.is_expected else 1.0),
+                r.slo.tenant in given.heavy,
             )
             for r in (*running, *live.claims)
         ]

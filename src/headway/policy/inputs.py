@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from typing import Protocol
 
 from headway.kv_layout import KvLayout
 from headway.latency.model import LatencyModel, StepShape
 from headway.policy.live_requests import LiveRequests
+from headway.policy.targets import Targets
+from headway.policy.tenants import Tenants
 from headway.policy.view import EngineView
 from headway.request import Request
 
@@ -46,6 +49,8 @@ class Inputs:
         lagging_due_s: Due time of the most urgent decode that is out of step; ``inf``.
         claim_tokens: Prompt tokens of a typical claim: what one more promise costs.
         max_wait_s: Longest a request may wait for its next token; ``inf`` when unbounded.
+        targets: What operators want kept, and what promises count for it.
+        tenants: Who gives way, and what requests without a promise are owed.
     """
 
     view: EngineView
@@ -60,6 +65,31 @@ class Inputs:
     lagging_due_s: float = math.inf
     claim_tokens: float = 1.0
     max_wait_s: float = math.inf
+    targets: Targets = field(default_factory=Targets)
+    tenants: Tenants = field(default_factory=Tenants)
+
+    def worth(self, request: Request) -> float:
+        """Return what a promise counts against the others."""
+        return self.targets.worth(request)
+
+    @property
+    def heavy(self) -> frozenset[str]:
+        """The tenants that give way to the others."""
+        return self.tenants.heavy
+
+    @cached_property
+    def fair(self) -> tuple[Request, ...]:
+        """Requests without a promise that go before all claims: as many as are owed the time."""
+        owed_s, fair = self.tenants.owed_s(self.now_s), []
+        if owed_s > 0.0:
+            live = self.live
+            for request in chain(live.prefilling.values(), live.others):
+                if self.tenants.is_owed(request):
+                    fair.append(request)
+                    owed_s -= request.work_s
+                    if owed_s <= 0.0:
+                        break
+        return tuple(fair)
 
     @cached_property
     def layout(self) -> KvLayout:

@@ -26,9 +26,11 @@ from headway.policy.pace import Pace
 from headway.policy.predict import Predictor
 from headway.policy.prices import GapPrices
 from headway.policy.recent import NEWEST_WEIGHT
+from headway.policy.targets import Targets
+from headway.policy.tenants import Tenants
 from headway.policy.tokens import take_step
 from headway.policy.work_rate import WorkRate
-from headway.request import Request, Standing, State
+from headway.request import NATURAL_ENDS, Request, Standing, State
 
 
 class Known:
@@ -63,6 +65,8 @@ class Known:
         self.price = GapPrices()
         self.accepted = AcceptedTokens()
         self.appointments = Appointments()
+        self.targets = Targets()
+        self.tenants = Tenants()
         self.unchecked: list[Request] = []
         """Came since the last plan, which looks whether they can ever fit."""
         self.lagging: list[Request] = []
@@ -102,12 +106,14 @@ class Known:
         request.work_s = self._work_s(request)
         request.is_expected = self.appointments.keeps(event)
         self.live.arrive(request)
+        self.tenants.arrived(request, event.at_s)
         self.unchecked.append(request)
         if request.has_claim:
             num_tokens = max(request.remaining_prefill_tokens, 1)
             weight = NEWEST_WEIGHT if self.claim_tokens else 1.0
             self.claim_tokens += weight * (num_tokens - self.claim_tokens)
-            self.price.learn(request, event.at_s)
+            self.targets.arrived(request.slo)
+            self.price.learn(request, event.at_s, self.targets.worth(request))
         if event.slo.jct_s is not None:
             heappush(self._ends, (event.arrived_at_s + event.slo.jct_s, event.request_id))
 
@@ -124,8 +130,7 @@ class Known:
             if request is None or request.state is State.RUNNING:
                 continue
             request.num_found_tokens, request.num_held_tokens = num_found, num_held
-            self.live.change_work(request, self._work_s(request))
-            self._hope_again(request, event.at_s)
+            self._reconsider(request, event.at_s)
         for request_id, (computed_by, num_common) in event.coming.items():
             request = self.live.requests.get(request_id)
             if request is not None:
@@ -143,11 +148,11 @@ class Known:
             self.live.hinder(request, why)
             request.note(event.at_s, f"cannot start: {why}" if why else "could start now")
             if not why:
-                self.live.change_work(request, self._work_s(request))
-                self._hope_again(request, event.at_s)
+                self._reconsider(request, event.at_s)
 
-    def _hope_again(self, request: Request, at_s: float) -> None:
+    def _reconsider(self, request: Request, at_s: float) -> None:
         """Compete again, if what the cache holds now makes a promise possible that was not."""
+        self.live.change_work(request, self._work_s(request))
         was_hopeless = request.standing is Standing.LOST and not request.num_output_tokens
         is_over = not was_hopeless or request.is_past_due(at_s)
         if not (is_over or is_hopeless(request, self.latency)):
@@ -155,7 +160,6 @@ class Known:
             request.note(at_s, "its prompt is in the cache now: the promise may be kept")
 
     def _work_s(self, request: Request) -> float:
-        """Return the engine's seconds a request takes, as it is estimated now."""
         return work_s(request, self.latency, self.live)
 
     def _on_scheduled(self, event: StepScheduled) -> None:
@@ -178,7 +182,8 @@ class Known:
         chunked = [r for r in live.prefilling.values() if tokens.get(r.request_id)]
         num_decodes = len(tokens) - len(chunked)
         share = num_decodes / len(live.decoding) if live.decoding else 0.0
-        shape = StepShape(0, 0, num_decodes, int(live.sum_decode_context_tokens * share))
+        decodes = StepShape(0, 0, num_decodes, int(live.sum_decode_context_tokens * share))
+        shape, predict_s = decodes, self.latency.predict_s
         finished_prompts: list[Request] = []
         for request in chunked:
             chunk = tokens[request.request_id]
@@ -186,39 +191,38 @@ class Known:
             request.num_computed_tokens += chunk
             if request.num_computed_tokens >= request.prefill_target_tokens:
                 finished_prompts.append(request)
+        self.pace.begun(shape, event.at_s, predict_s(shape))
+        if self.tenants.is_shared:
+            chunks = [(r, tokens[r.request_id]) for r in chunked]
+            self.tenants.step(self.pace, predict_s(decodes), chunks)
         for request in finished_prompts:
             self.live.start_decode(request)
-        self.pace.begun(shape, event.at_s, self.latency.predict_s(shape))
+            self.tenants.decodes(request, self.pace.step)
 
     def _started(self, request: Request, num_cached_tokens: int, at_s: float) -> None:
         self.live.unqueue(request)
-        request.hindrance = ""
-        request.prefill_target_tokens = request.num_tokens
-        request.num_computed_tokens = num_cached_tokens
-        request.num_shared_tokens = min(request.num_held_tokens, num_cached_tokens)
-        request.num_found_tokens = request.num_held_tokens = 0
-        request.computed_by = ""
-        if not request.num_preemptions:
-            request.num_cached_tokens = num_cached_tokens
+        request.takes_kv(num_cached_tokens)
         waited_s = at_s - request.queued_at_s
         is_late = waited_s >= OVERDUE_SHARE * self.max_wait_s
-        request.is_leftover = not request.has_claim and not is_late
+        request.is_leftover = not (request.has_claim or is_late)
         found = f", {num_cached_tokens} tokens found in a cache" if num_cached_tokens else ""
         request.move(State.RUNNING, at_s, f"started after waiting {waited_s:.3f} s{found}")
         self.live.start_prefill(request)
         self.finishes.enter(request, self.pace.step)
 
     def _preempted(self, request: Request, at_s: float, is_swapped: bool) -> None:
-        self.live.stop_running(request)
-        self.finishes.leave(request.request_id)
+        self._stop_running(request)
         fate = "kept on the host" if is_swapped else "lost"
         request.move(State.PREEMPTED, at_s, f"preempted, {request.kv_tokens} tokens of KV {fate}")
-        request.num_computed_tokens = request.num_shared_tokens = 0
-        request.prefill_target_tokens = request.num_tokens
-        request.num_preemptions += 1
+        request.loses_kv()
         request.queued_at_s = at_s
         request.due_at_s = due_at_s(request, self.pace.step_s)
         self.live.queue(request)
+
+    def _stop_running(self, request: Request) -> None:
+        self.live.stop_running(request)
+        self.finishes.leave(request.request_id)
+        self.tenants.stopped(request)
 
     def _on_done(self, event: StepDone) -> None:
         at_s = event.at_s
@@ -231,8 +235,10 @@ class Known:
         if taken.has_drafts or self.accepted.is_used:
             self.accepted.learn(event.num_new_tokens, self.live.decoding)
         for request in taken.lost:
-            why = ": such gaps cost the others more promises" if self.price.is_dear(request) else ""
-            self._lose(request, at_s, f"a token came after its due time{why}")
+            dear = (
+                ": such gaps cost the others more promises" if self.price.is_dear(request) else ""
+            )
+            self._lose(request, at_s, f"a token came after its due time{dear}")
         if not self.live.requests:
             self.pace.stop()
 
@@ -241,15 +247,17 @@ class Known:
         if request is None:
             return
         if request.state is State.RUNNING:
-            self.live.stop_running(request)
-            self.finishes.leave(request.request_id)
+            self._stop_running(request)
         else:
             self.live.unqueue(request)
+        self.tenants.left(request)
+        if request.has_claim and event.reason != "aborted":  # Who hangs up is nobody's fault.
+            self.targets.ended(request.slo, is_kept=event.reason in NATURAL_ENDS)
         request.move(State.FINISHED, event.at_s, event.reason)
         request.num_computed_tokens = 0  # Its KV is gone.
         del self.live.requests[event.request_id]
         request.num_found_tokens = request.num_cached_tokens
-        if event.reason in ("stopped", "length"):
+        if event.reason in NATURAL_ENDS:
             self.lengths.learn(request)
             # What was estimated when it came would be the guess of a model that knew less.
             request.predicted_output_tokens = request.num_output_tokens
@@ -261,14 +269,7 @@ class Known:
 
     def lose_overdue(self, now_s: float) -> None:
         """Claims past their due time while they wait, or past their promised end, are lost."""
-        late: list[Request] = []
-        for request in self.live.claims:
-            if request.due_at_s >= now_s:
-                break
-            # When the last token is due tells only by estimate when the next one is.
-            if request.slo.jct_s is None or request.is_past_due(now_s):
-                late.append(request)
-        for request in late:
+        for request in self.live.past_due(now_s):
             self._lose(request, now_s, "its due time passed while it waited")
         while self._ends and self._ends[0][0] < now_s:
             known = self.live.requests.get(heappop(self._ends)[1])
@@ -287,6 +288,7 @@ class Known:
         if request.standing is not Standing.PROMISED:
             return
         self.live.change_standing(request, Standing.LOST)
+        self.targets.ended(request.slo, is_kept=False)
         request.note(at_s, f"promise lost: {why}")
         if request.state is State.RUNNING:
             self.finishes.enter(request, self.pace.step)
@@ -295,3 +297,4 @@ class Known:
         """Recompute everything kept; raise :class:`~headway.errors.InvariantError` when off."""
         self.live.validate()
         self.finishes.validate({r.request_id: r for r in self.live.running()})
+        self.tenants.validate(self.live.requests)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from itertools import takewhile
 
 from sortedcontainers import SortedDict, SortedKeyList
 
@@ -56,6 +57,12 @@ class LiveRequests:
         """Yield those who could start: claims by due time, then best effort by arrival."""
         yield from self.claims
         yield from self.others
+
+    def past_due(self, now_s: float) -> list[Request]:
+        """Return the waiting claims whose next token is late already."""
+        due = takewhile(lambda r: r.due_at_s < now_s, self.claims)
+        # When the last token is due tells only by estimate when the next one is.
+        return [r for r in due if r.slo.jct_s is None or r.is_past_due(now_s)]
 
     def computing_for(self, request: Request) -> Request | None:
         """Return the prompt in progress that computes next what a waiting request lacks next."""

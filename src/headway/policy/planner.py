@@ -126,6 +126,8 @@ class Planner(ABC):
 def inputs_of(known: Known, view: EngineView, now_s: float) -> Inputs:
     """Return what a plan made now goes by."""
     ref_s = known.pace.begins_at_s(now_s)
+    if known.tenants.is_shared:
+        known.tenants.weigh(now_s, view.layout.tokens(view.num_total_blocks))
     lagging_due_s = math.inf
     for request in known.lagging:
         gap_s = request.promised_gap_s
@@ -146,4 +148,6 @@ def inputs_of(known: Known, view: EngineView, now_s: float) -> Inputs:
         lagging_due_s=lagging_due_s,
         claim_tokens=max(known.claim_tokens, 1.0),
         max_wait_s=known.max_wait_s,
+        targets=known.targets,
+        tenants=known.tenants,
     )

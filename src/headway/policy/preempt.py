@@ -72,6 +72,7 @@ class BestEffortFirst(Preemptor):
         # before its pause is too long; then the loosest gap; then the youngest.
         claims.sort(
             key=lambda r: (
+                r.slo.tenant not in draft.given.heavy,
                 r.first_token_at_s is not None,
                 not r.can_spare_a_gap(),
                 not r.has_earned_a_gap(),

@@ -84,11 +84,11 @@ class GapPrices:
         self._claims: deque[Claim] = deque(maxlen=RECENT_CLAIMS)
         self._decided_at_step = 0
 
-    def learn(self, request: Request, at_s: float) -> None:
-        """Take in a claim that has just come; its length must be predicted."""
+    def learn(self, request: Request, at_s: float, worth: float) -> None:
+        """Take in a claim that has just come, and its weight; its length must be predicted."""
         slo, num_tokens = request.slo, max(request.remaining_prefill_tokens, 1)
         ttft_s, gap_s = slo.ttft_s or math.inf, request.promised_gap_s or math.inf
-        claim = Claim(at_s, ttft_s, gap_s, slo.weight, num_tokens, request.steps_left)
+        claim = Claim(at_s, ttft_s, gap_s, worth, num_tokens, request.steps_left)
         self._claims.append(claim)
 
     def limit_s(self, given: Inputs, shape: StepShape) -> float:

@@ -10,7 +10,9 @@ from headway.request import Request
 
 
 class ByDeadline:
-    """Overdue best effort, then claims by due time, then the rest by arrival.
+    """Overdue best effort, then who is owed a share, then claims by due time, then the rest.
+
+    The rest by arrival.
 
     Earliest due date first (Jackson 1955) among the claims that fit together; those set
     aside come next, in case there is room after all; then requests without a live promise.
@@ -42,6 +44,10 @@ class ByDeadline:
         overdue.sort(key=lambda request: request.silent_since_s)
         yield from overdue
         first = {request.request_id for request in overdue}
+        for request in draft.given.fair:
+            if request.request_id not in first:
+                first.add(request.request_id)
+                yield request
         claims_in_progress.sort(key=_due)
         aside: list[Request] = []
         for request in merge(claims_in_progress, draft.given.live.claims, key=_due):

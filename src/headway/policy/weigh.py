@@ -143,5 +143,5 @@ class Weighed(Gate):
         room_s = steps * draft.given.step_s / request.tokens_a_step
         slack_s = request.due_at_s - draft.given.ref_s - prefill.work_s(request)
         if slack_s <= 0 or room_s == math.inf:
-            return request.slo.weight
-        return request.slo.weight * min(room_s / slack_s, 1.0)
+            return draft.given.worth(request)
+        return draft.given.worth(request) * min(room_s / slack_s, 1.0)

@@ -1,0 +1,226 @@
+"""Who pays, and who has had the most of the server lately.
+
+Each tenant has an account of engine seconds and of KV, as shares of a server's, that fades; what
+counts is the larger of the two (dominant resource fairness: Ghodsi et al., NSDI 2011), over the
+tenant's share. Where promises cannot all be kept, those of the tenants who have had the most are
+given up first. (The virtual token counter of Sheng et al., OSDI 2024, orders requests by such an
+account. Differs: due times order them; the account says who gives way.)
+
+Requests without a promise have an account together. They get as large a share of the engine as they
+ask for, whatever is promised to others: as much as first come, first served would give them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from headway.errors import InvariantError
+from headway.policy.pace import Pace
+from headway.request import Request
+
+LATELY_S = 30.0
+"""Seconds in which what was used fades to a third (experiments/tenants). Larger: a flood of minutes
+ago is held against a tenant; smaller: a pause of seconds makes a flooder as good as new."""
+
+AS_MUCH = 1.25
+"""Times as much that a tenant may have had as another before it gives way (experiments/tenants).
+Larger: a flooder takes more than its share; smaller: chance decides who gives way."""
+
+NOTHING_S = 1e-3
+"""Engine seconds, faded, that are not worth an account (no run: a thousandth of a second decides
+nothing). Larger: an account ends early; smaller: idle tenants take memory for longer."""
+
+NO_NAME = "\n"
+"""No tenant has this name: names are printable."""
+
+LEAST_OTHERS = 0.05
+"""Share of the engine that requests without a promise leave the others at least, in the reckoning
+of what they are owed (no run: where they ask for all there is nobody to leave it to)."""
+
+
+@dataclass(slots=True)
+class Account:
+    """What somebody used lately. Seconds of the engine, and of the whole KV cache, faded.
+
+    Attributes:
+        share: What may be used, relative to the others.
+        asked_s: Engine seconds that its newcomers will take, as estimated when they came.
+        num_live: Its unfinished requests, ``num_decodes`` of them running.
+        held_tokens: What those hold.
+    """
+
+    share: float = 1.0
+    at_s: float = 0.0
+    engine_s: float = 0.0
+    kv_s: float = 0.0
+    asked_s: float = 0.0
+    num_live: int = 0
+    num_decodes: int = 0
+    held_tokens: int = 0
+
+    def fade(self, at_s: float) -> None:
+        """Let the time until *at_s* pass."""
+        if at_s > self.at_s:
+            kept = math.exp((self.at_s - at_s) / LATELY_S)
+            self.engine_s *= kept
+            self.kv_s *= kept
+            self.asked_s *= kept
+            self.at_s = at_s
+
+    def used(self, at_s: float) -> float:
+        """Return the larger of both uses, over the share."""
+        self.fade(at_s)
+        return max(self.engine_s, self.kv_s) / self.share
+
+
+class Tenants:
+    """The accounts. Instants are the driver's, in seconds.
+
+    Attributes:
+        capacity_tokens: Tokens the whole KV cache holds; ``inf`` before it is known.
+        heavy: Who gives way, as of the last plan.
+    """
+
+    def __init__(self) -> None:
+        self.capacity_tokens = math.inf
+        self.heavy: frozenset[str] = frozenset()
+        self._accounts: dict[str, Account] = {}
+        self._unpromised = Account()
+        self._everybody = Account()
+        self._decoding: dict[str, int] = {}
+        """Of each decode, its tokens when it began less the steps until then."""
+        self._busy: dict[str, Account] = {}
+        """The accounts with decodes, that of the unpromised under an impossible name."""
+        self._asked_fairly: set[str] = set()
+        self._sweep_at = 64
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether anybody could use what another lacks; if not, nothing is charged."""
+        return len(self._accounts) > 1 or self._unpromised.asked_s > 0.0
+
+    def arrived(self, request: Request, at_s: float) -> None:
+        """A request came; its work must be estimated."""
+        slo = request.slo
+        account = self._accounts.get(slo.tenant)
+        if account is None:
+            self._sweep(at_s)
+            account = self._accounts[slo.tenant] = Account(at_s=at_s)
+        account.share = slo.share or account.share
+        account.num_live += 1
+        if slo.tenant in self.heavy:
+            return  # Or a flood would ask for all there is.
+        self._everybody.fade(at_s)
+        self._everybody.asked_s += request.work_s
+        if not slo.is_promise and slo.share > 0.0:
+            self._asked_fairly.add(request.request_id)
+            self._unpromised.fade(at_s)
+            self._unpromised.asked_s += request.work_s
+            self._unpromised.num_live += 1
+
+    def left(self, request: Request) -> None:
+        """A request ended, whatever its outcome."""
+        for _, account in self._accounts_of(request):
+            account.num_live -= 1
+        self._asked_fairly.discard(request.request_id)
+
+    def decodes(self, request: Request, step: int) -> None:
+        """A prompt is complete in a step."""
+        began = self._decoding[request.request_id] = request.num_tokens - step
+        for name, account in self._accounts_of(request):
+            account.num_decodes += 1
+            account.held_tokens += began
+            self._busy[name] = account
+
+    def stopped(self, request: Request) -> None:
+        """A running request was preempted, or ended."""
+        began = self._decoding.pop(request.request_id, None)
+        if began is None:
+            return
+        for name, account in self._accounts_of(request):
+            account.num_decodes -= 1
+            account.held_tokens -= began
+            if not account.num_decodes:
+                del self._busy[name]
+
+    def step(self, pace: Pace, decode_s: float, chunks: Sequence[tuple[Request, int]]) -> None:
+        """Charge the step that has just begun.
+
+        Args:
+            decode_s: Seconds it would take for its decodes alone, as predicted.
+            chunks: Whose prompt tokens it has, and how many.
+        """
+        begun = pace.in_flight[-1]
+        step_s, at_s = begun.predicted_s, begun.at_s
+        decode_s, num_decodes = min(decode_s, step_s), max(len(self._decoding), 1)
+        prompt_s = step_s - decode_s
+        for account in self._busy.values():
+            account.fade(at_s)
+            account.engine_s += decode_s * account.num_decodes / num_decodes
+            held = account.held_tokens + account.num_decodes * pace.step
+            account.kv_s += step_s * held / self.capacity_tokens
+        token_s = prompt_s / max(sum(n for _, n in chunks), 1)
+        for request, num_tokens in chunks:
+            for _, account in self._accounts_of(request):
+                account.fade(at_s)
+                account.engine_s += token_s * num_tokens
+                account.kv_s += step_s * request.num_computed_tokens / self.capacity_tokens
+        self._everybody.fade(at_s)
+        self._everybody.engine_s += step_s
+
+    def weigh(self, at_s: float, capacity_tokens: int) -> None:
+        """Find who has had so much more than others that it gives way: :attr:`heavy`."""
+        self.heavy, self.capacity_tokens = frozenset(), capacity_tokens
+        if len(self._accounts) < 2:
+            return
+        used = {name: a.used(at_s) for name, a in self._accounts.items() if a.num_live}
+        most = max(used.values(), default=0.0)
+        heavy = [name for name, seconds in used.items() if seconds * AS_MUCH >= most]
+        if len(heavy) < len(used):
+            self.heavy = frozenset(heavy)
+
+    def owed_s(self, at_s: float) -> float:
+        """Return the engine seconds that requests without a promise are behind their share."""
+        if not self._unpromised.num_live:
+            return 0.0
+        self._unpromised.fade(at_s)
+        self._everybody.fade(at_s)
+        share = self._unpromised.asked_s / max(self._everybody.asked_s, NOTHING_S)
+        behind_s = share * self._everybody.engine_s - self._unpromised.engine_s
+        return max(behind_s, 0.0) / max(1.0 - share, LEAST_OTHERS)
+
+    def is_owed(self, request: Request) -> bool:
+        """Return whether a request is one of those that :meth:`owed_s` speaks of."""
+        return request.request_id in self._asked_fairly and request.slo.tenant not in self.heavy
+
+    def _accounts_of(self, request: Request) -> Iterator[tuple[str, Account]]:
+        yield request.slo.tenant, self._accounts[request.slo.tenant]
+        if request.request_id in self._asked_fairly:
+            yield NO_NAME, self._unpromised
+
+    def _sweep(self, at_s: float) -> None:
+        """Forget who has used nothing lately, now and then."""
+        if len(self._accounts) < self._sweep_at:
+            return
+        self._accounts = {
+            name: account
+            for name, account in self._accounts.items()
+            if account.num_live or account.used(at_s) * account.share > NOTHING_S
+        }
+        self._sweep_at = max(2 * len(self._accounts), 64)
+
+    def validate(self, requests: Mapping[str, Request]) -> None:
+        """Compare the accounts with the live requests.
+
+        Raises:
+            InvariantError: A count is off.
+        """
+        live = dict.fromkeys(self._accounts, 0)
+        for request in requests.values():
+            live[request.slo.tenant] += 1
+        booked = {name: account.num_live for name, account in self._accounts.items()}
+        decodes = sum(account.num_decodes for account in self._accounts.values())
+        if live != booked or decodes != len(self._decoding):
+            raise InvariantError(f"tenants {live} are booked {booked}, {decodes} decodes")
