@@ -53,7 +53,8 @@ class Request:
     ``num_computed_tokens`` counts tokens whose KV exists; ``prefill_target_tokens`` is how
     many must exist before the request can emit again (the prompt, and after a preemption by
     recompute also the tokens emitted so far). ``due_at_s`` is when a waiting request's next
-    token is due by its promise; ``order`` is its rank of arrival; ``work_s``
+    token is due by its promise; ``turn_at_s`` is when first come, first served would have begun one
+    that asked for no promise; ``order`` is its rank of arrival; ``work_s``
     estimates the seconds of the engine it will take; ``tokens_a_step`` is what it gains in a step
     of decoding, above 1 where drafts are accepted; ``promised_gap_s`` is the gap its tokens are
     planned for, ``None`` where none was promised or it may have one token only;
@@ -98,6 +99,7 @@ class Request:
         "state",
         "story",
         "tokens_a_step",
+        "turn_at_s",
         "work_s",
     )
 
@@ -114,6 +116,7 @@ class Request:
         self.arrived_at_s = arrived_at_s
         self.queued_at_s = arrived_at_s
         self.due_at_s = float("inf")
+        self.turn_at_s = float("inf")
         self.order = 0
         self.work_s = 0.0
         self.tokens_a_step = 1.0

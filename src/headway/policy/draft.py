@@ -53,7 +53,7 @@ class Draft:
     victims: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.shape = self.given.decodes
+        self.shape = self.given.live.decodes
 
     @property
     def per_token(self) -> float:

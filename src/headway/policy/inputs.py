@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import chain
 from typing import Protocol
 
 from headway.kv_layout import KvLayout
@@ -50,7 +49,7 @@ class Inputs:
         claim_tokens: Prompt tokens of a typical claim: what one more promise costs.
         max_wait_s: Longest a request may wait for its next token; ``inf`` when unbounded.
         targets: What operators want kept, and what promises count for it.
-        tenants: Who gives way, and what requests without a promise are owed.
+        tenants: Who gives way.
     """
 
     view: EngineView
@@ -79,28 +78,24 @@ class Inputs:
 
     @cached_property
     def fair(self) -> tuple[Request, ...]:
-        """Requests without a promise that go before all claims: as many as are owed the time."""
-        owed_s, fair = self.tenants.owed_s(self.now_s), []
-        if owed_s > 0.0:
-            live = self.live
-            for request in chain(live.prefilling.values(), live.others):
-                if self.tenants.is_owed(request):
-                    fair.append(request)
-                    owed_s -= request.work_s
-                    if owed_s <= 0.0:
-                        break
+        """Requests without a promise whose turn it would be by now if there were no promises."""
+        prompts = self.live.prefilling.values()
+        fair = [r for r in prompts if self.is_fair(r)] if self.live.num_unpromised else []
+        for request in self.live.others if self.live.num_unpromised else ():
+            if not request.slo.is_promise and request.turn_at_s > self.ref_s:
+                break  # Turns come in order of arrival.
+            if self.is_fair(request):
+                fair.append(request)
         return tuple(fair)
+
+    def is_fair(self, request: Request) -> bool:
+        """Return whether it would be a request's turn by now; see :attr:`fair`."""
+        return request.turn_at_s <= self.ref_s and request.slo.tenant not in self.heavy
 
     @cached_property
     def layout(self) -> KvLayout:
         """How tokens turn into KV blocks."""
         return self.view.layout
-
-    @property
-    def decodes(self) -> StepShape:
-        """The step with every decode and no prompt token."""
-        live = self.live
-        return StepShape(0, 0, len(live.decoding), live.sum_decode_context_tokens)
 
     @property
     def capacity_tokens(self) -> int:

@@ -29,6 +29,7 @@ from headway.policy.recent import NEWEST_WEIGHT
 from headway.policy.targets import Targets
 from headway.policy.tenants import Tenants
 from headway.policy.tokens import take_step
+from headway.policy.turns import Turns
 from headway.policy.work_rate import WorkRate
 from headway.request import NATURAL_ENDS, Request, Standing, State
 
@@ -67,6 +68,7 @@ class Known:
         self.appointments = Appointments()
         self.targets = Targets()
         self.tenants = Tenants()
+        self.turns = Turns()
         self.unchecked: list[Request] = []
         """Came since the last plan, which looks whether they can ever fit."""
         self.lagging: list[Request] = []
@@ -107,6 +109,8 @@ class Known:
         request.is_expected = self.appointments.keeps(event)
         self.live.arrive(request)
         self.tenants.arrived(request, event.at_s)
+        if self.live.num_unpromised and request.slo.tenant not in self.tenants.heavy:
+            self.turns.arrived(request, self.latency, self.live.decodes, self.pace.step_s)
         self.unchecked.append(request)
         if request.has_claim:
             num_tokens = max(request.remaining_prefill_tokens, 1)
@@ -132,8 +136,7 @@ class Known:
             request.num_found_tokens, request.num_held_tokens = num_found, num_held
             self._reconsider(request, event.at_s)
         for request_id, (computed_by, num_common) in event.coming.items():
-            request = self.live.requests.get(request_id)
-            if request is not None:
+            if request := self.live.requests.get(request_id):
                 request.computed_by, request.num_common_tokens = computed_by, num_common
 
     def _on_cannot_start(self, event: CannotStart) -> None:
@@ -165,11 +168,10 @@ class Known:
     def _on_scheduled(self, event: StepScheduled) -> None:
         for request_id in event.preempted:
             victim = self.live.requests.get(request_id)
-            if victim is not None and victim.state is State.RUNNING:
+            if victim and victim.state is State.RUNNING:
                 self._preempted(victim, event.at_s, request_id in event.swapped)
         for request_id, num_cached_tokens in event.admitted.items():
-            request = self.live.requests.get(request_id)
-            if request is not None:
+            if request := self.live.requests.get(request_id):
                 self._started(request, num_cached_tokens, event.at_s)
         if event.num_scheduled_tokens:
             self._begun(event)
@@ -184,20 +186,18 @@ class Known:
         share = num_decodes / len(live.decoding) if live.decoding else 0.0
         decodes = StepShape(0, 0, num_decodes, int(live.sum_decode_context_tokens * share))
         shape, predict_s = decodes, self.latency.predict_s
-        finished_prompts: list[Request] = []
         for request in chunked:
             chunk = tokens[request.request_id]
             shape = shape.with_chunk(chunk, request.num_computed_tokens)
             request.num_computed_tokens += chunk
-            if request.num_computed_tokens >= request.prefill_target_tokens:
-                finished_prompts.append(request)
         self.pace.begun(shape, event.at_s, predict_s(shape))
         if self.tenants.is_shared:
             chunks = [(r, tokens[r.request_id]) for r in chunked]
             self.tenants.step(self.pace, predict_s(decodes), chunks)
-        for request in finished_prompts:
-            self.live.start_decode(request)
-            self.tenants.decodes(request, self.pace.step)
+        for request in chunked:
+            if request.num_computed_tokens >= request.prefill_target_tokens:
+                self.live.start_decode(request)
+                self.tenants.decodes(request, self.pace.step)
 
     def _started(self, request: Request, num_cached_tokens: int, at_s: float) -> None:
         self.live.unqueue(request)
@@ -255,7 +255,7 @@ class Known:
             self.targets.ended(request.slo, is_kept=event.reason in NATURAL_ENDS)
         request.move(State.FINISHED, event.at_s, event.reason)
         request.num_computed_tokens = 0  # Its KV is gone.
-        del self.live.requests[event.request_id]
+        self.live.leave(request)
         request.num_found_tokens = request.num_cached_tokens
         if event.reason in NATURAL_ENDS:
             self.lengths.learn(request)
@@ -272,9 +272,9 @@ class Known:
         for request in self.live.past_due(now_s):
             self._lose(request, now_s, "its due time passed while it waited")
         while self._ends and self._ends[0][0] < now_s:
-            known = self.live.requests.get(heappop(self._ends)[1])
-            if known is not None and known.is_past_due(now_s):  # A name may come again.
-                self._lose(known, now_s, "the time promised to its end passed")
+            ended = self.live.requests.get(heappop(self._ends)[1])
+            if ended and ended.is_past_due(now_s):  # A name may come again.
+                self._lose(ended, now_s, "the time promised to its end passed")
 
     def predict_again(self) -> None:
         """Requests that ran longer than predicted get a new prediction."""

@@ -9,6 +9,7 @@ from itertools import takewhile
 from sortedcontainers import SortedDict, SortedKeyList
 
 from headway.errors import InvariantError
+from headway.latency.model import StepShape
 from headway.request import Request, Standing, State
 
 
@@ -19,7 +20,7 @@ class LiveRequests:
     next token is due; ``others`` wait as best effort, by arrival, and hold ``others_work_s``
     seconds of work; ``hindered`` wait for something that no plan can give them. ``prefilling`` and
     ``decoding`` run. ``claim_gaps`` counts decoding claims
-    per promised gap.
+    per promised gap, ``num_unpromised`` those of all that asked for no promise.
     """
 
     def __init__(self) -> None:
@@ -31,7 +32,7 @@ class LiveRequests:
         self.prefilling: dict[str, Request] = {}
         self.decoding: dict[str, Request] = {}
         self.sum_decode_context_tokens = 0
-        self.num_unclaimed_decodes = 0
+        self.num_unclaimed_decodes = self.num_unpromised = 0
         self.claim_gaps: SortedDict = SortedDict()
         self._num_arrived = 0
 
@@ -47,6 +48,11 @@ class LiveRequests:
     def num_running(self) -> int:
         """Requests that hold KV."""
         return len(self.prefilling) + len(self.decoding)
+
+    @property
+    def decodes(self) -> StepShape:
+        """The step with every decode and no prompt token."""
+        return StepShape(0, 0, len(self.decoding), self.sum_decode_context_tokens)
 
     def running(self) -> Iterator[Request]:
         """Yield running requests, prompts in progress last."""
@@ -93,7 +99,13 @@ class LiveRequests:
         request.order = self._num_arrived
         self._num_arrived += 1
         self.requests[request.request_id] = request
+        self.num_unpromised += not request.slo.is_promise
         self.queue(request)
+
+    def leave(self, request: Request) -> None:
+        """A request that neither waits nor runs any more has ended."""
+        del self.requests[request.request_id]
+        self.num_unpromised -= not request.slo.is_promise
 
     def queue(self, request: Request) -> None:
         """Put a waiting request in the queue its standing asks for."""
@@ -194,6 +206,8 @@ class LiveRequests:
         if context != self.sum_decode_context_tokens:
             raise InvariantError(f"context is {context}, booked {self.sum_decode_context_tokens}")
         claims = [r for r in self.decoding.values() if r.standing is Standing.PROMISED]
+        if self.num_unpromised != sum(not r.slo.is_promise for r in self.requests.values()):
+            raise InvariantError(f"{self.num_unpromised} are booked to ask for no promise")
         gaps = Counter(r.promised_gap_s for r in claims if r.promised_gap_s is not None)
         unclaimed = len(self.decoding) - len(claims)
         if gaps != dict(self.claim_gaps) or unclaimed != self.num_unclaimed_decodes:

@@ -126,6 +126,7 @@ class Planner(ABC):
 def inputs_of(known: Known, view: EngineView, now_s: float) -> Inputs:
     """Return what a plan made now goes by."""
     ref_s = known.pace.begins_at_s(now_s)
+    known.turns.saw(view)
     if known.tenants.is_shared:
         known.tenants.weigh(now_s, view.layout.tokens(view.num_total_blocks))
     lagging_due_s = math.inf

@@ -42,6 +42,8 @@ class BestEffortFirst(Preemptor):
     def _is_dispensable(self, draft: Draft, request: Request) -> bool:
         if request.has_claim and request.request_id not in draft.set_aside:
             return False
+        if draft.given.is_fair(request):
+            return False
         return draft.given.now_s - request.arrived_at_s < OVERDUE_SHARE * draft.given.max_wait_s
 
     def for_claim(self, draft: Draft, claim: Request) -> Iterator[Request]:
@@ -54,11 +56,20 @@ class BestEffortFirst(Preemptor):
                 r for r in self.for_running(draft) if self._is_dispensable(draft, r) or r.has_claim
             )
             return
-        if draft.given.live.num_unclaimed_decodes == 0 and not draft.given.live.prefilling:
+        given, heavy = draft.given, draft.given.heavy
+        if claim.slo.tenant in heavy:
+            heavy = frozenset()
+        if not heavy and given.live.num_unclaimed_decodes == 0 and not given.live.prefilling:
             return
-        dispensable = [r for r in draft.given.live.running() if self._is_dispensable(draft, r)]
+        running = list(given.live.running())
+        dispensable = [r for r in running if self._is_dispensable(draft, r)]
         dispensable.sort(key=lambda r: -r.order)
         yield from dispensable
+        if heavy:
+            seen = {r.request_id for r in dispensable}
+            theirs = [r for r in running if r.slo.tenant in heavy and r.request_id not in seen]
+            theirs.sort(key=lambda r: -r.order)
+            yield from theirs
 
     def for_running(self, draft: Draft) -> Iterator[Request]:
         """Yield best-effort requests, then claims: unstarted streams before running ones."""

@@ -50,18 +50,27 @@ class ByDeadline:
                 yield request
         claims_in_progress.sort(key=_due)
         aside: list[Request] = []
+        giving_way: list[Request] = []
         for request in merge(claims_in_progress, draft.given.live.claims, key=_due):
             if request.request_id in draft.set_aside:
                 aside.append(request)
+                continue
+            if request.slo.tenant in draft.given.heavy and request.request_id not in first:
+                giving_way.append(request)
                 continue
             other = draft.given.live.computing_for(request)
             for one in (request,) if other is None else (other, request):
                 if one.request_id not in first:
                     first.add(one.request_id)
                     yield one
+        yield from giving_way
         yield from (r for r in rest_in_progress if r.request_id not in first)
         yield from aside
-        yield from (r for r in draft.given.live.others if r.request_id not in first)
+        others = draft.given.live.others
+        heavy = draft.given.heavy
+        yield from (r for r in others if r.request_id not in first and r.slo.tenant not in heavy)
+        if heavy:
+            yield from (r for r in others if r.request_id not in first and r.slo.tenant in heavy)
 
 
 def _due(request: Request) -> tuple[float, int, int]:

@@ -5,15 +5,12 @@ counts is the larger of the two (dominant resource fairness: Ghodsi et al., NSDI
 tenant's share. Where promises cannot all be kept, those of the tenants who have had the most are
 given up first. (The virtual token counter of Sheng et al., OSDI 2024, orders requests by such an
 account. Differs: due times order them; the account says who gives way.)
-
-Requests without a promise have an account together. They get as large a share of the engine as they
-ask for, whatever is promised to others: as much as first come, first served would give them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from headway.errors import InvariantError
@@ -24,20 +21,13 @@ LATELY_S = 30.0
 """Seconds in which what was used fades to a third (experiments/tenants). Larger: a flood of minutes
 ago is held against a tenant; smaller: a pause of seconds makes a flooder as good as new."""
 
-AS_MUCH = 1.25
+AS_MUCH = 1.5
 """Times as much that a tenant may have had as another before it gives way (experiments/tenants).
 Larger: a flooder takes more than its share; smaller: chance decides who gives way."""
 
 NOTHING_S = 1e-3
 """Engine seconds, faded, that are not worth an account (no run: a thousandth of a second decides
 nothing). Larger: an account ends early; smaller: idle tenants take memory for longer."""
-
-NO_NAME = "\n"
-"""No tenant has this name: names are printable."""
-
-LEAST_OTHERS = 0.05
-"""Share of the engine that requests without a promise leave the others at least, in the reckoning
-of what they are owed (no run: where they ask for all there is nobody to leave it to)."""
 
 
 @dataclass(slots=True)
@@ -46,7 +36,6 @@ class Account:
 
     Attributes:
         share: What may be used, relative to the others.
-        asked_s: Engine seconds that its newcomers will take, as estimated when they came.
         num_live: Its unfinished requests, ``num_decodes`` of them running.
         held_tokens: What those hold.
     """
@@ -55,7 +44,6 @@ class Account:
     at_s: float = 0.0
     engine_s: float = 0.0
     kv_s: float = 0.0
-    asked_s: float = 0.0
     num_live: int = 0
     num_decodes: int = 0
     held_tokens: int = 0
@@ -66,7 +54,6 @@ class Account:
             kept = math.exp((self.at_s - at_s) / LATELY_S)
             self.engine_s *= kept
             self.kv_s *= kept
-            self.asked_s *= kept
             self.at_s = at_s
 
     def used(self, at_s: float) -> float:
@@ -87,22 +74,19 @@ class Tenants:
         self.capacity_tokens = math.inf
         self.heavy: frozenset[str] = frozenset()
         self._accounts: dict[str, Account] = {}
-        self._unpromised = Account()
-        self._everybody = Account()
         self._decoding: dict[str, int] = {}
         """Of each decode, its tokens when it began less the steps until then."""
         self._busy: dict[str, Account] = {}
-        """The accounts with decodes, that of the unpromised under an impossible name."""
-        self._asked_fairly: set[str] = set()
+        """The accounts with decodes."""
         self._sweep_at = 64
 
     @property
     def is_shared(self) -> bool:
         """Whether anybody could use what another lacks; if not, nothing is charged."""
-        return len(self._accounts) > 1 or self._unpromised.asked_s > 0.0
+        return len(self._accounts) > 1
 
     def arrived(self, request: Request, at_s: float) -> None:
-        """A request came; its work must be estimated."""
+        """A request came."""
         slo = request.slo
         account = self._accounts.get(slo.tenant)
         if account is None:
@@ -110,40 +94,28 @@ class Tenants:
             account = self._accounts[slo.tenant] = Account(at_s=at_s)
         account.share = slo.share or account.share
         account.num_live += 1
-        if slo.tenant in self.heavy:
-            return  # Or a flood would ask for all there is.
-        self._everybody.fade(at_s)
-        self._everybody.asked_s += request.work_s
-        if not slo.is_promise and slo.share > 0.0:
-            self._asked_fairly.add(request.request_id)
-            self._unpromised.fade(at_s)
-            self._unpromised.asked_s += request.work_s
-            self._unpromised.num_live += 1
 
     def left(self, request: Request) -> None:
         """A request ended, whatever its outcome."""
-        for _, account in self._accounts_of(request):
-            account.num_live -= 1
-        self._asked_fairly.discard(request.request_id)
+        self._accounts[request.slo.tenant].num_live -= 1
 
     def decodes(self, request: Request, step: int) -> None:
         """A prompt is complete in a step."""
         began = self._decoding[request.request_id] = request.num_tokens - step
-        for name, account in self._accounts_of(request):
-            account.num_decodes += 1
-            account.held_tokens += began
-            self._busy[name] = account
+        account = self._busy[request.slo.tenant] = self._accounts[request.slo.tenant]
+        account.num_decodes += 1
+        account.held_tokens += began
 
     def stopped(self, request: Request) -> None:
         """A running request was preempted, or ended."""
         began = self._decoding.pop(request.request_id, None)
         if began is None:
             return
-        for name, account in self._accounts_of(request):
-            account.num_decodes -= 1
-            account.held_tokens -= began
-            if not account.num_decodes:
-                del self._busy[name]
+        account = self._accounts[request.slo.tenant]
+        account.num_decodes -= 1
+        account.held_tokens -= began
+        if not account.num_decodes:
+            del self._busy[request.slo.tenant]
 
     def step(self, pace: Pace, decode_s: float, chunks: Sequence[tuple[Request, int]]) -> None:
         """Charge the step that has just begun.
@@ -163,42 +135,19 @@ class Tenants:
             account.kv_s += step_s * held / self.capacity_tokens
         token_s = prompt_s / max(sum(n for _, n in chunks), 1)
         for request, num_tokens in chunks:
-            for _, account in self._accounts_of(request):
-                account.fade(at_s)
-                account.engine_s += token_s * num_tokens
-                account.kv_s += step_s * request.num_computed_tokens / self.capacity_tokens
-        self._everybody.fade(at_s)
-        self._everybody.engine_s += step_s
+            account = self._accounts[request.slo.tenant]
+            account.fade(at_s)
+            account.engine_s += token_s * num_tokens
+            account.kv_s += step_s * request.num_computed_tokens / self.capacity_tokens
 
     def weigh(self, at_s: float, capacity_tokens: int) -> None:
         """Find who has had so much more than others that it gives way: :attr:`heavy`."""
         self.heavy, self.capacity_tokens = frozenset(), capacity_tokens
-        if len(self._accounts) < 2:
-            return
         used = {name: a.used(at_s) for name, a in self._accounts.items() if a.num_live}
         most = max(used.values(), default=0.0)
         heavy = [name for name, seconds in used.items() if seconds * AS_MUCH >= most]
         if len(heavy) < len(used):
             self.heavy = frozenset(heavy)
-
-    def owed_s(self, at_s: float) -> float:
-        """Return the engine seconds that requests without a promise are behind their share."""
-        if not self._unpromised.num_live:
-            return 0.0
-        self._unpromised.fade(at_s)
-        self._everybody.fade(at_s)
-        share = self._unpromised.asked_s / max(self._everybody.asked_s, NOTHING_S)
-        behind_s = share * self._everybody.engine_s - self._unpromised.engine_s
-        return max(behind_s, 0.0) / max(1.0 - share, LEAST_OTHERS)
-
-    def is_owed(self, request: Request) -> bool:
-        """Return whether a request is one of those that :meth:`owed_s` speaks of."""
-        return request.request_id in self._asked_fairly and request.slo.tenant not in self.heavy
-
-    def _accounts_of(self, request: Request) -> Iterator[tuple[str, Account]]:
-        yield request.slo.tenant, self._accounts[request.slo.tenant]
-        if request.request_id in self._asked_fairly:
-            yield NO_NAME, self._unpromised
 
     def _sweep(self, at_s: float) -> None:
         """Forget who has used nothing lately, now and then."""
