@@ -46,8 +46,8 @@ failed, and a row of commas alone are skipped and counted. Parquet is not read.
 ## Saying otherwise
 
 Each option changes one thing; the rest is recognised as before. `trace inspect`, `trace convert`,
-`simulate`, `capacity` and `bench` have them. A column is `arrived`, `prompt`, `output`, `hashes`
-or `class`. `replay` reads recordings, where nothing is left open.
+`simulate`, `capacity` and `bench` have them. A column is `arrived`, `prompt`, `output`, `hashes`,
+`class` or `tenant`. `replay` reads recordings, where nothing is left open.
 
 | option | for |
 |---|---|

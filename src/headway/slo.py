@@ -115,7 +115,7 @@ class Slo:
         Who pays and what is aimed at is there only where it is not what it is without a word.
         """
         stamp = {**asdict(self), "pause_s": written(self.pause_s)}
-        return {k: v for k, v in stamp.items() if k not in _AIMS or v != _AIMS[k]}
+        return {k: v for k, v in stamp.items() if k not in AIMS or v != AIMS[k]}
 
     @classmethod
     def stamped(cls, stamp: Any) -> Slo:
@@ -128,7 +128,8 @@ class Slo:
         return cls(**stamp_fields(stamp, STAMP, known))
 
 
-_AIMS = {"target": None, "tenant": "", "share": 1.0, "tenant_target": None}
+AIMS = {"target": None, "tenant": "", "share": 1.0, "tenant_target": None}
+"""Who pays and what is aimed at, where nobody says a word."""
 
 NO_PROMISE = Slo()
 
@@ -216,7 +217,7 @@ class SloBook:
     @property
     def unjudged(self) -> Slo:
         """What a request holds that nobody has judged: no promise, at nobody's cost."""
-        return self._charged(NO_PROMISE, "")
+        return self.charged(NO_PROMISE, "")
 
     def promise(
         self,
@@ -254,7 +255,7 @@ class SloBook:
         label = labels.get("slo_class", "slo_class")
         slo = self._base(given.pop("slo_class", None), label, api_key, model, is_stranger)
         if not given:
-            return self._charged(slo, tenant)
+            return self.charged(slo, tenant)
         if not slo.is_promise and slo.class_name == "none":
             slo = replace(slo, class_name="custom")
         changes = dict(asked_field(n, labels.get(n, n), v, self.limits) for n, v in given.items())
@@ -263,9 +264,9 @@ class SloBook:
             whose = f"the longest pause of class {shown(slo.class_name)}"
             label = labels.get("slo_pause_ms", "slo_pause_ms") if "pause_s" in changes else whose
             check_pause(label, slo.pause_s, slo.tbt_s)
-        return self._charged(slo, tenant)
+        return self.charged(slo, tenant)
 
-    def _charged(self, slo: Slo, tenant: str) -> Slo:
+    def charged(self, slo: Slo, tenant: str) -> Slo:
         """Return *slo* at the cost of *tenant*."""
         if not tenant and not self.tenants.is_last:
             return slo

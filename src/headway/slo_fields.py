@@ -131,7 +131,7 @@ def stamp_fields(stamp: Any, name: str, known: Collection[str]) -> dict[str, Any
     }
     check_pause(f"{name} pause_s", fields.get("pause_s"), fields.get("tbt_s"))
     weight = weight_of(f"{name} weight", stamp.get("weight", 1.0))
-    return {**fields, **_aims(stamp, name), "weight": weight, "class_name": class_name}
+    return {**fields, **aims_in(stamp, name), "weight": weight, "class_name": class_name}
 
 
 def weight_of(name: str, value: Any) -> float:
@@ -154,8 +154,12 @@ def target_of(name: str, value: Any) -> float:
     return float(value)
 
 
-def _aims(stamp: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return who pays and what is aimed at, as :func:`stamp_fields` does."""
+def aims_in(stamp: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return who pays and what is aimed at in a stamp of ours, *name*.
+
+    Raises:
+        UserError: It is no such stamp.
+    """
     aims: dict[str, Any] = {
         key: target_of(f"{name} {key}", stamp[key])
         for key in ("target", "tenant_target")

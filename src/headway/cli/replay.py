@@ -149,9 +149,7 @@ def _chosen(
     """
     given = dict(given)
     given["trace"] = str(found.save(folder))
-    slo_file = folder / "classes.toml"
-    slo_file.write_text(recorded.classes_toml(found.requests), encoding="utf-8")
-    given["slo"] = str(slo_file)
+    given["slo"] = str(folder / "slo.toml")
     gpu = given["gpu"] if _is_given("gpu") else _gpu_of(found, folder) or given["gpu"]
     start = _start_of(found)
     for name in ("policy", "overload"):
