@@ -94,7 +94,8 @@ class TenantBook:
                         f"{where}: keys has one that [tenants.{owners[digest]}] has too;"
                         " a key belongs to one tenant."
                     )
-        header = _header_in(source, document.get("tenant_header"))
+        named = document.get("tenant_header")
+        header = None if named is None else header_name(f"{source}: tenant_header", named)
         gateways = _digests_in(source, "gateway_keys", document.get("gateway_keys", []))
         if gateways and header is None:
             raise UserError(
@@ -155,18 +156,18 @@ def _digests_in(where: str, name: str, listed: Any) -> list[str]:
     ]
 
 
-def _header_in(source: str, name: Any) -> str | None:
-    if name is None:
-        return None
+def header_name(what: str, name: Any) -> str:
+    """Return *name*, a header that says who pays, in lower case.
+
+    Raises:
+        UserError: It is no header's name, or one that cannot say so.
+    """
     if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name):
-        raise UserError(
-            f"{source}: tenant_header must be the name of a header, as in x-tenant,"
-            f" not {shown(name)}."
-        )
+        raise UserError(f"{what} must be the name of a header, as in x-tenant, not {shown(name)}.")
     lowered = name.lower()
     if lowered in SECRET_HEADERS or lowered.startswith(OWN_PREFIX):
         raise UserError(
-            f"{source}: tenant_header cannot be {name}: a tenant's name is shown, and headers that"
+            f"{what} cannot be {name}: a tenant's name is shown, and headers that"
             " begin with X-Slo- are promises; name another, as in x-tenant."
         )
     return lowered
