@@ -25,6 +25,7 @@ from headway.metrics import kept
 from headway.policy.log import parse_event, plan_line
 from headway.policy.scheduler import Scheduler
 from headway.policy.view import EngineView
+from headway.slo import NO_PROMISE
 from headway.study.history import History, RecordedRequest
 from headway.study.recorded_book import document_of, toml_of
 from headway.workloads.record_files import RunFiles, rows, run_of
@@ -159,7 +160,8 @@ def workload(seen: Sequence[RecordedRequest]) -> tuple[WorkloadRequest, ...]:
                 num_output_tokens=max(length, 1),
                 slo_class=one.slo.class_name,
                 **{column: getattr(one.slo, name) for column, name in SLO_FIELDS.items()},
-                weight=one.slo.weight,
+                # A weight said beside no promise would make a class of its own, "custom".
+                weight=None if one.slo.class_name == NO_PROMISE.class_name else one.slo.weight,
                 max_output_tokens=one.max_output_tokens,
                 tenant=one.slo.tenant or None,
             )
