@@ -29,7 +29,8 @@ from headway.engines.vllm import account, channel, edge, embedded, headers, prom
 from headway.metrics import prometheus
 from headway.policy import decide
 from headway.slo import EXPLAIN, Slo
-from headway.slo_rules import MAX_PROMISE_S, MAX_WEIGHT, SPANS
+from headway.slo_rules import CLASS_NAMES, MAX_PROMISE_S, MAX_WEIGHT, SPANS
+from headway.slo_tenants import KEY_TENANT_DIGITS, TENANT_FIELDS, UNPROMISED
 from headway.workloads import public
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -148,6 +149,22 @@ def promises_page() -> Iterator[str]:
         " and its inverse becomes the time per token. Any other header that begins with `X-Slo-`,"
         " and any other `slo_` name in the body, is answered with 400.",
         "",
+        "## Who pays",
+        "",
+        "No field of a request says so. In this order:",
+        "",
+        "1. The API key (bearer token, else `x-api-key`), if somebody checks it: it is one of the"
+        " server's (`--api-key`), or the SLO file lists it in `[keys]` or `[tenants]`. Its tenant"
+        " is the one that lists it, else `key-` and the first"
+        f" {KEY_TENANT_DIGITS} hexadecimal digits of its SHA-256. A key of `gateway_keys` is"
+        " passed over.",
+        f"2. The header that `tenant_header` names, without spaces around: {CLASS_NAMES}, else 400."
+        " It counts for a key that nobody checks as well, but not where the server has keys and"
+        " the client shows neither one of them nor a gateway's.",
+        "3. Nobody in particular.",
+        "",
+        "A tenant without a table has the share 1 and no target.",
+        "",
         "## Endpoints on which promises count",
         "",
         *(f"- `POST {path}`" for path in sorted(edge.PATHS)),
@@ -228,7 +245,12 @@ def slo_file_lines() -> Iterator[str]:
         ("table", "keys", "meaning"),
         [
             ("`default`", "a class", "Of requests that ask for nothing; none without it."),
-            ("`[classes.NAME]`", f"{spans}, `weight`", "One class; at least one is needed."),
+            (
+                "`[classes.NAME]`",
+                f"{spans}, `weight`, `target`",
+                "One class; at least one is needed, unless the file speaks of tenants alone."
+                " `target` is the share of its promises to keep, as in 0.95.",
+            ),
             ("`[models.NAME]`", "`class`", "By the name that clients put into `model`."),
             (
                 "`[keys.KEY]`",
@@ -241,8 +263,32 @@ def slo_file_lines() -> Iterator[str]:
                 f"{spans}, `weight` (each `{{min, max}}`), `classes`",
                 "What clients may ask for themselves.",
             ),
+            (
+                "`[tenants.NAME]`",
+                ", ".join(f"`{name}`" for name in TENANT_FIELDS),
+                "One who pays: what it may use of the server relative to the others (1), the share"
+                " of its promises to keep, and a list of its API keys, written as in `[keys]`.",
+            ),
+            (
+                "`tenant_header`",
+                "a header",
+                "In which a gateway names the tenant; no header does without it.",
+            ),
+            (
+                "`gateway_keys`",
+                "a list of API keys",
+                "Of gateways: whoever shows one speaks for others, and the header says for whom.",
+            ),
+            (
+                "`unpromised`",
+                " or ".join(f'`"{way}"`' for way in UNPROMISED),
+                "How requests without a promise are served: as one tenant, with the share their"
+                " arrivals have (the default), or with what the others leave.",
+            ),
         ],
     )
+    yield ""
+    yield "[Who pays for a request](promises.md#who-pays)."
 
 
 def decisions_page() -> Iterator[str]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import MISSING, fields
 
-from docs_text import table
+from docs_text import attributes_of, escaped, table
 
+from headway.workloads.schema import WorkloadRequest
 from headway.workloads.trace_formats import FORMATS, Format
 from headway.workloads.trace_times import DATE, NAMES
 
@@ -46,8 +48,8 @@ failed, and a row of commas alone are skipped and counted. Parquet is not read.
 ## Saying otherwise
 
 Each option changes one thing; the rest is recognised as before. `trace inspect`, `trace convert`,
-`simulate`, `capacity` and `bench` have them. A column is `arrived`, `prompt`, `output`, `hashes`
-or `class`. `replay` reads recordings, where nothing is left open.
+`simulate`, `capacity` and `bench` have them. A column is `arrived`, `prompt`, `output`, `hashes`,
+`class` or `tenant`. `replay` reads recordings, where nothing is left open.
 
 | option | for |
 |---|---|
@@ -86,6 +88,28 @@ def traces_page() -> Iterator[str]:
     ]
     yield from table(("format", "times", "lengths", "unit"), rows)
     yield from TAIL.splitlines()
+    yield from own_columns()
+
+
+def own_columns() -> Iterator[str]:
+    """The columns of Headway's own format."""
+    yield from [
+        "",
+        "## Headway's own format",
+        "",
+        "JSON, one request a line, or a CSV with a header; in seconds and tokens, in order of"
+        " arrival. Of a promise, the columns here come before those of its class.",
+        "",
+    ]
+    told = attributes_of(WorkloadRequest)
+    rows: list[tuple[str, ...]] = []
+    last = ""
+    for one in fields(WorkloadRequest):
+        needed = "yes" if one.default is MISSING and one.name != "id" else ""
+        last = one.name if one.name in told else last
+        text = told.get(one.name, f"As `{last}` says.").replace("`None`", "`null`")
+        rows.append((f"`{one.name}`", needed, escaped(text)))
+    yield from table(("column", "needed", "meaning"), rows)
 
 
 def _unit(one: Format) -> str:

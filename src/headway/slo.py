@@ -8,17 +8,15 @@ field of the request overrides the same field of its class.
 from __future__ import annotations
 
 import math
-import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from headway.errors import UserError
-from headway.slo_fields import check_pause, class_fields, span_of, stamp_fields, written
+from headway.slo_document import class_tables, default_in, document_in
+from headway.slo_fields import asked_field, check_pause, class_fields, stamp_fields, written
 from headway.slo_rules import (
-    ANY,
-    MAX_WEIGHT,
     SPANS,
     UNJUDGED,
     Grant,
@@ -28,11 +26,10 @@ from headway.slo_rules import (
     is_ours,
     keys_of,
     models_of,
-    number,
     shown,
     truth,
 )
-from headway.units import ms_to_s
+from headway.slo_tenants import TenantBook
 
 LEAST_PAUSE_S = 1.0
 """The longest pause of a stream that is promised a gap and no pause is not shorter: whoever reads
@@ -55,8 +52,6 @@ sampling parameters whole (``/inference/v1/generate``), so what is in it is chec
 
 EXPLAIN_IN_STAMP = "explain"
 """A key of the stamp beside the promise: the client asked how late it was."""
-
-FILE_TABLES = ("default", "classes", "keys", "models", "limits")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +115,7 @@ class Slo:
         Who pays and what is aimed at is there only where it is not what it is without a word.
         """
         stamp = {**asdict(self), "pause_s": written(self.pause_s)}
-        return {k: v for k, v in stamp.items() if k not in _AIMS or v != _AIMS[k]}
+        return {k: v for k, v in stamp.items() if k not in AIMS or v != AIMS[k]}
 
     @classmethod
     def stamped(cls, stamp: Any) -> Slo:
@@ -133,7 +128,8 @@ class Slo:
         return cls(**stamp_fields(stamp, STAMP, known))
 
 
-_AIMS = {"target": None, "tenant": "", "share": 1.0, "tenant_target": None}
+AIMS = {"target": None, "tenant": "", "share": 1.0, "tenant_target": None}
+"""Who pays and what is aimed at, where nobody says a word."""
 
 NO_PROMISE = Slo()
 
@@ -148,6 +144,7 @@ class SloBook:
         limits: What clients may ask for themselves.
         keys: By the SHA-256 of an API key.
         models: By a model's name.
+        tenants: Who pays, and what they may use.
     """
 
     classes: Mapping[str, Slo]
@@ -155,6 +152,7 @@ class SloBook:
     limits: Limits = field(default_factory=Limits)
     keys: Mapping[str, Grant] = field(default_factory=dict)
     models: Mapping[str, Grant] = field(default_factory=dict)
+    tenants: TenantBook = field(default_factory=TenantBook)
 
     @classmethod
     def builtin(cls) -> SloBook:
@@ -173,47 +171,30 @@ class SloBook:
         Raises:
             UserError: The file is missing, is not TOML, or holds a bad value.
         """
-        try:
-            document = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
-        except OSError as error:
-            raise UserError(f"Cannot read the SLO file {path}: {error.strerror}.") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"The SLO file {path} is not valid TOML: {error}.") from None
-        return cls.parse(document, source=str(path))
+        return cls.parse(document_in(path), source=str(path))
 
     @classmethod
     def parse(cls, document: Mapping[str, Any], source: str = "SLO file") -> SloBook:
         """Build a book from a parsed document; see :meth:`load` for errors."""
-        unknown = sorted(set(document) - set(FILE_TABLES))
-        if unknown:
-            raise UserError(
-                f"{source}: unknown key {unknown[0]!r}; allowed are {', '.join(FILE_TABLES)}."
-            )
-        tables = document.get("classes", {})
-        if not isinstance(tables, Mapping) or not tables:
-            raise UserError(f"{source}: name at least one class, as in [classes.chat].")
         classes = {
             name: Slo(class_name=name, **class_fields(name, table, source))
-            for name, table in tables.items()
+            for name, table in class_tables(document, source).items()
         }
-        default = document.get("default")
-        if default is not None and (not isinstance(default, str) or default not in classes):
-            raise UserError(
-                f"{source}: default = {default!r} is not one of the classes {sorted(classes)}."
-            )
         return cls(
             classes,
-            default,
+            default_in(document, classes, source),
             Limits.parse(document.get("limits", {}), classes, source),
             keys_of(document.get("keys", {}), classes, source),
             models_of(document.get("models", {}), classes, source),
+            TenantBook.parse(document, source),
         )
 
     def resolve(self, extra_args: Mapping[str, Any] | None) -> Slo:
         """Return the promise of a request as an engine sees it (``vllm_xargs``).
 
         An engine sees no API keys: where the file has some, only what the HTTP edge has judged
-        is believed. Other requests hold no promise then, nor the file's default class.
+        is believed. Other requests hold no promise then, nor the file's default class. Nobody in
+        particular pays for a request that the edge has not judged.
 
         Raises:
             UserError: An ``slo_*`` name or value is not allowed.
@@ -225,13 +206,18 @@ class SloBook:
         if self.keys:
             if any(is_ours(name) for name in asked):
                 raise UserError(UNJUDGED)
-            return NO_PROMISE
+            return self.unjudged
         if EXPLAIN in asked and truth(EXPLAIN, asked[EXPLAIN]):
             raise UserError(
                 f"{EXPLAIN} is answered by Headway's middleware alone, which did not read this"
                 " request; leave it out."
             )
         return self.promise({k: v for k, v in asked.items() if k != EXPLAIN})
+
+    @property
+    def unjudged(self) -> Slo:
+        """What a request holds that nobody has judged: no promise, at nobody's cost."""
+        return self.charged(NO_PROMISE, "")
 
     def promise(
         self,
@@ -240,6 +226,7 @@ class SloBook:
         api_key: bytes | None = None,
         model: str | None = None,
         labels: Mapping[str, str] | None = None,
+        tenant: str = "",
         is_stranger: bool = False,
         is_whole: bool = True,
     ) -> Slo:
@@ -250,6 +237,7 @@ class SloBook:
                 (:func:`is_ours`) do not count.
             api_key: What the client identified itself by.
             labels: How the client wrote a field, where that was not its name here.
+            tenant: Who pays.
             is_stranger: Whether the server has keys, and the client comes in without. It is told
                 no class, nor may it name one if the file has keys: it may hold one of them.
             is_whole: Whether this is all that is asked for. If not, no field is judged by another.
@@ -267,28 +255,22 @@ class SloBook:
         label = labels.get("slo_class", "slo_class")
         slo = self._base(given.pop("slo_class", None), label, api_key, model, is_stranger)
         if not given:
-            return slo
+            return self.charged(slo, tenant)
         if not slo.is_promise and slo.class_name == "none":
             slo = replace(slo, class_name="custom")
-        changes = dict(self._checked(n, labels.get(n, n), value) for n, value in given.items())
+        changes = dict(asked_field(n, labels.get(n, n), v, self.limits) for n, v in given.items())
         slo = replace(slo, **changes)  # type: ignore[arg-type]
         if is_whole:
             whose = f"the longest pause of class {shown(slo.class_name)}"
             label = labels.get("slo_pause_ms", "slo_pause_ms") if "pause_s" in changes else whose
             check_pause(label, slo.pause_s, slo.tbt_s)
-        return slo
+        return self.charged(slo, tenant)
 
-    def _checked(self, name: str, label: str, value: Any) -> tuple[str, float]:
-        """Return the field of :class:`Slo` that *name* stands for, and its value."""
-        if name == "slo_weight":
-            key, unit, per_unit = "weight", "units", 1.0
-            result = number(label, value, unit=unit, maximum=MAX_WEIGHT)
-        else:
-            key = name.removeprefix("slo_").removesuffix("_ms") + "_s"
-            unit, per_unit = "milliseconds", 1000.0
-            result = ms_to_s(span_of(label, value, key, per_s=per_unit))
-        self.limits.ranges.get(key, ANY).check(label, result, unit=unit, per_unit=per_unit)
-        return key, result
+    def charged(self, slo: Slo, tenant: str) -> Slo:
+        """Return *slo* at the cost of *tenant*."""
+        if not tenant and not self.tenants.is_last:
+            return slo
+        return replace(slo, **self.tenants.aims(tenant, is_promise=slo.is_promise))
 
     def _base(
         self, named: Any, label: str, api_key: bytes | None, model: str | None, is_stranger: bool
@@ -309,6 +291,7 @@ class SloBook:
             if is_stranger:
                 raise UserError(f"{what} is not known, or not allowed without an API key.")
             names = ", ".join(sorted(allowed)) or "none"
-            why = "" if self.classes else ", since no SLO file was given"
+            is_file = self.classes or self.tenants != TenantBook()
+            why = "" if is_file else ", since no SLO file was given"
             raise UserError(f"{what} is not known or not allowed; the classes are: {names}{why}.")
         return self.classes[named]

@@ -11,19 +11,25 @@ from typing import Any
 
 from headway.errors import UserError
 from headway.slo_rules import (
+    ANY,
     CLASS_FIELDS,
     CLASS_NAMES,
     MAX_PROMISE_S,
     MAX_WEIGHT,
     SPANS,
+    Limits,
     can_be_class,
     number,
     shown,
 )
-from headway.units import format_s
+from headway.units import format_s, ms_to_s
 
 ENDLESS = "inf"
 """How a span without an end is written where JSON goes: it has no number for it."""
+
+
+TABLE_FIELDS = (*CLASS_FIELDS, "target")
+"""What a class of an SLO file may say."""
 
 
 def span_of(name: str, value: Any, key: str, *, per_s: float = 1.0) -> float:
@@ -61,7 +67,28 @@ def check_pause(what: str, pause_s: float | None, tbt_s: float | None) -> None:
         )
 
 
-def class_fields(name: str, table: Any, source: str) -> dict[str, float]:
+def asked_field(name: str, label: str, value: Any, limits: Limits) -> tuple[str, float]:
+    """Return the field of a promise that the request field *name* stands for, and its value.
+
+    Args:
+        label: How the client wrote the field.
+        limits: What clients may ask for.
+
+    Raises:
+        UserError: It is no such value, or not allowed.
+    """
+    if name == "slo_weight":
+        key, unit, per_unit = "weight", "units", 1.0
+        result = weight_of(label, value)
+    else:
+        key = name.removeprefix("slo_").removesuffix("_ms") + "_s"
+        unit, per_unit = "milliseconds", 1000.0
+        result = ms_to_s(span_of(label, value, key, per_s=per_unit))
+    limits.ranges.get(key, ANY).check(label, result, unit=unit, per_unit=per_unit)
+    return key, result
+
+
+def class_fields(name: str, table: Any, source: str) -> dict[str, Any]:
     """Return the fields of the class *name* that one TOML table describes.
 
     Raises:
@@ -70,15 +97,15 @@ def class_fields(name: str, table: Any, source: str) -> dict[str, float]:
     if not can_be_class(name):
         raise UserError(f"{source}: a class is named by {CLASS_NAMES}, not {shown(name)}.")
     where = f"{source}: [classes.{name}]"
-    allowed = ", ".join(CLASS_FIELDS)
+    allowed = ", ".join(TABLE_FIELDS)
     if not isinstance(table, Mapping):
         raise UserError(f"{where} must be a table of {allowed}.")
-    unknown = sorted(set(table) - set(CLASS_FIELDS))
+    unknown = sorted(set(table) - set(TABLE_FIELDS))
     if unknown:
         raise UserError(f"{where}: unknown key {unknown[0]!r}; allowed are {allowed}.")
     fields = {
-        key: number(f"{where} {key}", value, unit="units", maximum=MAX_WEIGHT)
-        if key == "weight"
+        key: _SPECIAL[key](f"{where} {key}", value)
+        if key in _SPECIAL
         else span_of(f"{where} {key}", value, key)
         for key, value in table.items()
     }
@@ -103,8 +130,17 @@ def stamp_fields(stamp: Any, name: str, known: Collection[str]) -> dict[str, Any
         if stamp.get(key) is not None
     }
     check_pause(f"{name} pause_s", fields.get("pause_s"), fields.get("tbt_s"))
-    weight = number(f"{name} weight", stamp.get("weight", 1.0), unit="units", maximum=MAX_WEIGHT)
-    return {**fields, **_aims(stamp, name), "weight": weight, "class_name": class_name}
+    weight = weight_of(f"{name} weight", stamp.get("weight", 1.0))
+    return {**fields, **aims_in(stamp, name), "weight": weight, "class_name": class_name}
+
+
+def weight_of(name: str, value: Any) -> float:
+    """Return *value*, what a request counts against others.
+
+    Raises:
+        UserError: It is not a number above 0.
+    """
+    return number(name, value, unit="units", maximum=MAX_WEIGHT)
 
 
 def target_of(name: str, value: Any) -> float:
@@ -118,8 +154,12 @@ def target_of(name: str, value: Any) -> float:
     return float(value)
 
 
-def _aims(stamp: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return who pays and what is aimed at, as :func:`stamp_fields` does."""
+def aims_in(stamp: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return who pays and what is aimed at in a stamp of ours, *name*.
+
+    Raises:
+        UserError: It is no such stamp.
+    """
     aims: dict[str, Any] = {
         key: target_of(f"{name} {key}", stamp[key])
         for key in ("target", "tenant_target")
@@ -142,3 +182,7 @@ def share_of(name: str, value: Any) -> float:
         UserError: It is not a number above 0.
     """
     return number(name, value, unit="shares", maximum=MAX_WEIGHT)
+
+
+_SPECIAL = {"weight": weight_of, "target": target_of}
+"""Fields of a class that are no spans."""

@@ -44,6 +44,11 @@ class WatchedBook:
         self._look_at_s = now_s + LOOK_EVERY_S
         self._is_looking = False
 
+    @property
+    def latest(self) -> SloBook:
+        """The promises as they were last read; nothing is looked at."""
+        return self._book
+
     async def at(self, now_s: float) -> SloBook:
         """Return the promises that hold at *now_s*, a monotonic instant.
 
@@ -81,7 +86,8 @@ class WatchedBook:
         except UserError as error:
             logger.warning("%s The promises read before stay in force.", error)
         else:
-            logger.info("Read %s again; its classes: %s.", self._path, sorted(self._book.classes))
+            names = sorted(self._book.classes), sorted(self._book.tenants.terms)
+            logger.info("Read %s again; its classes: %s; its tenants: %s.", self._path, *names)
 
 
 def _signature(path: Path) -> tuple[int, int, int] | None:

@@ -6,15 +6,14 @@ is read as a whole is in :mod:`headway.slo`.
 
 from __future__ import annotations
 
-import hashlib
 import math
-import re
 import reprlib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from headway.errors import UserError
+from headway.slo_digests import listed_digest, sent_digests
 
 SPANS = ("ttft_s", "tbt_s", "pause_s", "tpot_s", "jct_s")
 """What a promise may name, in the order of people's reading."""
@@ -53,7 +52,6 @@ LEAST_NUMBER = 1e-300
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
-_SHA256 = re.compile("sha256:[0-9a-f]{64}")
 
 
 def is_ours(name: str) -> bool:
@@ -171,7 +169,7 @@ class Limits:
             UserError: A key or value is not allowed.
         """
         where = f"{source}: [limits]"
-        _check_keys(where, table, (*CLASS_FIELDS, "classes"))
+        check_keys(where, table, (*CLASS_FIELDS, "classes"))
         ranges = {
             name: _range_of(f"{where} {name}", name, table[name])
             for name in CLASS_FIELDS
@@ -202,26 +200,20 @@ def keys_of(table: Any, known: Collection[str], source: str) -> dict[str, Grant]
         UserError: A digest, key or value is not allowed. No sentence repeats a key.
     """
     grants = {}
-    for number_of_key, (name, entry) in enumerate(_tables(f"{source}: [keys]", table), start=1):
+    for number_of_key, (name, entry) in enumerate(tables_in(f"{source}: [keys]", table), start=1):
         where = f"{source}: key {number_of_key} of [keys]"
-        if name.startswith("sha256:") and not _SHA256.fullmatch(name):
-            raise UserError(f"{where} must be 'sha256:' and 64 hexadecimal digits in lower case.")
-        digest = name.removeprefix("sha256:") if name.startswith("sha256:") else digest_of(name)
-        _check_keys(where, entry, ("class", "classes"))
+        digest = listed_digest(where, name)
+        check_keys(where, entry, ("class", "classes"))
         grants[digest] = Grant(_class_of(where, entry, known), _classes_of(where, entry, known))
     return grants
 
 
 def grant_of(grants: Mapping[str, Grant], api_key: bytes | None) -> Grant | None:
-    """Return what *api_key*, bytes of a header, stands for.
-
-    A key with other letters than ASCII's is in the file as UTF-8; clients send it so, or as
-    ISO 8859-1, which is how vLLM reads it.
-    """
+    """Return what *api_key*, bytes of a header, stands for."""
     if not api_key or not grants:
         return None
-    found = grants.get(digest_of(api_key))
-    return found or grants.get(digest_of(api_key.decode("latin-1")))
+    sent, plain = sent_digests(api_key)
+    return grants.get(sent) or grants.get(plain)
 
 
 def models_of(table: Any, known: Collection[str], source: str) -> dict[str, Grant]:
@@ -231,21 +223,15 @@ def models_of(table: Any, known: Collection[str], source: str) -> dict[str, Gran
         UserError: A key or value is not allowed.
     """
     grants = {}
-    for name, entry in _tables(f"{source}: [models]", table):
+    for name, entry in tables_in(f"{source}: [models]", table):
         where = f"{source}: [models.{shown(name)}]"
-        _check_keys(where, entry, ("class",))
+        check_keys(where, entry, ("class",))
         grants[name] = Grant(_class_of(where, entry, known))
     return grants
 
 
-def digest_of(key: str | bytes) -> str:
-    """Return the SHA-256 of an API key, as ``printf %s KEY | sha256sum`` prints it."""
-    data = key.encode() if isinstance(key, str) else key
-    return hashlib.sha256(data).hexdigest()
-
-
 def _range_of(where: str, name: str, table: Any) -> Range:
-    _check_keys(where, table, ("min", "max"))
+    check_keys(where, table, ("min", "max"))
     unit, maximum = ("units", MAX_WEIGHT) if name == "weight" else ("seconds", MAX_PROMISE_S)
     ends = {
         end: number(f"{where} {end}", table[end], unit=unit, maximum=maximum)
@@ -279,13 +265,23 @@ def _classes_of(
     return frozenset(names)
 
 
-def _tables(where: str, table: Any) -> Iterable[tuple[str, Any]]:
+def tables_in(where: str, table: Any) -> Iterable[tuple[str, Any]]:
+    """Return the named tables in *table*.
+
+    Raises:
+        UserError: It is none.
+    """
     if not isinstance(table, Mapping):
         raise UserError(f"{where} must be a table of tables.")
     return table.items()
 
 
-def _check_keys(where: str, table: Any, allowed: Collection[str]) -> None:
+def check_keys(where: str, table: Any, allowed: Collection[str]) -> None:
+    """Raise a sentence where *table* is none, or has a key that is not *allowed*.
+
+    Raises:
+        UserError: It is so.
+    """
     if not isinstance(table, Mapping):
         raise UserError(f"{where} must be a table of {', '.join(allowed)}.")
     unknown = sorted(set(table) - set(allowed))

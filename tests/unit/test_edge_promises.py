@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from headway.engines.vllm import edge
 from headway.engines.vllm.edge import SLO_FILE_VARIABLE, SloEdge
 from headway.slo import STAMP, Slo, SloBook
-from headway.slo_rules import digest_of
+from headway.slo_digests import digest_of
 
 CHAT = "/v1/chat/completions"
 FILE = f"""

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from headway.cli.replay import SAID_BY_THE_RECORDING
-from headway.slo import FILE_TABLES
+from headway.slo_document import FILE_TABLES
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "scripts" / "docs"))

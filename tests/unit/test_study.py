@@ -321,9 +321,7 @@ def test_a_kept_run_replays_as_itself(tmp_path: Path) -> None:
     found = recorded.read(result.keep(tmp_path))
     assert found.num_guessed == 0
     trace = found.save(tmp_path)
-    slo_file = tmp_path / "classes.toml"
-    slo_file.write_text(recorded.classes_toml(found.requests))
-    again = execute(spec(load=Load(str(trace), slo_file=str(slo_file), seed=1)))
+    again = execute(spec(load=Load(str(trace), slo_file=str(tmp_path / "slo.toml"), seed=1)))
     assert again.run["attainment"] == result.run["attainment"]
     assert again.run["ttft_s"]["p95"] == pytest.approx(result.run["ttft_s"]["p95"], abs=2e-3)
 

@@ -110,7 +110,9 @@ class Connection:
     is_reused: bool = False
 
 
-async def post(session: aiohttp.ClientSession, url: str, body: Any) -> aiohttp.ClientResponse:
+async def post(
+    session: aiohttp.ClientSession, url: str, body: Any, headers: Mapping[str, str] | None = None
+) -> aiohttp.ClientResponse:
     """Send one request and return the answer's beginning.
 
     A kept connection that ends before the answer begins was closed by the server while it was
@@ -119,7 +121,7 @@ async def post(session: aiohttp.ClientSession, url: str, body: Any) -> aiohttp.C
     while True:
         link = Connection()
         try:
-            response = await session.post(url, json=body, trace_request_ctx=link)
+            response = await session.post(url, json=body, headers=headers, trace_request_ctx=link)
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
             if not link.is_reused:
                 raise

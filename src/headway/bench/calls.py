@@ -36,6 +36,7 @@ class CallOptions:
         send_slo: Promises as explicit milliseconds, by class name, or not at all.
         priority_by_class: vLLM's ``priority`` field (lower goes first) for the named classes.
         asks_usage: Whether the server is asked to count the tokens of an answer at its end.
+        tenant_header: Header that says who pays for a request; ``None`` for none.
     """
 
     model: str
@@ -43,6 +44,7 @@ class CallOptions:
     send_slo: SendSlo = "ms"
     priority_by_class: Mapping[str, int] = field(default_factory=dict)
     asks_usage: bool = True
+    tenant_header: str | None = None
 
 
 def workload_of(
@@ -81,7 +83,8 @@ def calls_of(
     """Return the calls of a workload, in its order.
 
     Raises:
-        UserError: A request's class is not in *book*, or a priority names an unknown class.
+        UserError: A request's class is not in *book*, a priority names an unknown class, or no
+            request names the tenant that a header is to say.
     """
     slos = [slo_of(request, book) for request in requests]
     present = {slo.class_name for slo in slos}
@@ -91,6 +94,8 @@ def calls_of(
                 f"--priority-by-class names {name!r}, but the workload's classes are"
                 f" {', '.join(sorted(present))}."
             )
+    if options.tenant_header and not any(request.tenant for request in requests):
+        raise UserError("--tenant-header is given, but no request of the workload has a tenant.")
     return [
         Call(
             id=request.id,
@@ -98,9 +103,16 @@ def calls_of(
             slo=slo,
             body=body_of(request, slo, options, seed=index),
             num_prompt_tokens=request.num_prompt_tokens,
+            headers=_headers_of(request, options),
         )
         for index, (request, slo) in enumerate(zip(requests, slos, strict=True))
     ]
+
+
+def _headers_of(request: WorkloadRequest, options: CallOptions) -> dict[str, str]:
+    if options.tenant_header is None or request.tenant is None:
+        return {}
+    return {options.tenant_header: request.tenant}
 
 
 def body_of(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -35,6 +35,7 @@ class Call:
         arrived_at_s: When it is due, seconds after the start of the run.
         body: JSON body of the chat completion.
         num_prompt_tokens: The workload's figure, used when the server does not tell.
+        headers: Of this request alone.
     """
 
     id: str
@@ -42,6 +43,7 @@ class Call:
     slo: Slo
     body: Mapping[str, Any]
     num_prompt_tokens: int
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +168,8 @@ async def _try(
 async def _stream(
     session: aiohttp.ClientSession, url: str, call: Call, clock: RunClock, answer: Answer
 ) -> _End:
-    async with await post(session, f"{url}/v1/chat/completions", call.body) as response:
+    to = f"{url}/v1/chat/completions"
+    async with await post(session, to, call.body, call.headers) as response:
         for step in response.history:
             if step.status in DROPPING_REDIRECTS:
                 return _End("failed", f"HTTP {step.status}: redirected to {response.url}")

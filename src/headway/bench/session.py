@@ -37,6 +37,7 @@ class Plan:
     warm_up: bool = True
     max_retries: int = 0
     asks_usage: bool = True
+    tenant_header: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,12 @@ async def measure(
     url, access = url.rstrip("/"), access or Access()
     server = await ask_server(url, access)
     options = CallOptions(
-        server.model, server.is_vllm, plan.send_slo, plan.priority_by_class, plan.asks_usage
+        server.model,
+        server.is_vllm,
+        plan.send_slo,
+        plan.priority_by_class,
+        plan.asks_usage,
+        plan.tenant_header,
     )
     calls = calls_of(plan.workload, plan.book, options)
     if plan.warm_up:

@@ -26,11 +26,13 @@ from headway.bench.show import (
 )
 from headway.bench.words import in_one_line
 from headway.cli.access_options import access_in, access_options
+from headway.cli.target_lines import target_lines
 from headway.cli.trace_options import read_options, tell, trace_options
 from headway.cli.values import rate, save, whole, writable
 from headway.errors import UserError
 from headway.metrics.record import write_records
 from headway.slo import SloBook
+from headway.slo_tenants import header_name
 from headway.workloads import named
 from headway.workloads.arrivals import FORMS, Arrivals
 from headway.workloads.readers import read
@@ -69,6 +71,10 @@ OTHER_SERVER = "The server does not say it is vLLM: no SLOs or priorities were s
 @click.option(
     "--slo-as", type=click.Choice(["ms", "class"]), default="ms", show_default=True,
     help="As milliseconds, or as the name of a class the server knows.",
+)  # fmt: skip
+@click.option(
+    "--tenant-header", metavar="NAME",
+    help="Header in which the workload's tenants are sent [not sent].",
 )  # fmt: skip
 @click.option(
     "--usage/--no-usage", default=True, show_default=True,
@@ -117,6 +123,7 @@ def _plan(workload: str, trace: Reading | None, given: Mapping[str, Any]) -> Pla
     process = Arrivals.parse(given["arrivals"] or ("poisson" if trace is None else "trace"))
     count, seed = whole("--requests", given["requests"]), given["seed"]
     timeout_s = number("--timeout-s", "the span", given["timeout_s"], minimum=0.0, above=True)
+    header = given["tenant_header"]
     return Plan(
         workload=workload_of(workload, count, process, rate_rps, seed, trace),
         book=_book(given["slo"], workload),
@@ -129,6 +136,7 @@ def _plan(workload: str, trace: Reading | None, given: Mapping[str, Any]) -> Pla
         warm_up=given["warm_up"],
         max_retries=given["retries"],
         asks_usage=given["usage"],
+        tenant_header=None if header is None else header_name("--tenant-header", header),
     )
 
 
@@ -152,6 +160,7 @@ def _report(console: Console, measured: MeasuredRun, plan: Plan, url: str) -> No
         counting_sentence(measured.load),
         retry_sentence(measured.load),
         failure_sentence(measured.records),
+        *target_lines([("this run", [measured.run])]),
         None if measured.server.is_vllm else OTHER_SERVER,
     )
     for sentence in filter(None, told):

@@ -20,6 +20,7 @@ from headway.cli.run_options import (
     spec_of,
 )
 from headway.cli.simulate import title_of
+from headway.cli.target_lines import outcomes_of, target_lines
 from headway.cli.trace_options import tell
 from headway.cli.values import progress, save, say, whole, writable
 from headway.errors import UserError
@@ -28,10 +29,13 @@ from headway.study.highest_rate import Capacity, highest_rate, over_seeds
 from headway.study.on_sim import engine_of
 from headway.study.requests import TooLong, reading_of, requests_of, too_long
 from headway.study.spec import STOCK, STOCK_WAYS, RunSpec
-from headway.study.sweep import FinishedRuns, in_parallel, run_all
+from headway.study.sweep import FinishedRuns, Run, in_parallel, run_all
 from headway.workloads.schema import number
 
 START_RPS = 4.0
+
+FoundRate = tuple[float, Run | None]
+"""A capacity in requests per second, and the summary of the run at it; ``None`` at rate 0."""
 
 
 @click.command()
@@ -42,7 +46,8 @@ START_RPS = 4.0
 def capacity(targets: str, start: str, json_path: Path | None, **given: Any) -> None:
     """Find the highest request rate at which a share of all promises is kept.
 
-    Bisects per seed to 2 %; the interval is Student's t over the seeds, 95 %.
+    Bisects per seed to 2 %; the interval is Student's t over the seeds, 95 %. A line below the
+    table says whether the targets of the SLO file's classes and tenants are met at the rate found.
     """
     base = spec_of(given)
     policies = policies_of(given["policy"], base.engine, base.overload, dict(base.options))
@@ -64,16 +69,25 @@ def capacity(targets: str, start: str, json_path: Path | None, **given: Any) -> 
         tasks = [(search, (spec.at(start_rps, seed), target)) for spec, target, seed in jobs]
         workers = whole("--workers", given["workers"])
         rates = in_parallel(tasks, workers, lambda i, rate: advance(), base.engine)
-    found: dict[tuple[str, float], list[float]] = {}
-    for (spec, target, _), rate_rps in zip(jobs, rates, strict=True):
-        found.setdefault((spec.policy, target), []).append(rate_rps)
-    results = [(policy, over_seeds(rps, target)) for (policy, target), rps in found.items()]
+    found: dict[tuple[str, float], list[FoundRate]] = {}
+    for (spec, target, _), rate in zip(jobs, rates, strict=True):
+        found.setdefault((spec.policy, target), []).append(rate)
+    results = [
+        (policy, over_seeds([rate_rps for rate_rps, _ in rates], target))
+        for (policy, target), rates in found.items()
+    ]
+    at_found = [[run for _, run in rates if run is not None] for rates in found.values()]
     trace = reading_of(base.load)
     tell(console, trace)
     console.print(_table(results, title_of(base)))
     kv_tokens, long = _too_long(base, seeds, start_rps)
-    say(console, long.lines(kv_tokens))
-    rows = [{"policy": policy, **asdict(result)} for policy, result in results]
+    labels = [f"{policy} at {one.mean_rps:.2f}/s" for policy, one in results]
+    targets_kept = target_lines(list(zip(labels, at_found, strict=True)))
+    say(console, (*long.lines(kv_tokens), *targets_kept))
+    rows = [
+        {"policy": policy, **asdict(result), "targets": [o.document() for o in outcomes_of(runs)]}
+        for (policy, result), runs in zip(results, at_found, strict=True)
+    ]
     read = {} if trace is None else {"trace": trace.facts()}
     save(json_path, {"schema": 1, **read, "too_long": asdict(long), "capacities": rows})
 
@@ -86,18 +100,21 @@ def _too_long(base: RunSpec, seeds: Sequence[int], rate_rps: float) -> tuple[int
     return kv_tokens, too_long({r.id: r for r in requests}.values(), kv_tokens)
 
 
-def search(spec: RunSpec, target: float) -> float:
-    """Return the capacity of one policy and seed in requests per second, from the spec's rate."""
-    known: dict[float, float] = {}
+def search(spec: RunSpec, target: float) -> FoundRate:
+    """Return the capacity of one policy and seed in requests per second, and the run at it.
+
+    The search begins at the spec's rate.
+    """
+    known: dict[float, Run] = {}
 
     def attainment_at(rate_rps: float) -> float:
         if rate_rps not in known:
             one = spec.at(rate_rps)
-            run = run_all([one], FinishedRuns(), workers=1)[one.key()]
-            known[rate_rps] = run["attainment"] or 0.0
-        return known[rate_rps]
+            known[rate_rps] = run_all([one], FinishedRuns(), workers=1)[one.key()]
+        return known[rate_rps]["attainment"] or 0.0
 
-    return highest_rate(attainment_at, target, spec.load.rate_rps or START_RPS)
+    rate_rps = highest_rate(attainment_at, target, spec.load.rate_rps or START_RPS)
+    return rate_rps, known.get(rate_rps)
 
 
 def _table(results: list[tuple[str, Capacity]], title: str) -> Table:

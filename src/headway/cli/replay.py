@@ -21,7 +21,7 @@ from headway.cli.run_options import (
     seeds_of,
     spec_of,
 )
-from headway.cli.simulate import table_of, too_long_of
+from headway.cli.simulate import table_of, targets_of, too_long_of
 from headway.cli.trace_options import OPTION_NAMES
 from headway.cli.values import progress, save, say, whole, writable
 from headway.errors import UserError
@@ -80,7 +80,7 @@ def replay(
         shown.append(again | {"policy": f"{again['policy']} again"})
     shown += [run for run in runs if run is not again]
     console.print(table_of(shown, _title(recording, found, base)))
-    say(console, (*_remarks(found), *too_long_of(runs)))
+    say(console, (*_remarks(found), *too_long_of(runs), *targets_of(shown)))
     document = {"schema": 1, "runs": runs, "recorded": found.happened, "same_machine": again}
     save(json_path, document)
 
@@ -149,9 +149,7 @@ def _chosen(
     """
     given = dict(given)
     given["trace"] = str(found.save(folder))
-    slo_file = folder / "classes.toml"
-    slo_file.write_text(recorded.classes_toml(found.requests), encoding="utf-8")
-    given["slo"] = str(slo_file)
+    given["slo"] = str(folder / "slo.toml")
     gpu = given["gpu"] if _is_given("gpu") else _gpu_of(found, folder) or given["gpu"]
     start = _start_of(found)
     for name in ("policy", "overload"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from headway.cli.run_options import (
     seeds_of,
     spec_of,
 )
+from headway.cli.target_lines import target_lines
 from headway.cli.trace_options import tell
 from headway.cli.values import progress, save, say, whole, writable
 from headway.engines.attention_kinds import FULL
@@ -45,6 +46,8 @@ def simulate(
     rate: str | None, bound: bool, keep: Path | None, json_path: Path | None, **given: Any
 ) -> None:
     """Serve a load under each policy, at each rate, with each seed, and compare.
+
+    A line below the table says whether the targets of the SLO file's classes and tenants were met.
 
     The policy "oracle" knows every length in advance and serves in the best order it found.
 
@@ -75,7 +78,7 @@ def simulate(
     trace = reading_of(base.load)
     tell(console, trace)
     console.print(table_of(runs, title_of(base)))
-    say(console, (*too_long_of(runs), *settings_of(runs)))
+    say(console, (*too_long_of(runs), *targets_of(runs), *settings_of(runs)))
     read = {} if trace is None else {"trace": trace.facts()}
     save(json_path, {"schema": 1, **read, "runs": runs})
     finished.close()
@@ -177,7 +180,7 @@ def table_of(runs: Sequence[Run], title: str) -> Table:
         refused = sum(r["outcomes"]["refused"] for r in group)
         table.add_row(
             _label(run),
-            f"{run['rate_rps']:g}/s" if run["rate_rps"] is not None else "as is",
+            _rate(run),
             _kept(group),
             *(f"{sum(r[name] for r in group) / len(group):.1%}" for name in bound),
             f"{sum(r['goodput_rps'] for r in group) / len(group):.2f}/s",
@@ -207,6 +210,11 @@ def too_long_of(runs: Sequence[Run]) -> list[str]:
     return lines
 
 
+def targets_of(runs: Sequence[Run]) -> Iterator[str]:
+    """Yield a line for each policy and rate: what came of the targets of classes and tenants."""
+    return target_lines([(f"{_label(g[0])} {_rate(g[0])}", g) for g in _over_seeds(runs)])
+
+
 def settings_of(runs: Sequence[Run]) -> list[str]:
     """Return a line for each setting of vLLM's that a tuned baseline chose."""
     lines = [
@@ -224,6 +232,10 @@ def _over_seeds(runs: Sequence[Run]) -> list[list[Run]]:
         key = (run["policy"], run["rate_rps"], run["step_time_band"])
         groups.setdefault(key, []).append(run)
     return list(groups.values())
+
+
+def _rate(run: Run) -> str:
+    return f"{run['rate_rps']:g}/s" if run["rate_rps"] is not None else "as is"
 
 
 def _label(run: Run) -> str:

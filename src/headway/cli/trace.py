@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -28,6 +29,9 @@ from headway.workloads.prefixes import found_tokens
 from headway.workloads.readers import read
 from headway.workloads.reading import Reading
 from headway.workloads.schema import WorkloadRequest, write_jsonl
+
+MOST_TENANTS_NAMED = 8
+"""Tenants that a line on the terminal names; JSON has all of them."""
 
 
 @click.group()
@@ -146,16 +150,9 @@ def described(requests: Sequence[WorkloadRequest]) -> dict[str, Any]:
         "prompt_tokens": {"mean": float(np.mean(prompts)), **quantiles(prompts)},
         "output_tokens": {"mean": float(np.mean(outputs)), **quantiles(outputs)},
         "prefix_share": sum(found_tokens(requests)) / sum(prompts),
-        "classes": _classes(requests),
+        "classes": dict(sorted(Counter(r.slo_class or "default" for r in requests).items())),
+        "tenants": dict(Counter(r.tenant for r in requests if r.tenant).most_common()),
     }
-
-
-def _classes(requests: Sequence[WorkloadRequest]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for request in requests:
-        name = request.slo_class or "default"
-        counts[name] = counts.get(name, 0) + 1
-    return dict(sorted(counts.items()))
 
 
 def _table(title: str, facts: dict[str, Any]) -> Table:
@@ -169,10 +166,14 @@ def _sentences(facts: dict[str, Any]) -> list[str]:
     rate, cv = facts["rate_rps"], facts["gap_cv"]
     pace = "all at once" if rate is None else f"{rate:.3g} requests/s, gap CV {cv:.3g}"
     classes = ", ".join(f"{name} {size}" for name, size in facts["classes"].items())
+    sizes = [f"{name} {size}" for name, size in facts["tenants"].items()]
+    more = ", …" if len(sizes) > MOST_TENANTS_NAMED else ""
+    tenants = [f"Tenants: {', '.join(sizes[:MOST_TENANTS_NAMED])}{more}."] if sizes else []
     return [
         f"{facts['num_requests']} requests in {facts['duration_s']:.1f} s: {pace}.",
         f"{facts['prefix_share']:.1%} of the prompt tokens were seen before.",
         f"Classes: {classes}.",
+        *tenants,
     ]
 
 

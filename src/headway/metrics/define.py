@@ -193,6 +193,11 @@ def attainment(kept: Iterable[bool]) -> float | None:
     return sum(flags) / len(flags) if flags else None
 
 
+def target_met(kept: float, target: float) -> bool:
+    """Return whether a share of promises *kept* is what the operator wants, or more."""
+    return kept >= target
+
+
 def goodput_per_s(amount: float, duration_s: float) -> float | None:
     """Return attained requests (or their tokens) per second; ``None`` for no time at all."""
     return amount / duration_s if duration_s > 0 else None

@@ -21,7 +21,8 @@ import numpy.typing as npt
 
 from headway.errors import UserError
 from headway.metrics import define
-from headway.slo import Slo
+from headway.slo import AIMS, Slo
+from headway.slo_fields import aims_in
 from headway.slo_rules import SPANS
 
 FloatArray = npt.NDArray[np.float64]
@@ -30,6 +31,9 @@ SCHEMA = 1
 PHASES = ("queued", "prefill", "decode", "preempted", "swapped")
 LOST = ("preempted", "swapped")
 """Phases of a request that lost its place; of ``swapped`` the host keeps the KV."""
+
+KEPT_FIELDS = (*SPANS, *AIMS)
+"""What is kept of a promise beside its class."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +139,8 @@ class KeptRequest:
 
         What was promised before there was a pause allowed any: so it is read.
         """
-        promised = {name: value for name, value in (row.get("slo") or {}).items() if name in SPANS}
+        written = row.get("slo") or {}
+        promised = {name: value for name, value in written.items() if name in SPANS}
         if definition == define.PLAIN and promised.get("tbt_s") is not None:
             promised["pause_s"] = math.inf
         elif promised.get("pause_s") is not None:
@@ -153,7 +158,11 @@ class KeptRequest:
             )
         return cls(
             id=str(row["id"]),
-            slo=Slo(**promised, class_name=str(row.get("slo_class") or "none")),
+            slo=Slo(
+                **promised,
+                **aims_in(written, "slo"),
+                class_name=str(row.get("slo_class") or "none"),
+            ),
             arrived_at_s=instants_s[0],
             emitted_at_s=instants_s[1:],
             outcome=str(row["outcome"]),

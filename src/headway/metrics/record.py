@@ -14,6 +14,12 @@ from headway.slo import Slo
 Outcome = Literal["finished", "refused", "failed", "timed_out", "aborted"]
 OUTCOMES: tuple[str, ...] = get_args(Outcome)
 
+MOST_TENANTS = 50
+"""Tenants with figures of their own: a header may name any number."""
+
+OTHERS = "others"
+"""The tenants beyond, together."""
+
 
 @dataclass(frozen=True, slots=True)
 class RequestRecord:
@@ -103,13 +109,12 @@ def duration_of(records: Sequence[RequestRecord]) -> float:
 
 
 def summarise(records: Sequence[RequestRecord], facts: RunFacts) -> dict[str, Any]:
-    """Return the summary of one run, per class too.
+    """Return the summary of one run, per class too, and per tenant where one is named.
 
     ``lost`` counts offered requests that have no record at all: the engine forgot them.
     """
     duration_s = facts.duration_s if facts.duration_s is not None else duration_of(records)
     num_offered = facts.num_offered if facts.num_offered is not None else len(records)
-    names = sorted({record.slo.class_name for record in records})
     return {
         "policy": facts.policy,
         "engine": facts.engine,
@@ -121,11 +126,56 @@ def summarise(records: Sequence[RequestRecord], facts: RunFacts) -> dict[str, An
         "preemptions": dict(facts.preemptions),
         "plan_time_us": dict(facts.plan_time_us),
         "lost": num_offered - len(records),
-        "per_class": {
-            name: figures([r for r in records if r.slo.class_name == name], duration_s)
-            for name in names
-        },
+        "per_class": per_class(records, duration_s),
+        **({"per_tenant": tenants} if (tenants := per_tenant(records, duration_s)) else {}),
     }
+
+
+def per_class(records: Sequence[RequestRecord], duration_s: float) -> dict[str, dict[str, Any]]:
+    """Return the figures of each class, with its target where it has one."""
+    groups: dict[str, list[RequestRecord]] = {}
+    for record in records:
+        groups.setdefault(record.slo.class_name, []).append(record)
+    return {
+        name: figures(group, duration_s) | _aims(group, [r.slo.target for r in group])
+        for name, group in sorted(groups.items())
+    }
+
+
+def per_tenant(records: Sequence[RequestRecord], duration_s: float) -> dict[str, dict[str, Any]]:
+    """Return the figures of each tenant, with its share, and its target where it has one.
+
+    The most requests first; those beyond :data:`MOST_TENANTS` are together, as :data:`OTHERS`.
+    Nobody in particular is the empty name; without any other there are no tenants.
+    """
+    groups: dict[str, list[RequestRecord]] = {}
+    for record in records:
+        groups.setdefault(record.slo.tenant, []).append(record)
+    if groups.keys() <= {""}:
+        return {}
+    names = sorted(groups, key=lambda name: (-len(groups[name]), name))
+    rest = names[MOST_TENANTS:]
+    if rest and OTHERS in names[:MOST_TENANTS]:
+        rest.append(OTHERS)
+    found = {
+        name: figures(group, duration_s)
+        | {"share": max(record.slo.share for record in group)}  # Without a promise it may be 0.
+        | _aims(group, [record.slo.tenant_target for record in group])
+        for name in names
+        if name not in rest and (group := groups[name])
+    }
+    others = [record for name in rest for record in groups[name]]
+    return found | ({OTHERS: figures(others, duration_s)} if others else {})
+
+
+def _aims(records: Sequence[RequestRecord], targets: Sequence[float | None]) -> dict[str, Any]:
+    """Return the last of *targets*, what was kept of the promises, and whether that meets it."""
+    target = next((one for one in reversed(targets) if one is not None), None)
+    if target is None:
+        return {}
+    kept = define.attainment(record.attained for record in records if record.slo.is_promise)
+    met = None if kept is None else define.target_met(kept, target)
+    return {"target": target, "promises_kept": kept, "target_met": met}
 
 
 def figures(

@@ -10,11 +10,10 @@ their own, and which requests share them is not recorded.
 from __future__ import annotations
 
 import gzip
-import json
 import statistics
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,9 @@ from headway.metrics import kept
 from headway.policy.log import parse_event, plan_line
 from headway.policy.scheduler import Scheduler
 from headway.policy.view import EngineView
+from headway.slo import NO_PROMISE
 from headway.study.history import History, RecordedRequest
+from headway.study.recorded_book import document_of, toml_of
 from headway.workloads.record_files import RunFiles, rows, run_of
 from headway.workloads.schema import SLO_FIELDS, WorkloadRequest, write_jsonl
 
@@ -49,6 +50,7 @@ class RecordedRun:
         happened: The summary of the recorded run itself.
         history: All else that a recording tells; ``None`` for a kept run.
         kept_spec: What was asked of a kept run; empty for a recording.
+        book: The document of an SLO file under which they are what they were.
     """
 
     requests: tuple[WorkloadRequest, ...]
@@ -57,9 +59,14 @@ class RecordedRun:
     history: History | None = None
     kept_spec: dict[str, Any] | None = None
     num_found_tokens: int = 0
+    book: Mapping[str, Any] = field(default_factory=dict)
 
     def save(self, folder: Path) -> Path:
-        """Write the workload into *folder* as ``recorded.jsonl`` and return its path."""
+        """Write the workload into *folder* as ``recorded.jsonl`` and return its path.
+
+        Beside it ``slo.toml`` gets the SLO file that goes with it.
+        """
+        (folder / "slo.toml").write_text(toml_of(self.book), encoding="utf-8")
         path = folder / "recorded.jsonl"
         write_jsonl(path, self.requests)
         return path
@@ -90,7 +97,8 @@ def of_recording(run: RunFiles, where: str) -> RecordedRun:
     found = sum(one.num_found_tokens for one in seen)
     num_guessed = sum(not one.is_whole for one in seen)
     happened = history.as_it_happened()
-    return RecordedRun(workload(seen), num_guessed, happened, history, num_found_tokens=found)
+    book = document_of(one.slo for one in seen)
+    return RecordedRun(workload(seen), num_guessed, happened, history, None, found, book)
 
 
 def _is_kept(path: Path) -> bool:
@@ -112,7 +120,10 @@ def _of_kept(path: Path) -> RecordedRun:
     if not seen:
         raise UserError(f"{path} holds no requests.")
     num_guessed = sum(not one.is_whole for one in seen)
-    return RecordedRun(workload(seen), num_guessed, dict(run.run), kept_spec=dict(run.spec))
+    book = document_of(one.slo for one in seen)
+    return RecordedRun(
+        workload(seen), num_guessed, dict(run.run), kept_spec=dict(run.spec), book=book
+    )
 
 
 def _seen_in(requests: Iterable[kept.KeptRequest]) -> Iterator[RecordedRequest]:
@@ -149,8 +160,10 @@ def workload(seen: Sequence[RecordedRequest]) -> tuple[WorkloadRequest, ...]:
                 num_output_tokens=max(length, 1),
                 slo_class=one.slo.class_name,
                 **{column: getattr(one.slo, name) for column, name in SLO_FIELDS.items()},
-                weight=one.slo.weight,
+                # A weight said beside no promise would make a class of its own, "custom".
+                weight=None if one.slo.class_name == NO_PROMISE.class_name else one.slo.weight,
                 max_output_tokens=one.max_output_tokens,
+                tenant=one.slo.tenant or None,
             )
         )
     return tuple(requests)
@@ -230,12 +243,3 @@ def for_slo_file(requests: Iterable[WorkloadRequest]) -> Iterator[WorkloadReques
             name = None if request.slo_class == "none" else request.slo_class
             nothing: dict[str, Any] = dict.fromkeys(SLO_FIELDS)
             yield replace(request, slo_class=name, weight=None, **nothing)
-
-
-def classes_toml(requests: Sequence[WorkloadRequest]) -> str:
-    """Return an SLO file that names the classes of *requests* and promises nothing itself.
-
-    Each request carries its own promise; the file only says that the names are known.
-    """
-    names = sorted({request.slo_class or "none" for request in requests})
-    return "".join(f"[classes.{json.dumps(name)}]\n" for name in names)

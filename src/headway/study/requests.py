@@ -12,7 +12,7 @@ import numpy as np
 
 from headway.engines.virtual import VirtualCall
 from headway.errors import UserError
-from headway.slo import Slo, SloBook
+from headway.slo import STAMP, Slo, SloBook
 from headway.study.spec import Load
 from headway.workloads import named
 from headway.workloads.arrivals import Arrivals, with_arrivals
@@ -208,7 +208,12 @@ def bound_of(requests: Sequence[WorkloadRequest]) -> int:
 
 
 def xargs_of(slo: Slo, book: SloBook) -> dict[str, Any]:
-    """Return a promise as the fields a client would send to a server that has *book*."""
+    """Return a promise as the fields a client would send to a server that has *book*.
+
+    Who pays no client can say there: then it is what the HTTP edge writes for the scheduler.
+    """
+    if slo.tenant:
+        return {STAMP: slo.stamp()}
     known = {"slo_class": slo.class_name} if slo.class_name in book.classes else {}
     return known | fields_of(slo)
 

@@ -34,6 +34,7 @@ from headway.slo import SloBook
 from headway.study.history import History, RecordedRequest
 from headway.study.on_sim import engine_of
 from headway.study.recorded import workload
+from headway.study.recorded_book import document_of
 from headway.study.requests import calls_of
 from headway.study.spec import Machine
 from headway.study.virtual_run import record_of
@@ -186,8 +187,7 @@ class Shadow:
             policy: ``policy``, ``overload`` and ``options`` as the registry takes them.
         """
         requests = workload(seen)
-        names = {request.slo_class or "none" for request in requests}
-        book = SloBook.parse({"classes": {name: {} for name in names}})
+        book = SloBook.parse(document_of(one.slo for one in seen))
         calls, slos = calls_of(requests, book)
         core = registry.build(policy.pop("policy"), **policy)
         run = SimRun(engine_of(machine, profile), Truth(profile), core, book=book)

@@ -15,11 +15,9 @@ from headway.errors import UserError
 from headway.latency import profile as profiles
 from headway.latency.profile import Profile
 from headway.latency.truth import Drift, Truth
-from headway.metrics.kept import LOST
+from headway.metrics.kept import KEPT_FIELDS, LOST
 from headway.metrics.record import RequestRecord, RunFacts, summarise
 from headway.slo import Slo
-from headway.slo_fields import written
-from headway.slo_rules import SPANS
 from headway.study import on_oracle, on_sim, on_vllm
 from headway.study.requests import book_of, calls_of, requests_of, too_long
 from headway.study.run_outcome import RunOutcome
@@ -54,10 +52,11 @@ class RunResult:
 
     def _request(self, record: RequestRecord) -> dict[str, Any]:
         phases = self.served.outcomes[record.id].phases
+        slo = record.slo.stamp()
         return {
             "id": record.id,
             "slo_class": record.slo.class_name,
-            "slo": {name: written(getattr(record.slo, name)) for name in SPANS},
+            "slo": {name: slo[name] for name in KEPT_FIELDS if name in slo},
             "arrived_at_s": _short(record.arrived_at_s),
             "emitted_at_s": [_short(at_s) for at_s in record.emitted_at_s],
             "outcome": record.outcome,

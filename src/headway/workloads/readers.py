@@ -16,7 +16,15 @@ from typing import Any
 from headway.errors import UserError
 from headway.units import blocks_for
 from headway.workloads.reading import Reading, ReadOptions, skips
-from headway.workloads.schema import WorkloadRequest, checked, count, fitting, hashes, request_of
+from headway.workloads.schema import (
+    WorkloadRequest,
+    check_tenant,
+    checked,
+    count,
+    fitting,
+    hashes,
+    request_of,
+)
 from headway.workloads.trace_columns import columns_in
 from headway.workloads.trace_formats import OWN, pick, recognised, why_failed, without
 from headway.workloads.trace_rows import Rows, rows_of
@@ -108,11 +116,20 @@ class _FileReader:
             raise UserError(
                 f"{where}: {self.columns['class']} must be text, not {slo_class!r:.60}."
             )
+        tenant = values.get("tenant") or None
+        if tenant is not None:
+            check_tenant(where, self.columns["tenant"], tenant)
         if num_output_tokens == 0:
             self.skipped["with 0 output tokens"] += 1
             return None
         return WorkloadRequest(
-            f"r{index}", at, num_prompt_tokens, num_output_tokens, slo_class, hash_ids=chain
+            f"r{index}",
+            at,
+            num_prompt_tokens,
+            num_output_tokens,
+            slo_class,
+            hash_ids=chain,
+            tenant=tenant,
         )
 
     def _own(self, where: str, row: Mapping[str, Any], index: int) -> WorkloadRequest | None:

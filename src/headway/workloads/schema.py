@@ -12,7 +12,7 @@ from typing import Any
 from headway.errors import UserError
 from headway.slo import Slo, SloBook
 from headway.slo_fields import ENDLESS, check_pause, written
-from headway.slo_rules import SPANS, field_of
+from headway.slo_rules import CLASS_NAMES, SPANS, can_be_class, field_of
 from headway.units import blocks_for
 
 MAX_TOKENS = 100_000_000
@@ -48,6 +48,7 @@ class WorkloadRequest:
         prompt: Text to send in a live run. Without it a text of the right length is made up
             and the output is forced to ``num_output_tokens``.
         max_output_tokens: Bound on the output in a live run; ``num_output_tokens`` when absent.
+        tenant: Who pays; its share and target are the SLO file's. ``None`` is nobody in particular.
     """
 
     id: str
@@ -67,6 +68,7 @@ class WorkloadRequest:
     hash_tokens: int = MOONCAKE_HASH_TOKENS
     prompt: str | None = None
     max_output_tokens: int | None = None
+    tenant: str | None = None
 
 
 _NAMES = tuple(f.name for f in fields(WorkloadRequest))
@@ -76,7 +78,7 @@ SLO_FIELDS = {name.removesuffix("_s") + "_slo_s": name for name in SPANS}
 
 
 def slo_of(request: WorkloadRequest, book: SloBook) -> Slo:
-    """Return the promise of *request*: its own fields over those of its class.
+    """Return the promise of *request*: its own fields over those of its class, and who pays.
 
     Raises:
         UserError: The class is not in *book*, or the longest pause is shorter than the gap.
@@ -90,7 +92,7 @@ def slo_of(request: WorkloadRequest, book: SloBook) -> Slo:
         base = replace(base, class_name="custom")
     slo = replace(base, **given)
     check_pause(f"the longest pause of the request {request.id!r:.60}", slo.pause_s, slo.tbt_s)
-    return slo
+    return book.charged(slo, request.tenant or "")
 
 
 def request_of(row: Mapping[str, Any], where: str, index: int = 0) -> WorkloadRequest:
@@ -127,6 +129,8 @@ def request_of(row: Mapping[str, Any], where: str, index: int = 0) -> WorkloadRe
     for name in ("slo_class", "prefix_id", "prompt"):
         if name in values and not isinstance(values[name], str):
             raise UserError(f"{where}: {name} must be text, not {values[name]!r:.60}.")
+    if "tenant" in values:
+        check_tenant(where, "tenant", values["tenant"])
     values["prefix_tokens"] = count(where, "prefix_tokens", row.get("prefix_tokens") or 0)
     if values["prefix_tokens"] > values["num_prompt_tokens"]:
         raise UserError(f"{where}: prefix_tokens must not exceed num_prompt_tokens.")
@@ -137,6 +141,16 @@ def request_of(row: Mapping[str, Any], where: str, index: int = 0) -> WorkloadRe
     if values["hash_ids"] and ("prefix_id" in values or values["prefix_tokens"]):
         raise UserError(f"{where}: give either hash_ids or prefix_id with prefix_tokens, not both.")
     return fitting(where, WorkloadRequest(**values))
+
+
+def check_tenant(where: str, name: str, value: Any) -> None:
+    """Raise a sentence when *value* of the column *name* is no name of a tenant.
+
+    Raises:
+        UserError: It is none.
+    """
+    if not can_be_class(value):
+        raise UserError(f"{where}: {name} must be text of {CLASS_NAMES}, not {value!r:.60}.")
 
 
 def hashes(where: str, value: Any) -> tuple[HashId, ...]:

@@ -49,7 +49,7 @@ def columns_in(
         _check_no_times(rows, columns)
     if rows.is_json:  # A column may be absent from the first row and present in others.
         return columns
-    optional = {"hashes", "class"} - roles
+    optional = {"hashes", "class", "tenant"} - roles
     return {r: c for r, c in columns.items() if r not in optional or c in rows.columns}
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from headway.workloads.trace_times import DATE
 
-ROLES = ("arrived", "prompt", "output", "hashes", "class")
-"""What a column can be: when it came, lengths, the chain of its prompt, its SLO class."""
+ROLES = ("arrived", "prompt", "output", "hashes", "class", "tenant")
+"""What a column can be: when it came, lengths, the chain of its prompt, its SLO class, who pays."""
 
 Row = Mapping[str, Any]
 
@@ -32,6 +32,7 @@ class Format:
     output: str
     hashes: str | None = None
     slo_class: str | None = None
+    tenant: str | None = None
     marks: frozenset[str] = frozenset()
     unit: str | None = None
     hash_tokens: int | None = None
@@ -42,7 +43,7 @@ class Format:
         """Return the columns that are read, by role."""
         pairs = zip(
             ROLES,
-            (self.arrived, self.prompt, self.output, self.hashes, self.slo_class),
+            (self.arrived, self.prompt, self.output, self.hashes, self.slo_class, self.tenant),
             strict=True,
         )
         return {role: column for role, column in pairs if column is not None}
@@ -57,7 +58,7 @@ class Format:
 
 OWN = Format(
     "Headway's own format", "arrived_at_s", "num_prompt_tokens", "num_output_tokens",
-    "hash_ids", "slo_class", unit="s", is_own=True,
+    "hash_ids", "slo_class", "tenant", unit="s", is_own=True,
 )  # fmt: skip
 
 VLLM_RESULT = Format(

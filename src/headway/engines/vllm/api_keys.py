@@ -1,4 +1,4 @@
-"""Who shows an API key of the server, where vLLM itself does not ask for one."""
+"""Who shows an API key of the server, where vLLM itself does not ask for one or does not say."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import base64
 import binascii
 import hmac
 import os
-from collections.abc import MutableMapping
+from collections.abc import Iterable, MutableMapping
 from typing import Any
 
 
@@ -27,7 +27,18 @@ def is_allowed(scope: MutableMapping[str, Any]) -> bool:
             return False
     elif scheme.lower() != "bearer":
         return False
-    # Every key is compared, so that the time taken tells nothing.
+    return _is_one_of(word, keys)
+
+
+def accepts(scope: MutableMapping[str, Any], api_key: bytes | None) -> bool:
+    """Return whether the server has API keys, and *api_key*, bytes of a header, is one of them."""
+    if not api_key or "app" not in scope:
+        return False
+    return _is_one_of(api_key.decode("latin-1"), _keys(scope) or ())
+
+
+def _is_one_of(word: str, keys: Iterable[str]) -> bool:
+    """Compare every key, so that the time taken tells nothing."""
     matches = [hmac.compare_digest(word.encode(), key.encode()) for key in keys]
     return any(matches)
 

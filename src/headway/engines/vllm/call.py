@@ -11,7 +11,7 @@ from contextlib import aclosing
 from contextvars import ContextVar
 from typing import Any, Protocol
 
-from headway.slo import NO_PROMISE, STAMP
+from headway.slo import NO_PROMISE, STAMP, Slo
 
 
 class Party(Protocol):
@@ -27,9 +27,31 @@ class Party(Protocol):
         """Note one output of the engine (vLLM's ``RequestOutput``)."""
 
 
+class Bystander:
+    """A request of an endpoint that the edge does not answer for; nobody could tell its client.
+
+    Args:
+        slo: What the engine is told of it: no promise, so that there is nothing to refuse.
+    """
+
+    def __init__(self, slo: Slo) -> None:
+        self._slo = slo
+
+    def tell(self, params: Any) -> None:
+        """Put that into *params* in place of what a client may have written."""
+        params.extra_args = {**(params.extra_args or {}), STAMP: self._slo.stamp()}
+
+    def hear(self, output: Any) -> None:
+        """Take no notice."""
+
+
 current: ContextVar[Party | None] = ContextVar("headway_party", default=None)
-"""The request the running task belongs to; tasks started by vLLM for it inherit it. ``None`` on
-endpoints that the edge does not answer for."""
+"""The request the running task belongs to; tasks started by vLLM for it inherit it. ``None`` in a
+call that no request made."""
+
+
+NOBODY = Bystander(NO_PROMISE)
+"""Who makes a call that no request made."""
 
 
 def engine_client(scope: MutableMapping[str, Any]) -> Any:
@@ -56,11 +78,7 @@ def attach_to(client: Any) -> None:
     def heard(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
         params = args[1] if len(args) > 1 else kwargs.get("sampling_params")
         if params is not None:
-            party = current.get()
-            if party is not None:
-                party.tell(params)
-            else:  # Nobody could answer a refusal, so there is nothing to refuse.
-                params.extra_args = {**(params.extra_args or {}), STAMP: NO_PROMISE.stamp()}
+            (current.get() or NOBODY).tell(params)
         return _heard(generate(*args, **kwargs))
 
     heard.heard_by_headway = True  # type: ignore[attr-defined]

@@ -22,9 +22,10 @@ from typing import Any
 
 from headway.engines.vllm import account
 from headway.engines.vllm.answers import http_error
-from headway.engines.vllm.api_keys import is_allowed
+from headway.engines.vllm.api_keys import accepts, is_allowed
 from headway.engines.vllm.asgi import App, Message, Receive, Scope, Send, path_of
-from headway.engines.vllm.call import attach_to, current, engine_client, slo_file_of
+from headway.engines.vllm.call import Bystander, attach_to, current, engine_client, slo_file_of
+from headway.engines.vllm.headers import api_key_of
 from headway.engines.vllm.promise import RequestedPromise, asked_of
 from headway.engines.vllm.request_body import can_matter, parsed
 from headway.engines.wire import Invalid, Refused, parse, parse_account
@@ -86,7 +87,7 @@ class SloEdge:
             self._watch(slo_file_of(client))
         attach_to(client)
         if not _is_generation(scope):
-            await self._app(scope, receive, send)
+            await self._pass_by(scope, receive, send)
             return
         if client is None and not self._has_complained:
             self._has_complained = True
@@ -103,6 +104,15 @@ class SloEdge:
         finally:
             current.reset(token)
         await exchange.finish()
+
+    async def _pass_by(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve what the edge does not answer for; a call to the engine holds no promise."""
+        book = self._watched.latest if self._watched is not None else SloBook.empty()
+        token = current.set(Bystander(book.unjudged))
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            current.reset(token)
 
     def _watch(self, slo_file: str | None) -> None:
         self._is_ready = True
@@ -128,6 +138,7 @@ class _Exchange:
         self._send = send
         self._path = path_of(scope)
         self._is_stranger = self._path in OPEN_PATHS and not ("app" in scope and is_allowed(scope))
+        self._is_key_accepted = accepts(scope, api_key_of(self._headers))
         self._pieces: list[bytes] = []
         self._asked: RequestedPromise | None = None
         self._accounted: account.AccountedAnswer | None = None
@@ -146,9 +157,10 @@ class _Exchange:
         """Put the promise into *params*, vLLM's ``SamplingParams`` of an engine's call.
 
         What was judged counts, whatever else *params* hold; what was not judged is no promise.
-        Where nothing was asked for and no file says what others hold, nothing is written.
+        Where nothing was asked for, nobody in particular pays, and no file says what others
+        hold, nothing is written.
         """
-        asked = self._asked or RequestedPromise(NO_PROMISE)
+        asked = self._asked or RequestedPromise(self._book.unjudged)
         given = params.extra_args or {}
         others = {name: value for name, value in given.items() if not is_ours(name)}
         if (
@@ -197,7 +209,13 @@ class _Exchange:
         """Work out what is asked for, or return what is wrong with it."""
         try:
             body = self._read_body()
-            self._asked = asked_of(self._book, self._headers, body, is_stranger=self._is_stranger)
+            self._asked = asked_of(
+                self._book,
+                self._headers,
+                body,
+                is_stranger=self._is_stranger,
+                is_key_accepted=self._is_key_accepted,
+            )
             if self._asked.explain:
                 account.check(self._path)
                 self._send = self._accounted = account.AccountedAnswer(self._send)

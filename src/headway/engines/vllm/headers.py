@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from headway.errors import UserError
 from headway.slo import EXPLAIN
-from headway.slo_rules import PROMISES, number, shown
+from headway.slo_rules import CLASS_NAMES, PROMISES, can_be_class, number, shown
 
 OWN = {
     "x-slo-class": "slo_class",
@@ -86,6 +86,33 @@ def api_key_of(headers: Headers) -> bytes | None:
         elif name == b"x-api-key" and value:
             api_key = value
     return api_key
+
+
+def tenant_in(headers: Headers, name: str) -> str:
+    """Return the tenant that the header *name* says pays; empty where it is not there.
+
+    Raises:
+        UserError: It is no name of a tenant, or there twice with different values.
+    """
+    raw_name, tenant = name.encode(), ""
+    for other, raw_value in headers:
+        if other != raw_name:
+            continue
+        value = _text_of(raw_value).strip()
+        if not can_be_class(value):
+            raise UserError(f"{name} must be {CLASS_NAMES}, not {shown(value)}.")
+        if tenant and tenant != value:
+            raise UserError(f"{name} is there twice with different values; send it once.")
+        tenant = value
+    return tenant
+
+
+def _text_of(raw_value: bytes) -> str:
+    """Return a header's text: UTF-8, as an SLO file is, or else ISO 8859-1."""
+    try:
+        return raw_value.decode()
+    except UnicodeDecodeError:
+        return raw_value.decode("latin-1")
 
 
 def _per_token_ms(value: str) -> float:

@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from headway.engines.vllm.headers import Headers, api_key_of, asked_in
+from headway.engines.vllm.headers import Headers, api_key_of, asked_in, tenant_in
 from headway.engines.vllm.request_body import HOLDERS
 from headway.errors import UserError
 from headway.slo import EXPLAIN, Slo, SloBook
-from headway.slo_rules import PROMISES, is_ours, shown, truth
+from headway.slo_rules import PROMISES, grant_of, is_ours, shown, truth
 
 BODY_FIELDS = {
     "class": "slo_class",
@@ -47,7 +47,12 @@ class RequestedPromise:
 
 
 def asked_of(
-    book: SloBook, headers: Headers, body: Any, *, is_stranger: bool = False
+    book: SloBook,
+    headers: Headers,
+    body: Any,
+    *,
+    is_stranger: bool = False,
+    is_key_accepted: bool = False,
 ) -> RequestedPromise:
     """Return what a request asks for, and is promised.
 
@@ -58,6 +63,7 @@ def asked_of(
         headers: As ASGI has them.
         body: The parsed JSON; ``None`` when there is nothing in it for us.
         is_stranger: Whether the client shows no key of the server, where vLLM asks for none.
+        is_key_accepted: Whether the server has API keys, and accepts the client's.
 
     Raises:
         UserError: Something asked for is a mistake or not allowed.
@@ -70,6 +76,7 @@ def asked_of(
         model = body.get("model")
     client: dict[str, Any] = {
         "api_key": api_key_of(headers),
+        "tenant": payer_of(book, headers, is_stranger=is_stranger, is_key_accepted=is_key_accepted),
         "model": model if isinstance(model, str) else None,
         "is_stranger": is_stranger,
     }
@@ -82,6 +89,27 @@ def asked_of(
             book.promise({field: value}, labels={field: label}, is_whole=False, **client)
     explain = EXPLAIN in asked and truth(labels.get(EXPLAIN, EXPLAIN), asked.pop(EXPLAIN))
     return RequestedPromise(book.promise(asked, labels=labels, **client), explain)
+
+
+def payer_of(book: SloBook, headers: Headers, *, is_stranger: bool, is_key_accepted: bool) -> str:
+    """Return the tenant that pays: its API key's, else a header's, else nobody in particular.
+
+    A stranger's header does not count: where the server has keys, their bearers speak.
+
+    Args:
+        is_stranger: As :func:`asked_of` has it, and the next one.
+
+    Raises:
+        UserError: The header that counts is no name of a tenant.
+    """
+    api_key, tenants = api_key_of(headers), book.tenants
+    is_checked = is_key_accepted or grant_of(book.keys, api_key) is not None
+    named = tenants.tenant_of_key(api_key, is_checked=is_checked)
+    if named is not None:
+        return named
+    if tenants.header is None or (is_stranger and not tenants.is_gateway(api_key)):
+        return ""
+    return tenant_in(headers, tenants.header)
 
 
 def asked_in_body(body: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
