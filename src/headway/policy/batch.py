@@ -161,6 +161,10 @@ def _why(draft: Draft, request: Request) -> str:
         return "room left: gaps this tight cost the others more promises"
     if request.request_id in draft.set_aside:
         return "room left beside the promises"
+    if request.has_claim and request.slo.tenant in draft.given.heavy:
+        return "first token due, after those of tenants who had less"
+    if draft.given.is_fair(request):
+        return "its turn by arrival"
     return "first token due" if request.has_claim else "best effort"
 
 

@@ -92,9 +92,8 @@ class Known:
         elif isinstance(event, CannotStart):
             self._on_cannot_start(event)
         elif isinstance(event, SteppedAside):
-            for request_id in event.planned:
-                if request := self.live.requests.get(request_id):
-                    request.note(event.at_s, "not started as planned: the engine decides a step")
+            for request in filter(None, map(self.live.requests.get, event.planned)):
+                request.note(event.at_s, "not started as planned: the engine decides a step")
         else:
             self._on_finished(event)
 
@@ -118,8 +117,8 @@ class Known:
             self.claim_tokens += weight * (num_tokens - self.claim_tokens)
             self.targets.arrived(request.slo)
             self.price.learn(request, event.at_s, self.targets.worth(request))
-        if event.slo.jct_s is not None:
-            heappush(self._ends, (event.arrived_at_s + event.slo.jct_s, event.request_id))
+        if (jct_s := event.slo.jct_s) is not None:
+            heappush(self._ends, (event.arrived_at_s + jct_s, event.request_id))
 
     def _judge(self, request: Request, at_s: float) -> None:
         """Say how a newcomer stands; a planner that heeds no promises takes all for best effort."""
@@ -227,7 +226,7 @@ class Known:
     def _on_done(self, event: StepDone) -> None:
         at_s = event.at_s
         ended = self.pace.done(at_s)
-        if ended is not None:
+        if ended:
             self.latency.observe(*ended)
             self.num_learned_prompt_tokens += ended[0].num_prefill_tokens
         taken = take_step(self.live, event.num_new_tokens, at_s)
@@ -270,7 +269,8 @@ class Known:
     def lose_overdue(self, now_s: float) -> None:
         """Claims past their due time while they wait, or past their promised end, are lost."""
         for request in self.live.past_due(now_s):
-            self._lose(request, now_s, "its due time passed while it waited")
+            gave_way = ", behind tenants who had less" * (request.slo.tenant in self.tenants.heavy)
+            self._lose(request, now_s, f"its due time passed while it waited{gave_way}")
         while self._ends and self._ends[0][0] < now_s:
             ended = self.live.requests.get(heappop(self._ends)[1])
             if ended and ended.is_past_due(now_s):  # A name may come again.

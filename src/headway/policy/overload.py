@@ -57,6 +57,8 @@ def refusals(known: Known, draft: Draft, chunker: Chunker) -> tuple[Refuse, ...]
 def overflow(known: Known, draft: Draft, chunker: Chunker) -> tuple[Refuse, ...]:
     """Refuse lost requests that could not be served before they are overdue, the newest first.
 
+    Those of tenants who give way before the others'.
+
     Until then the lost get the capacity no claim wants; the overdue go first, who may take such a
     share of it as a longest wait has left then. Both at the rates the server has shown. Without
     this bound a lasting overload would leave no promise kept once the first request is overdue.
@@ -84,7 +86,10 @@ def overflow(known: Known, draft: Draft, chunker: Chunker) -> tuple[Refuse, ...]
         share = math.inf  # Nobody is refused by a rate that was not measured.
     excess_s = live.others_work_s - share * before_overdue_s * known.work_rate.per_s
     excess_s -= sum(request.work_s for request in refused.values())
-    for request in reversed(live.others):
+    newest = list(reversed(live.others)) if excess_s > 0 else []
+    if heavy := draft.given.heavy:
+        newest.sort(key=lambda r: r.slo.tenant not in heavy)
+    for request in newest:
         if excess_s <= 0:
             break
         if may_go(request) and request.request_id not in refused:

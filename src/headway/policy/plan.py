@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -81,6 +82,20 @@ class PlanPrices:
 
     per_token: float
     least_gap_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class SharedPrices(PlanPrices):
+    """The same where targets are stated, or several tenants pay.
+
+    Attributes:
+        times: What promises of a class or tenant count, times their own weight, for its target;
+            absent is 1.
+        gives_way: Tenants who have had so much that the others go first.
+    """
+
+    times: Mapping[str, float]
+    gives_way: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

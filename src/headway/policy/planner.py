@@ -17,7 +17,7 @@ from headway.policy.draft import Draft, SwapChoice
 from headway.policy.inputs import Inputs
 from headway.policy.known import Known
 from headway.policy.overload import overflow, refusals
-from headway.policy.plan import PlanPrices, Preempt, StepPlan
+from headway.policy.plan import PlanPrices, Preempt, SharedPrices, StepPlan
 from headway.policy.preempt import NOBODY, Preemptor
 from headway.policy.room import fund_running, never_fit, outgrown
 from headway.policy.view import EngineView
@@ -119,8 +119,18 @@ class Planner(ABC):
             demoted=tuple(sorted(draft.set_aside)),
             predicted_s=known.latency.predict_s(shape),
             promised_s=self.chunker.upper_s(draft, shape),
-            prices=PlanPrices(draft.per_token, known.price.least_gap_s),
+            prices=prices_of(draft),
         )
+
+
+def prices_of(draft: Draft) -> PlanPrices:
+    """Return what a plan reckoned with, for its line in the log."""
+    given = draft.given
+    times, heavy = given.targets.times, given.heavy
+    if times or heavy:
+        gap_s = given.price.least_gap_s
+        return SharedPrices(draft.per_token, gap_s, dict(times), tuple(sorted(heavy)))
+    return PlanPrices(draft.per_token, given.price.least_gap_s)
 
 
 def inputs_of(known: Known, view: EngineView, now_s: float) -> Inputs:

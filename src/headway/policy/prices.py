@@ -82,6 +82,8 @@ class GapPrices:
         self.pressure = 0.0
         self.least_gap_s = 0.0
         self._claims: deque[Claim] = deque(maxlen=RECENT_CLAIMS)
+        self._payers: deque[tuple[str, float]] = deque(maxlen=RECENT_CLAIMS)
+        """Of each claim its tenant, and the tenant's share."""
         self._decided_at_step = 0
 
     def learn(self, request: Request, at_s: float, worth: float) -> None:
@@ -90,6 +92,24 @@ class GapPrices:
         ttft_s, gap_s = slo.ttft_s or math.inf, request.promised_gap_s or math.inf
         claim = Claim(at_s, ttft_s, gap_s, worth, num_tokens, request.steps_left)
         self._claims.append(claim)
+        self._payers.append((slo.tenant, slo.share))
+
+    def _voices(self) -> list[Claim]:
+        """Return the claims that count: of no tenant more than its share of them, the newest.
+
+        Or one who asks for far more than there is would decide alone which gaps are dear.
+        """
+        shares = dict(self._payers)
+        if len(shares) < 2:
+            return list(self._claims)
+        each = len(self._claims) / sum(shares.values())
+        left = {tenant: math.ceil(share * each) for tenant, share in shares.items()}
+        voices = []
+        for claim, (tenant, _) in zip(reversed(self._claims), reversed(self._payers), strict=True):
+            if left[tenant] > 0:
+                left[tenant] -= 1
+                voices.append(claim)
+        return voices[::-1]
 
     def limit_s(self, given: Inputs, shape: StepShape) -> float:
         """Return the seconds that a step with these decodes may last: the tightest gap not dear.
@@ -111,10 +131,10 @@ class GapPrices:
 
     def _decide(self, given: Inputs, shape: StepShape) -> None:
         """Find the bound of the step with the most promises kept."""
-        at_s, ttft_s, gap_s, weight, prompt, output = np.array(self._claims).T
+        at_s, ttft_s, gap_s, weight, prompt, output = np.array(self._voices()).T
         machine = _StepCapacity(given, shape, _bounds(given, shape, gap_s))
         lengths = machine.lengths
-        rate = (len(at_s) - 1) / max(given.now_s - at_s[0], given.step_s)
+        rate = (len(at_s) - 1) / max(given.now_s - self._claims[0].at_s, given.step_s)
         # As much work may wait as what is promised for it leaves time.
         patience_s = float(np.average(np.minimum(ttft_s, given.max_wait_s), weights=prompt))
         keeps_gap = gap_s[:, None] >= lengths

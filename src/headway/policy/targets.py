@@ -11,7 +11,7 @@ the shortfalls are in inverse proportion to the operator's own weights.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from headway.policy.recent import NEWEST_WEIGHT
 from headway.request import Request
@@ -31,17 +31,22 @@ MOST_TIMES = 64.0
 
 
 class Targets:
-    """The multiplier of each class and tenant with a target; 1 for everybody without one."""
+    """What promises count for the targets of their class and tenant.
+
+    Attributes:
+        times: By class and tenant with a target, what its promises weigh times their own weight;
+            1 for everybody else.
+    """
 
     def __init__(self) -> None:
+        self.times: dict[str, float] = {}
         self._logs: dict[str, float] = {}
-        self._times: dict[str, float] = {}
         self._mean_weight = 0.0
         self._mean_times = 1.0
 
     def arrived(self, slo: Slo) -> None:
         """Take in what a newcomer weighs: a multiplier counts against the others' mean."""
-        if self._times:
+        if self.times:
             self._mean_times += NEWEST_WEIGHT * (self._times_of(slo) - self._mean_times)
 
     def ended(self, slo: Slo, *, is_kept: bool) -> None:
@@ -58,19 +63,15 @@ class Targets:
         # Beyond the bound it is the distance between them that counts.
         most = math.log(MOST_TIMES)
         beyond = max(max(self._logs.values()) - most, 0.0)
-        self._times = {g: math.exp(max(log - beyond, 0.0)) for g, log in self._logs.items()}
+        self.times = {g: math.exp(max(log - beyond, 0.0)) for g, log in self._logs.items()}
 
     def worth(self, request: Request) -> float:
         """Return what a promise counts: its own weight, times its multiplier over the mean one."""
         weight = request.slo.weight
-        return weight * self._times_of(request.slo) / self._mean_times if self._times else weight
-
-    def multipliers(self) -> Mapping[str, float]:
-        """Return the multiplier of each class and tenant that was below its target lately."""
-        return self._times
+        return weight * self._times_of(request.slo) / self._mean_times if self.times else weight
 
     def _times_of(self, slo: Slo) -> float:
-        return math.prod(self._times.get(group, 1.0) for group, _ in _groups(slo))
+        return math.prod(self.times.get(group, 1.0) for group, _ in _groups(slo))
 
 
 def _groups(slo: Slo) -> Iterator[tuple[str, float]]:
