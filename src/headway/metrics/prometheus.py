@@ -15,8 +15,9 @@ from prometheus_client.core import (
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector, CollectorRegistry
 
-from headway.metrics.catalogue import METRICS, Json, MetricSpec
+from headway.metrics.catalogue import METRICS
 from headway.metrics.causes import CAUSES
+from headway.metrics.metric_spec import Json, MetricSpec
 from headway.metrics.queries import QUERIES
 
 
