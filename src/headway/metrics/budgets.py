@@ -124,7 +124,7 @@ class ErrorBudgets:
             return
         groups.move_to_end(name)
         for window in budget.windows.values():
-            window.add(at_s, 1, not is_kept)
+            window.add(at_s, 1, int(not is_kept))
 
     def snapshot(self, now_s: float) -> dict[str, dict[str, Any]]:
         """Return kind → name → ``target``, and ``[ended, broken]`` by window, as JSON's types."""

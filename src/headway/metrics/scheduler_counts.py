@@ -101,7 +101,6 @@ class SchedulerCounts:
             swapped = request_id in event.swapped
             self.preemptions["swap" if swapped else "recompute"] += 1
             self.book.preempted(request_id, event.at_s, swapped=swapped)
-        self.tenants.stopped(event.preempted)
         tokens = event.num_scheduled_tokens
         if not tokens:
             return

@@ -13,6 +13,7 @@ import math
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush, heapreplace
 from typing import Any
 
 from headway.metrics.tally import OUTCOMES
@@ -20,9 +21,9 @@ from headway.metrics.tally import OUTCOMES
 MOST_TOLD = 50
 """Tenants told by name: as many lines as a person reads, and as a metric may have labels."""
 
-MOST_RANKED = 200
-"""Tenants that are ranked. Whoever sends more than one in 150 of the requests of those who are not
-told by name is found, however many there are."""
+MOST_RANKED = 1000
+"""Others that are ranked, in a quarter of a megabyte: of the requests of all who are not told by
+name, whoever sends one in a thousand is found, however many tenants there are."""
 
 OTHERS, NOBODY = "others", "none"
 """Who is not told by name; requests without a tenant. Tenants that are called so count there."""
@@ -80,10 +81,15 @@ class TenantTally:
 
 @dataclass(slots=True)
 class Rank:
-    """Requests of a ranked tenant: ``own`` since it is ranked, ``before`` at most before that."""
+    """Requests of a tenant: ``own`` since it is ranked, at most ``before`` before that."""
 
     before: int
     own: int = 0
+
+    @property
+    def total(self) -> int:
+        """Its requests, or more."""
+        return self.before + self.own
 
 
 class TenantCounts:
@@ -91,7 +97,10 @@ class TenantCounts:
 
     def __init__(self) -> None:
         self.by_name: dict[str, TenantTally] = {}
-        self._ranks: dict[str, Rank] = {}
+        self._told: dict[str, int] = {}  # Requests of those told by name, since they are ranked.
+        self._least_told = 0
+        self._ranks: dict[str, Rank] = {}  # Of those who are not.
+        self._heap: list[tuple[int, str]] = []
         self._prompts: dict[str, TenantTally] = {}
         self._steps: deque[tuple[float, int, int, Sequence[tuple[TenantTally, int]]]] = deque()
         self._last_done_s = -math.inf
@@ -104,35 +113,54 @@ class TenantCounts:
             return None
         if tenant in ("", NOBODY, OTHERS):
             return self._reserved(tenant or NOBODY)
-        rank = self._rank(tenant)
-        rank.own += 1
-        tally = self.by_name.get(tenant)
-        if tally is not None:
-            return tally
-        named = [name for name in self.by_name if name not in (OTHERS, NOBODY)]
-        if len(named) >= MOST_TOLD:
-            least = min(named, key=lambda name: self._ranks[name].own)
-            if rank.own <= self._ranks[least].own:
+        if tenant in self._told:
+            self._told[tenant] += 1
+            return self.by_name[tenant]
+        own = self._rank(tenant)
+        if len(self._told) >= MOST_TOLD:
+            if own > self._least_told:  # It only grows, so this is at most what it is now.
+                self._least_told = min(self._told.values())
+            if own <= self._least_told:
                 return self._reserved(OTHERS)
-            self._drop(least)
-        return self.by_name.setdefault(tenant, TenantTally())
+            self._drop(min(self._told, key=self._told.__getitem__))
+        del self._ranks[tenant]
+        self._told[tenant] = own
+        return self._reserved(tenant)
 
     def _reserved(self, name: str) -> TenantTally:
         return self.by_name.setdefault(name, TenantTally())
 
-    def _rank(self, tenant: str) -> Rank:
-        """Return the counter of a tenant; of those not told, the least gives up its own."""
+    def _rank(self, tenant: str, num: int = 1) -> int:
+        """Count *num* requests of somebody not told; return how many since it is ranked."""
         ranks = self._ranks
         rank = ranks.get(tenant)
         if rank is None:
-            before = 0
-            if len(ranks) >= MOST_RANKED:
-                free = (name for name in ranks if name not in self.by_name)
-                least = min(free, key=lambda name: ranks[name].before + ranks[name].own)
-                gone = ranks.pop(least)
-                before = gone.before + gone.own
+            before = self._make_room() if len(ranks) >= MOST_RANKED else 0
             rank = ranks[tenant] = Rank(before)
-        return rank
+            heappush(self._heap, (before, tenant))
+        rank.own += num
+        return rank.own
+
+    def _make_room(self) -> int:
+        """Let the one with the fewest requests go; return how many these were at most.
+
+        Totals in the heap are as of when they were put there, and some names have been told since.
+        """
+        heap, ranks = self._heap, self._ranks
+        if len(heap) > 2 * MOST_RANKED:
+            heap[:] = [(rank.total, name) for name, rank in ranks.items()]
+            heapify(heap)
+        while True:
+            total, name = heap[0]
+            rank = ranks.get(name)
+            if rank is None:
+                heappop(heap)
+            elif rank.total > total:
+                heapreplace(heap, (rank.total, name))
+            else:
+                heappop(heap)
+                del ranks[name]
+                return total
 
     def _drop(self, name: str) -> None:
         """Tell a tenant by name no more; what it has running is the others' from now on.
@@ -143,6 +171,7 @@ class TenantCounts:
         gone, others = self.by_name.pop(name), self._reserved(OTHERS)
         others.num_in_step += gone.num_in_step
         gone.heir = others
+        self._rank(name, self._told.pop(name))
 
     # -- steps ----------------------------------------------------------------------------------
 
@@ -152,7 +181,7 @@ class TenantCounts:
             self._prompts[request_id] = tally
 
     def stopped(self, request_ids: Collection[str]) -> None:
-        """Requests got their first token, lost their place or ended: no prompt of theirs runs."""
+        """Requests got a token or ended: no prompt of theirs is computed."""
         for request_id in [i for i in self._prompts if i in request_ids]:
             del self._prompts[request_id]
 
