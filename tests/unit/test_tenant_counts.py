@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import tracemalloc
+from collections import Counter
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from told import counts, serve_one
 
 from headway.engines.vllm.channel import MAX_MESSAGE_BYTES
+from headway.metrics import tenant_counts
 from headway.metrics.aims_rows import tenant_rows
 from headway.metrics.board import Board
 from headway.metrics.prometheus import exposition
@@ -213,3 +217,27 @@ def test_a_message_keeps_what_it_said() -> None:
     before = observed.snapshot(LiveRequests(), 1.0)
     serve_one(observed, "b", of("acme"), 0.5, 10.0)
     assert before["counts"]["tenants"]["acme"]["outcomes"]["finished"] == 1
+
+
+@given(st.lists(st.integers(0, 12), max_size=80), st.integers(1, 3), st.integers(1, 4))
+def test_any_order_of_requests_keeps_the_books(
+    drawn: list[int], most_told: int, most_ranked: int
+) -> None:
+    """With room for very few: nobody is told, or ranked, who asked less often than it is said; the
+    bounds hold, and each request is counted by whoever it was said to be counted by."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tenant_counts, "MOST_TOLD", most_told)
+        patch.setattr(tenant_counts, "MOST_RANKED", most_ranked)
+        tenants, asked = TenantCounts(), Counter[str]()
+        for number in drawn:
+            name = f"t{number}"
+            asked[name] += 1
+            tally = tenants.arrived(name)
+            assert tally is tenants.by_name[name if name in tenants._told else "others"]
+            assert tenants.by_name.keys() - {"others"} == tenants._told.keys()
+            assert len(tenants._told) <= most_told
+            assert len(tenants._ranks) <= most_ranked
+            assert len(tenants._heap) <= 2 * most_ranked + 1
+            assert not tenants._told.keys() & tenants._ranks.keys()
+            assert all(own <= asked[told] for told, own in tenants._told.items())
+            assert all(rank.own <= asked[ranked] for ranked, rank in tenants._ranks.items())

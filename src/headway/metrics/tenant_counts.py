@@ -122,8 +122,9 @@ class TenantCounts:
                 self._least_told = min(self._told.values())
             if own <= self._least_told:
                 return self._reserved(OTHERS)
-            self._drop(min(self._told, key=self._told.__getitem__))
         del self._ranks[tenant]
+        if len(self._told) >= MOST_TOLD:
+            self._drop(min(self._told, key=self._told.__getitem__))
         self._told[tenant] = own
         return self._reserved(tenant)
 
