@@ -28,8 +28,8 @@ class Settings:
             nothing, whatever memory that takes: for debugging.
         record_gib: Most GiB of files that folder holds; the oldest are removed.
         budgets: File in which the error budgets of classes and tenants with a target outlive the
-            server, one for each server; without it they begin anew with it. They are counted where
-            something is shown (``--page``).
+            server, one for each server; without it they begin anew at every start. They are
+            counted where something is shown (``--page``).
     """
 
     policy: str = registry.DEFAULT

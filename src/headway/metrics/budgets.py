@@ -33,7 +33,7 @@ BUDGET_WINDOW = "28d"
 
 MOST_GROUPS = 50
 """Groups of a kind that are counted, those of which a promise ended last: an operator writes
-fewer targets than that, and a client may make up names. Each takes a tenth of a megabyte."""
+fewer targets than that, and a client may make up names. Each takes a quarter of a megabyte."""
 
 KINDS = ("class", "tenant")
 
