@@ -27,6 +27,9 @@ class Settings:
             ``replay``. A name that ends in ``.jsonl`` is one file without a bound that loses
             nothing, whatever memory that takes: for debugging.
         record_gib: Most GiB of files that folder holds; the oldest are removed.
+        budgets: File in which the error budgets of classes and tenants with a target outlive the
+            server, one for each server; without it they begin anew at every start. They are
+            counted where something is shown (``--page``).
     """
 
     policy: str = registry.DEFAULT
@@ -35,6 +38,7 @@ class Settings:
     slo_file: str | None = None
     record: str | None = None
     record_gib: float = 1.0
+    budgets: str | None = None
 
     @classmethod
     def parse(cls, given: Mapping[str, Any] | None) -> Settings:
@@ -53,10 +57,10 @@ class Settings:
         settings = cls(**given)
         if not isinstance(settings.options, Mapping):
             raise UserError('"options" must be an object of the policy\'s own options.')
-        if settings.record is not None and (
-            not isinstance(settings.record, str) or not settings.record
-        ):
-            raise UserError(f'"record" must name a folder, not {settings.record!r:.60}.')
+        for name, what in (("record", "folder"), ("budgets", "file")):
+            value = getattr(settings, name)
+            if value is not None and (not isinstance(value, str) or not value):
+                raise UserError(f'"{name}" must name a {what}, not {value!r:.60}.')
         settings._check_record_gib()
         settings.build()
         return settings

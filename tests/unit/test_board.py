@@ -13,6 +13,7 @@ from told import CHAT, counts, late_board, serve_one
 from headway.metrics.board import BROKEN_KEPT, Board
 from headway.metrics.scheduler_counts import SchedulerCounts
 from headway.metrics.tally import combine
+from headway.slo import Slo
 
 
 def test_the_window_forgets_and_the_total_does_not() -> None:
@@ -205,3 +206,21 @@ def test_what_it_does_not_understand_changes_nothing(message: dict[str, Any]) ->
     board = Board()
     assert not board.take(message)
     assert board.state(0.0)["ready"] is False
+
+
+def test_a_class_with_a_target_has_a_budget_and_others_have_none() -> None:
+    """Over all schedulers, and as old as their last word is; nothing of it in a point of time."""
+    board = Board()
+    for engine, ttft_s in (("0", 0.5), ("1", 1.5)):
+        observed = SchedulerCounts()
+        serve_one(observed, "a", Slo(ttft_s=1.0, class_name="code", target=0.5), ttft_s)
+        serve_one(observed, "b", CHAT, 0.5, 10.0)
+        board.take(counts(observed, 50.0, engine))
+    chat, code = board.state(51.0)["classes"]
+    assert chat["budget"] is None
+    assert code["budget"]["target"] == 0.5
+    assert code["budget"]["burn_rate"] == {"5m": 1.0, "1h": 1.0, "6h": 1.0}
+    (_, code) = board.state(50.0 + 3600.0)["classes"]
+    assert code["budget"]["burn_rate"] == {"5m": 0.0, "1h": 0.0, "6h": 1.0}
+    assert board.told(60.0)["0"]["age_s"] == 10.0
+    assert not {"budgets", "multipliers", "tenants"} & board.state(51.0)["points"][0].keys()

@@ -147,7 +147,7 @@ async def test_the_page_works_behind_any_prefix(server: Server, start: str) -> N
             if other not in seen:
                 seen.add(other)
                 found.append(other)
-    names = {"live.css", "live.js", "draw.js", "words.js", "state", "broken"}
+    names = {"live.css", "live.js", "cards.js", "draw.js", "words.js", "state", "broken"}
     assert seen == {start, *(f"{root}/headway/{name}" for name in names)}
 
 

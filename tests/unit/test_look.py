@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from rich.console import Console
-from told import a_board, late_board, late_row
+from told import a_board, counts, late_board, late_row, serve_one
 
 from headway.cli import explain as explain_command
 from headway.cli import running_server
@@ -136,6 +136,32 @@ def test_top_shows_who_is_late_now_first() -> None:
     assert " ".join(rows[3]) == "late-16 chat first token 16.00 s waits for its turn"
     assert first.index("late-16") < first.index("KV cache")
     assert "Late now: nobody" in second
+
+
+def shown(board: Board, at_s: float) -> str:
+    """What ``headway top`` writes."""
+    console = Console(width=140, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(top_command.screen(board.state(at_s)))
+    text = console.export_text()
+    console.file.close()
+    return text
+
+
+def test_top_shows_targets_budgets_and_tenants_where_there_are_any() -> None:
+    """Of a class with a target what is left and how fast it goes; of tenants the first eight."""
+    observed, board = SchedulerCounts(), Board()
+    for i in range(10):
+        slo = Slo(ttft_s=1.0, class_name="code", target=0.95, tenant=f"t{i}")
+        serve_one(observed, f"r{i}", slo, 1.5 if i == 0 else 0.5, 10.0 * i)
+    board.take(counts(observed, 100.0))
+    text = shown(board, 100.0)
+    (row,) = [line.split() for line in text.splitlines() if line.strip().startswith("code")]
+    assert row[1] == "90.0%"
+    assert row[-3:] == ["95%", "-100%", "2.0"]
+    assert "Tenants, the first 8 of 10" in text
+    assert len([line for line in text.splitlines() if line.strip().startswith("t")]) == 9
+    plain = shown(a_board(), 2.0)
+    assert not any(word in plain for word in ("target", "budget", "enant"))
 
 
 @pytest.mark.parametrize(

@@ -245,7 +245,8 @@ def test_every_query_asks_for_a_metric_there_is() -> None:
 
 
 def test_promtool_accepts_rules_and_metrics(told: tuple[Watch, Kept]) -> None:
-    """Prometheus' own checker reads the rules and has nothing to say about the names."""
+    """Prometheus' own checker reads the rules, sees them fire when they should, and has nothing to
+    say about the names."""
     promtool = shutil.which("promtool")
     if promtool is None:
         pytest.skip("promtool is not installed (Debian package prometheus)")
@@ -254,6 +255,11 @@ def test_promtool_accepts_rules_and_metrics(told: tuple[Watch, Kept]) -> None:
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert rules.returncode == 0, rules.stderr
+    fired = subprocess.run(
+        [promtool, "test", "rules", str(Path(__file__).with_name("alerts.test.yml"))],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert fired.returncode == 0, fired.stdout + fired.stderr
     metrics = subprocess.run(
         [promtool, "check", "metrics"], input=exposition({"0": told[1].messages[-1]}),
         capture_output=True, check=False,

@@ -36,6 +36,12 @@ import click
     help="Keep what the scheduler hears and decides in rotating files, without any text.",
 )
 @click.option(
+    "--budgets",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Keep error budgets through restarts in this file.",
+)
+@click.option(
     "--shadow",
     metavar="NAME",
     help="Compare with this policy on live traffic, by simulation; on /metrics.",
@@ -49,6 +55,7 @@ def serve(
     slo_file: Path | None,
     swap_gib: float | None,
     record: Path | None,
+    budgets: Path | None,
     shadow: str | None,
     page: bool,
     vllm_args: tuple[str, ...],
@@ -63,6 +70,6 @@ def serve(
     if model.startswith("-"):
         raise click.UsageError("Name the model first: headway serve MODEL [options].")
     options = server.ServeOptions(
-        model, policy, overload, slo_file, vllm_args, swap_gib, page, record, shadow
+        model, policy, overload, slo_file, vllm_args, swap_gib, page, record, shadow, budgets
     )
     server.serve(options)

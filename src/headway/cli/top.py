@@ -21,6 +21,10 @@ Json = Mapping[str, Any]
 
 BAR_CELLS = 40
 ROWS_OF_BROKEN = 8
+ROWS_OF_TENANTS = 8
+
+BUDGET_COLUMNS = ("target", "budget left", "burn 1 h")
+"""Shown where anybody has a target: of the budget what is left of 28 days, and how fast it goes."""
 
 
 @click.command()
@@ -64,7 +68,10 @@ def screen(state: Json) -> Group:
         f" a plan takes {_span(model['plan_s']['p50'])} (p99 {_span(model['plan_s']['p99'])});"
         f" heard of {state['age_s']:.0f} s ago"
     )
-    return Group(Text(head), _late(state), _kv(now["kv"]), _classes(state), _broken(state))
+    parts = [Text(head), _late(state), _kv(now["kv"]), _classes(state)]
+    if state.get("tenants"):
+        parts.append(_tenants(state))
+    return Group(*parts, _broken(state))
 
 
 def _span(value_s: float | None) -> str:
@@ -111,6 +118,7 @@ def _kv(kv: Json) -> Text:
 
 def _classes(state: Json) -> Table:
     minutes = state["window_s"] / 60
+    has_targets = any(row.get("budget") for row in state["classes"])
     table = Table(title=f"Last {minutes:g} minutes", title_justify="left", box=None)
     for name in (
         "class",
@@ -123,19 +131,63 @@ def _classes(state: Json) -> Table:
         "p99",
         "pause",
         "refused",
+        *(BUDGET_COLUMNS if has_targets else ()),
     ):
         table.add_column(name, justify="left" if name == "class" else "right")
     for row in state["classes"]:
-        share = row["attainment"]
-        style = "" if share is None else "green" if share >= 0.99 else "red" if share < 0.9 else ""
         table.add_row(
             Text(str(row["name"])),
-            Text("–" if share is None else f"{share:.1%}", style=style),
+            _kept(row["attained"], row["promised"], row.get("budget")),
             f"{row['attained']}/{row['promised']}" if row["promised"] else f"{row['ended']} ended",
             str(row["live"]),
             *(format_s(row[key][q]) for key in ("ttft_s", "gap_s") for q in ("p50", "p99")),
             format_s(row["pause_s"]["p99"]),
             str(row["outcomes"]["refused"]),
+            *(_budget(row.get("budget")) if has_targets else ()),
+        )
+    return table
+
+
+def _kept(attained: int, promised: int, budget: Json | None) -> Text:
+    """Return the share kept: green or red by its target, without one by 99 % and 90 %."""
+    if not promised:
+        return Text("–")
+    share = attained / promised
+    good, bad = (0.99, 0.9) if budget is None else (budget["target"], budget["target"])
+    return Text(f"{share:.1%}", style="green" if share >= good else "red" if share < bad else "")
+
+
+def _budget(budget: Json | None) -> tuple[str | Text, ...]:
+    """Return a group's cells of :data:`BUDGET_COLUMNS`."""
+    if budget is None:
+        return ("–",) * len(BUDGET_COLUMNS)
+    left, rate = budget["budget_left"], budget["burn_rate"]["1h"]
+    return (
+        f"{100 * budget['target']:.5g}%",
+        Text(f"{left:.0%}", style="red" if left < 0 else ""),
+        Text(f"{rate:.1f}", style="red" if rate > 1 else ""),
+    )
+
+
+def _tenants(state: Json) -> Table:
+    """Return who asked for the most lately."""
+    rows = state["tenants"]
+    has_targets = any(row["budget"] for row in rows)
+    which = f", the first {ROWS_OF_TENANTS} of {len(rows)}" if len(rows) > ROWS_OF_TENANTS else ""
+    table = Table(title=f"Tenants{which}", title_justify="left", box=None)
+    names = ("tenant", "kept", "", "refused", "tokens", "engine time")
+    for name in (*names, *(BUDGET_COLUMNS if has_targets else ())):
+        table.add_column(name, justify="left" if name == "tenant" else "right")
+    for row in rows[:ROWS_OF_TENANTS]:
+        share = row["engine_share"]
+        table.add_row(
+            Text(str(row["name"])),
+            _kept(row["attained"], row["promised"], row["budget"]),
+            f"{row['attained']}/{row['promised']}" if row["promised"] else f"{row['ended']} ended",
+            str(row["refused"]),
+            f"{row['tokens']:,}",
+            "–" if share is None else f"{share:.0%}",
+            *(_budget(row["budget"]) if has_targets else ()),
         )
     return table
 

@@ -14,12 +14,16 @@ from headway.request import Request
 
 
 class Counted(Reader):
-    """Counts what a core hears and decides."""
+    """Counts what a core hears and decides.
 
-    def __init__(self, core: Scheduler) -> None:
+    Args:
+        unix_at_zero_s: See :class:`~headway.metrics.scheduler_counts.SchedulerCounts`.
+    """
+
+    def __init__(self, core: Scheduler, unix_at_zero_s: float = 0.0) -> None:
         self._core = core
         self._requests: dict[str, Request] = {}
-        self.observed = SchedulerCounts(core.name, core.known.overload)
+        self.observed = SchedulerCounts(core.name, core.known.overload, unix_at_zero_s)
 
     def read(self, entries: Sequence[Entry]) -> None:
         """Count what happened."""

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from headway.errors import UserError
 from headway.latency.model import StepShape
-from headway.metrics.scheduler_counts import wanted_tokens
+from headway.metrics.kv_split import wanted_tokens
 from headway.policy.live_requests import LiveRequests
 from headway.policy.plan import StepPlan
 from headway.units import GIB
@@ -132,7 +132,7 @@ class StepRow(NamedTuple):
     """One executed step. ``predicted_s`` and ``promised_s`` are 0 where nobody predicted.
 
     ``reserved_tokens`` is what running requests are predicted to need beyond what they hold
-    (:func:`~headway.metrics.scheduler_counts.wanted_tokens`); ``held_tokens`` counts whole blocks.
+    (:func:`~headway.metrics.kv_split.wanted_tokens`); ``held_tokens`` counts whole blocks.
     """
 
     begins_s: float

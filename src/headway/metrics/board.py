@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
+from headway.metrics.aims_rows import budget_of, tenant_rows
 from headway.metrics.causes import CAUSES
 from headway.metrics.tally import (
     GAP_BOUNDS_S,
@@ -45,6 +46,10 @@ may still grow."""
 
 PAST_EVERY_S = 5.0
 """Seconds between two whole counts that are kept to compare with."""
+
+OF_ONE = ("late", "multipliers")
+"""Of the present, what is not the sum of what several schedulers say: :meth:`Board.late` has who is
+late."""
 
 SHADOW_KEPT_S = 1800.0
 """Seconds after which a shadow that was not heard of again has no figure any more."""
@@ -125,7 +130,11 @@ class Board:
             if shadow["unix_s"] >= now_unix_s - SHADOW_KEPT_S
         }
         return {
-            engine: message | {"shadow": lately.get(engine, {})}
+            engine: message
+            | {
+                "shadow": lately.get(engine, {}),
+                "age_s": max(now_unix_s - message["unix_s"], 0.0),
+            }
             for engine, message in self.latest.items()
         }
 
@@ -137,10 +146,10 @@ class Board:
         return total
 
     def now(self) -> Json:
-        """Return the present of all schedulers together; :meth:`late` says who is late."""
+        """Return the present of all schedulers together, but :data:`OF_ONE`."""
         total: Json = {}
         for message in self.latest.values():
-            total = combine(total, {k: v for k, v in message["now"].items() if k != "late"})
+            total = combine(total, {k: v for k, v in message["now"].items() if k not in OF_ONE})
         spans_s = [m["now"]["longest_step_s"] for m in self.latest.values()]
         return {**total, "longest_step_s": max(spans_s)} if spans_s else {}
 
@@ -175,7 +184,12 @@ class Board:
             "window_s": WINDOW_S,
             "now": self.now(),
             "late": self.late()[:LATE_SHOWN],
-            "classes": [_class_row(n, window["classes"][n], counts["classes"][n]) for n in names],
+            "classes": [
+                _class_row(n, window["classes"][n], counts["classes"][n])
+                | {"budget": budget_of(self.latest, "class", n, now_unix_s)}
+                for n in names
+            ],
+            "tenants": tenant_rows(self.latest, window, now_unix_s),
             "model": _model_row(window) | {"coverage_target": newest.get("length_coverage_target")},
             "preemptions": window["preemptions"],
             "dropped": sum(counts.get("dropped", {}).values()),

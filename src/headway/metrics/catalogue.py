@@ -6,11 +6,12 @@ Names and units follow https://prometheus.io/docs/practices/naming/. This table 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any
 
 from headway.metrics import deciles
+from headway.metrics.aims_catalogue import AIMS
+from headway.metrics.metric_spec import Json, MetricSpec, Samples
 from headway.metrics.tally import (
     GAP_BOUNDS_S,
     PAUSE_BOUNDS_S,
@@ -19,30 +20,6 @@ from headway.metrics.tally import (
     STEP_BOUNDS_S,
     TTFT_BOUNDS_S,
 )
-
-Json = Mapping[str, Any]
-Kind = Literal["counter", "gauge", "histogram"]
-Samples = Iterator[tuple[tuple[str, ...], Any]]
-"""Values of the labels (without ``engine``), and a number or a histogram's snapshot."""
-
-
-@dataclass(frozen=True, slots=True)
-class MetricSpec:
-    """One metric: what ``/metrics`` says of it, and how to read it from a message.
-
-    Attributes:
-        name: As in a query; a counter's ends in ``_total``.
-        labels: Names of the labels besides ``engine``.
-        read: Yields its samples from a message of :meth:`SchedulerCounts.snapshot`.
-        bounds: Upper bounds of a histogram's buckets.
-    """
-
-    name: str
-    kind: Kind
-    help: str
-    labels: tuple[str, ...]
-    read: Callable[[Json], Samples]
-    bounds: Sequence[float] = ()
 
 
 def _classes(value: Callable[[Json], Any]) -> Callable[[Json], Samples]:
@@ -103,7 +80,7 @@ def _coverage_target(message: Json) -> Samples:
         yield (), target
 
 
-METRICS: tuple[MetricSpec, ...] = (
+_METRICS: tuple[MetricSpec, ...] = (
     MetricSpec(
         "headway_requests_offered_total", "counter",
         "Requests that reached the scheduler.", ("slo_class",), _classes(lambda c: c["offered"]),
@@ -289,3 +266,5 @@ METRICS: tuple[MetricSpec, ...] = (
         (), _shadow("cpu_s"),
     ),
 )  # fmt: skip
+
+METRICS: tuple[MetricSpec, ...] = (*_METRICS, *AIMS)

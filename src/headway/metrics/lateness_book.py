@@ -250,6 +250,8 @@ class LatenessBook:
             tbt_s = math.inf if slo.tbt_s is None else slo.tbt_s
             group = self._groups[key] = InStep(key, live.tally, tbt_s, slo.longest_pause_s)
         group.count += 1
+        if live.payer is not None:
+            live.payer.counted.num_in_step += 1
         live.group = group
         live.mark = Mark(
             at_s,
@@ -279,6 +281,8 @@ class LatenessBook:
         add(live.pause_late_s, since(group.pause_late_s, mark.pause_late_s))
         live.last_token_at_s = live.since_s = self._last_done_s
         live.run_at_lag_s = self._run_s
+        if live.payer is not None:
+            live.payer.counted.num_in_step -= 1
         group.count -= 1
         if not group.count:
             del self._groups[group.key]

@@ -15,8 +15,9 @@ from prometheus_client.core import (
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector, CollectorRegistry
 
-from headway.metrics.catalogue import METRICS, Json, MetricSpec
+from headway.metrics.catalogue import METRICS
 from headway.metrics.causes import CAUSES
+from headway.metrics.metric_spec import Json, MetricSpec
 from headway.metrics.queries import QUERIES
 
 
@@ -76,8 +77,9 @@ def reference() -> str:
         "",
         "Every metric has the label `engine`: `0`, or the data parallel rank. `slo_class` is the",
         "class of the promise: one of the SLO file's, `custom` for a request that brought its own",
-        "numbers, `none` without a promise. Seconds and tokens everywhere. Counters start at 0",
-        "with the server.",
+        "numbers, `none` without a promise. `tenant` is who pays, as the SLO file names them: of",
+        "an API key nothing but that name. Seconds and tokens everywhere. Counters start at 0 with",
+        "the server.",
         "",
         "| metric | kind | labels | meaning |",
         "|---|---|---|---|",

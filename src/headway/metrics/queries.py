@@ -27,6 +27,13 @@ QUERIES: Mapping[str, str] = {
         "(sum(rate(headway_chance_kept_total[15m])) - sum(rate(headway_chance_told_total[15m])))"
         " / sum(rate(headway_chance_requests_total[15m]))"
     ),
+    "How fast a class spends its error budget, last hour": (
+        'max by (slo_class) (headway_error_budget_burn_rate{window="1h"})'
+    ),
+    "Share of the engine's time, by tenant": (
+        "sum by (tenant) (rate(headway_tenant_engine_seconds_total[5m]))"
+        " / on () group_left sum(rate(headway_tenant_engine_seconds_total[5m]))"
+    ),
     "Share of steps beyond their bound": (
         "sum(rate(headway_steps_beyond_bound_total[5m]))"
         " / sum(rate(headway_steps_bounded_total[5m]))"

@@ -10,6 +10,7 @@ from enum import Enum
 from headway.metrics.causes import CAUSES, Split, add, charge
 from headway.metrics.in_step import InStep, Mark
 from headway.metrics.tally import ClassTally
+from headway.metrics.tenant_counts import TenantTally
 from headway.request import GAPS_KEPT_PERCENT
 from headway.slo import Slo
 
@@ -33,6 +34,7 @@ class LiveLateness:
     kept; ``pause_late_s`` what pauses cost, which counts when only they broke the promise.
     ``longest_gap_s`` leaves out what it shares with others while in step. ``lost_to`` is the cause
     a pause is charged to while the request is preempted: ``swap`` when its KV was kept on the host.
+    ``payer`` counts what its tenant gets; ``None`` where no tenant is known of.
     """
 
     request_id: str
@@ -61,6 +63,7 @@ class LiveLateness:
     first_spent_s: Split = field(default_factory=dict)
     group: InStep | None = None
     mark: Mark | None = None
+    payer: TenantTally | None = None
 
 
 @dataclass(frozen=True, slots=True)

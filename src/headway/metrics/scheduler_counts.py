@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from headway.metrics.budgets import ErrorBudgets
 from headway.metrics.chance import Chances, is_kept
 from headway.metrics.define import is_bounded
+from headway.metrics.kv_split import kv_split
 from headway.metrics.lateness_book import LatenessBook
 from headway.metrics.overdue import overdue
 from headway.metrics.request_lateness import Lateness, LiveLateness
@@ -24,6 +27,7 @@ from headway.metrics.tally import (
     Tallies,
     promise_of,
 )
+from headway.metrics.tenant_counts import TenantCounts
 from headway.policy.events import Arrived, Finished, StepDone, StepScheduled
 from headway.policy.live_requests import LiveRequests
 from headway.policy.plan import StepPlan
@@ -36,9 +40,14 @@ NATURAL_ENDS = ("stopped", "length")
 
 
 class SchedulerCounts:
-    """Counts of one scheduler since its start. Instants are its driver's clock, in seconds."""
+    """Counts of one scheduler since its start. Instants are its driver's clock, in seconds.
 
-    def __init__(self, policy: str = "", overload: str = "") -> None:
+    Args:
+        unix_at_zero_s: What the wall clock says when that clock says 0, for error budgets that
+            outlive the process.
+    """
+
+    def __init__(self, policy: str = "", overload: str = "", unix_at_zero_s: float = 0.0) -> None:
         self.tallies = Tallies()
         self.book = LatenessBook(self.tallies)
         self.policy, self.overload = policy, overload
@@ -52,6 +61,9 @@ class SchedulerCounts:
         self.tokens = {"computed": 0, "output": 0}
         self.lengths = {"covered": 0, "exceeded": 0}
         self.chances = Chances(self.book.live)
+        self.unix_at_zero_s = unix_at_zero_s
+        self.budgets = ErrorBudgets()
+        self.tenants = TenantCounts()
         self.longest_step_s = 0.0
         self._plan = StepPlan(0)
         self._view: EngineView | None = None
@@ -76,7 +88,12 @@ class SchedulerCounts:
         )
         live.predicted_output_tokens = predicted_output_tokens
         live.tally.offered += 1
-        live.tally.saw(event.slo)
+        slo = event.slo
+        live.tally.saw(slo)
+        live.payer = self.tenants.arrived(slo.tenant)
+        self.budgets.aim("class", slo.class_name, slo.target)
+        if slo.tenant:
+            self.budgets.aim("tenant", slo.tenant, slo.tenant_target)
 
     def scheduled(self, event: StepScheduled) -> None:
         """A step was begun, or requests lost their place."""
@@ -94,6 +111,10 @@ class SchedulerCounts:
         self._in_flight.append((kind, plan, bound_s, self._view))
         self.book.scheduled(event.at_s, admitted, bound_s)
         self.chances.started(admitted, event.at_s)
+        for request_id in admitted:
+            started = self.book.live.get(request_id)
+            self.tenants.started(request_id, started.payer if started is not None else None)
+        self.tenants.scheduled(event.at_s, tokens, num_tokens)
         self.tokens["computed"] += num_tokens
 
     def done(self, event: StepDone) -> None:
@@ -103,6 +124,7 @@ class SchedulerCounts:
         kind, plan, bound_s, view = self._in_flight.popleft()
         free_tokens = view.layout.tokens(view.num_free_blocks) if view is not None else 0
         emitted = event.num_new_tokens
+        self.tenants.done(event.at_s, emitted)
         self.book.done(event.at_s, emitted, free_tokens)
         took_s = self.book.last_step_s
         self.steps[kind].add(took_s)
@@ -145,6 +167,7 @@ class SchedulerCounts:
         if ended_well:
             covered = num_output_tokens <= live.predicted_output_tokens
             self.lengths["covered" if covered else "exceeded"] += 1
+        self._account(live, outcome, num_output_tokens, event.at_s, lateness.attained)
         if not live.slo.is_promise:
             return None
         tally.promised += 1
@@ -160,13 +183,36 @@ class SchedulerCounts:
                 tally.late_s[cause] += seconds
         return _told(live, lateness, request, outcome, event.at_s)
 
+    def _account(
+        self, live: LiveLateness, outcome: str, num_output_tokens: int, at_s: float, is_kept: bool
+    ) -> None:
+        """Count the end of a request for who pays and for who has a target."""
+        slo, request_id = live.slo, live.request_id
+        self.tenants.stopped((request_id,))
+        if live.payer is not None:
+            started = live.first_start_at_s is not None
+            live.payer.ended(
+                outcome,
+                live.num_prompt_tokens if started else 0,
+                num_output_tokens,
+                is_kept if slo.is_promise else None,
+            )
+        if slo.is_promise:
+            for kind, name in (("class", slo.class_name), ("tenant", slo.tenant)):
+                self.budgets.ended(kind, name, at_s + self.unix_at_zero_s, is_kept=is_kept)
+
     # -- what is told -----------------------------------------------------------------------
 
-    def snapshot(self, live: LiveRequests, at_s: float) -> dict[str, Any]:
+    def snapshot(
+        self, live: LiveRequests, at_s: float, multipliers: Mapping[str, float] | None = None
+    ) -> dict[str, Any]:
         """Return all counts and the present state as JSON's types; costs a scan of the live.
 
         Counts grow for ever; ``now`` is the present, and ``now.longest_step_s`` the longest
         step since the last snapshot.
+
+        Args:
+            multipliers: What each group with a target weighs beside the others, by its name.
         """
         longest_s, self.longest_step_s = self.longest_step_s, 0.0
         num_late, late = overdue(self.book.live.values(), at_s)
@@ -188,7 +234,9 @@ class SchedulerCounts:
                 "tokens": dict(self.tokens),
                 "lengths": dict(self.lengths),
                 "chances": self.chances.calibration.snapshot(),
+                "tenants": self.tenants.snapshot(),
             },
+            "budgets": self.budgets.snapshot(at_s + self.unix_at_zero_s),
             "now": {
                 "running": live.num_running,
                 "waiting": live.num_waiting + len(live.hindered),
@@ -196,6 +244,7 @@ class SchedulerCounts:
                 "kv": kv_split(live, self._view),
                 "num_late": num_late,
                 "late": late,
+                "multipliers": dict(multipliers or {}),
             },
         }
 
@@ -210,30 +259,6 @@ def _outcome(reason: str) -> str:
 def bound_of(plan: StepPlan) -> float:
     """Return the seconds a step may take by its plan, ``inf`` without a bound."""
     return plan.promised_s if is_bounded(plan.predicted_s, plan.promised_s) else math.inf
-
-
-def wanted_tokens(live: LiveRequests) -> int:
-    """Return the tokens that running requests are predicted to emit yet: KV they will need."""
-    return sum(
-        r.predicted_output_tokens - r.num_output_tokens
-        for r in live.running()
-        if r.predicted_output_tokens > r.num_output_tokens
-    )
-
-
-def kv_split(live: LiveRequests, view: EngineView | None) -> dict[str, int]:
-    """Return tokens of KV cache ``held``, ``reserved``, ``lent`` and ``free`` as of the last plan.
-
-    Held, reserved and free make up the cache. Reserved is free room that running requests are
-    predicted to need; lent is what they will need beyond it, in somebody else's use now.
-    """
-    if view is None:
-        return {"held": 0, "reserved": 0, "lent": 0, "free": 0}
-    free = view.layout.tokens(view.num_free_blocks)
-    held = view.layout.tokens(view.num_total_blocks) - free
-    wanted = wanted_tokens(live)
-    reserved = min(wanted, free)
-    return {"held": held, "reserved": reserved, "lent": wanted - reserved, "free": free - reserved}
 
 
 def _told(

@@ -11,7 +11,7 @@ from headway.errors import UserError
 from headway.metrics import define, lateness
 from headway.metrics.deciles import ENOUGH
 from headway.metrics.lateness import ClassLateness
-from headway.web import load_figures, reliability, run_figures, tables, wait_figures
+from headway.web import aims_tables, load_figures, reliability, run_figures, tables, wait_figures
 from headway.web.material import Material, load_rps
 from headway.web.page import Page
 from headway.web.sentences import (
@@ -191,8 +191,29 @@ def _compared(page: Page, shown: Sequence[ComparedRun], num_kept: int) -> None:
             " to be close to the top at the dotted line.",
             gaps,
         )
+    _aims(page, {one.label: one.kept.requests for one in shown}, which)
     found = {one.label: lateness.by_class(one.kept.requests, one.late) for one in shown}
     page.section("Where lateness came from", which + why_late(found), *_lateness(found))
+
+
+def _aims(page: Page, runs: aims_tables.Runs, which: str) -> None:
+    """Add what operators aimed at, and who paid, where the runs say so."""
+    targets, tenants = aims_tables.targets(runs), aims_tables.tenants(runs)
+    if targets is not None:
+        page.section(
+            "Targets",
+            which + "A target is the share of promises that the operator wants kept; what may break"
+            " beside it is the error budget. Beyond 100 % more broke than may, as of this run"
+            " alone.",
+            targets,
+        )
+    if tenants is not None:
+        page.section(
+            "Tenants",
+            which
+            + "Those with the most requests first. Tokens are those of requests that got any.",
+            tenants,
+        )
 
 
 def _lateness(found: Mapping[str, Mapping[str, ClassLateness]]) -> list[go.Figure | str]:

@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 from headway import registry
 from headway.config import Settings
 from headway.engines.vllm import embedded, recorder, shadow_process, start_checks
+from headway.engines.vllm.budget_file import check_budgets
 from headway.engines.vllm.channel import private_channel
 from headway.engines.vllm.edge import SLO_FILE_VARIABLE
 from headway.engines.vllm.start_checks import additional_config, last_value, mistyped
@@ -55,6 +56,8 @@ class ServeOptions:
         record: Folder for a recording of events and plans, or ``None``.
         shadow: Preset to compare the policy with, in simulations of live traffic, or ``None``;
             its metrics bring the page with them.
+        budgets: File in which error budgets outlive the server, or ``None``; the page comes with
+            it too.
     """
 
     model: str
@@ -66,6 +69,7 @@ class ServeOptions:
     page: bool = False
     record: Path | None = None
     shadow: str | None = None
+    budgets: Path | None = None
 
     @property
     def is_stock(self) -> bool:
@@ -79,6 +83,7 @@ class ServeOptions:
             "overload": self.overload,
             "slo_file": str(self.slo_file.absolute()) if self.slo_file else None,
             "record": str(self.record.absolute()) if self.record else None,
+            "budgets": str(self.budgets.absolute()) if self.budgets else None,
         }
         return {key: value for key, value in given.items() if value is not None}
 
@@ -111,8 +116,8 @@ def check(options: ServeOptions) -> None:
         raise UserError(f"--policy {options.policy!r} is not known; the policies are: {allowed}.")
     if options.is_stock:
         ours = (options.overload, options.slo_file, options.swap_gib, options.record)
-        if any(ours) or options.shadow:
-            named = "--overload, --slo, --swap-gib, --record and --shadow"
+        if any(ours) or options.shadow or options.budgets:
+            named = "--overload, --slo, --swap-gib, --record, --shadow and --budgets"
             print(f"headway: --policy stock ignores {named}.", file=sys.stderr)
     else:
         if options.shadow is not None and options.shadow not in registry.names():
@@ -141,6 +146,7 @@ def _settings_of(given: Any, options: ServeOptions) -> Settings:
     settings = Settings.parse(merged_config(given, options.settings())["headway"])
     settings.book()
     recorder.check_writable(settings)  # Here it is a sentence; in the engine, a traceback.
+    check_budgets(settings)
     return settings
 
 
@@ -183,7 +189,7 @@ def _plug_in(args: argparse.Namespace, options: ServeOptions) -> None:
     if args.max_num_queued_reqs is None:
         args.max_num_queued_reqs = MOST_IN_FLIGHT * args.data_parallel_size
     args.middleware = [*args.middleware, EDGE]
-    if options.page or options.shadow is not None:
+    if options.page or options.shadow is not None or settings.budgets is not None:
         private_channel()
         args.middleware.append(LIVE_VIEW)
     if options.shadow is not None:

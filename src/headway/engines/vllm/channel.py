@@ -31,7 +31,7 @@ CHANNEL_VARIABLE = "HEADWAY_CHANNEL"
 """Environment variable that names the folder; set by ``headway serve``. Without it nothing is
 observed and nothing is sent."""
 
-MAX_MESSAGE_BYTES = 120_000
+MAX_MESSAGE_BYTES = 150_000
 """A larger message is dropped and counted; Linux takes datagrams of up to about 200 kB."""
 
 MAX_READERS = 64

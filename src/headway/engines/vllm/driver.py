@@ -56,7 +56,8 @@ class HeadwayMixin(Steering):
         core = self.headway_settings.build(latency=OnlineModel(guess))
         recording = recording_of(self.headway_settings, guess, self.vllm_config)
         counts = recording.counts if recording is not None else None
-        self.headway_watch = watch_of(core, self.vllm_config, counts)
+        budgets = self.headway_settings.budgets
+        self.headway_watch = watch_of(core, self.vllm_config, counts, budgets)
         readers = [r for r in (recording, self.headway_watch) if r is not None]
         self.headway: Core | Journal = Journal(core, *readers) if readers else core
         self.headway_plan = StepPlan(0)

@@ -31,6 +31,7 @@ PAGE_FILES = {
     "/headway/": ("page.html", "text/html; charset=utf-8"),
     "/headway/live.css": ("live.css", "text/css; charset=utf-8"),
     "/headway/live.js": ("live.js", "text/javascript; charset=utf-8"),
+    "/headway/cards.js": ("cards.js", "text/javascript; charset=utf-8"),
     "/headway/draw.js": ("draw.js", "text/javascript; charset=utf-8"),
     "/headway/words.js": ("words.js", "text/javascript; charset=utf-8"),
 }

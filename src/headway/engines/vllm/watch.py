@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from headway.engines.counted import Counted
 from headway.engines.vllm.account import account_of
+from headway.engines.vllm.budget_file import BudgetFile, path_of
 from headway.engines.vllm.channel import CHANNEL_VARIABLE, Sender
 from headway.policy.scheduler import Scheduler
 from headway.request import Request
+
+logger = logging.getLogger("vllm.headway")
 
 
 class Watch(Counted):
@@ -22,6 +27,7 @@ class Watch(Counted):
         sender: Where snapshots and the stories of broken promises go.
         engine: The name of this scheduler among several (data parallel rank).
         recorded: Lines of the recording so far, where there is one.
+        budgets: Where error budgets outlive this process, if they do.
     """
 
     def __init__(
@@ -30,8 +36,13 @@ class Watch(Counted):
         sender: Sender,
         engine: str = "0",
         recorded: Mapping[str, int] | None = None,
+        budgets: Path | None = None,
     ) -> None:
-        super().__init__(core)
+        # Of one instant: a clock that is set later does not tear a window apart.
+        super().__init__(core, unix_at_zero_s=time.time() - time.monotonic())
+        self._budgets: BudgetFile | None = None
+        if budgets is not None:
+            self._budgets = BudgetFile(budgets, self.observed.budgets, time.time())
         self._sender = sender
         self._engine = engine
         self._recorded = recorded
@@ -54,7 +65,9 @@ class Watch(Counted):
             self._sender.keep(broken)
 
     def tell(self, at_s: float, *, is_idle: bool) -> None:
-        """Send a snapshot, if anybody looks."""
+        """Keep the budgets, and send a snapshot, if anybody looks."""
+        if self._budgets is not None:
+            self._budgets.tell(at_s + self.observed.unix_at_zero_s)
         if not self._sender.find_readers():
             return
         snapshot = self.observed.snapshot(self._core.live, at_s)
@@ -67,20 +80,34 @@ class Watch(Counted):
         self._sender.send(snapshot, is_last=is_idle)
 
     def close(self) -> None:
-        """Let go of the channel."""
+        """Keep the budgets, and let go of the channel."""
+        if self._budgets is not None:
+            self._budgets.close(time.monotonic() + self.observed.unix_at_zero_s)
         self._sender.close()
 
 
 def watch_of(
-    core: Scheduler, vllm_config: Any, recorded: Mapping[str, int] | None = None
+    core: Scheduler,
+    vllm_config: Any,
+    recorded: Mapping[str, int] | None = None,
+    budgets: str | None = None,
 ) -> Watch | None:
     """Return what watches *core*, when the environment names a channel.
+
+    Args:
+        budgets: The setting of that name.
 
     Raises:
         UserError: The channel's folder cannot be used, or another server uses it.
     """
     folder = os.environ.get(CHANNEL_VARIABLE)
     if not folder:
+        if budgets is not None:
+            logger.warning(
+                "Error budgets are counted only where they are shown: name a folder in %s.",
+                CHANNEL_VARIABLE,
+            )
         return None
     engine = str(vllm_config.parallel_config.data_parallel_index)
-    return Watch(core, Sender(folder, engine), engine, recorded)
+    path = None if budgets is None else path_of(budgets, engine)
+    return Watch(core, Sender(folder, engine), engine, recorded, path)

@@ -1,5 +1,6 @@
 // The live page: asks /headway/state once a second and draws what it says.
 
+import { byId, card, listTenants, node } from "./cards.js";
 import { draw, niceCeiling } from "./draw.js";
 import {
   AWAITED, CAUSES, DOING, ENDED, ago, counted, got, mostly, percent, promise, silence, span,
@@ -27,18 +28,8 @@ const ENDS = [
 const points = [];
 const lines = new Map();
 const seen = { after: 0, chosen: "" };
-const byId = (id) => document.getElementById(id);
 // Beside this file, whatever a proxy puts in front of its path.
 const ours = (name) => new URL(name, import.meta.url);
-
-// Every text goes through here: what a client sent is never read as HTML.
-function node(tag, text = "", attributes = {}, children = []) {
-  const made = document.createElement(tag);
-  if (text !== "") made.textContent = text;
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  made.append(...children);
-  return made;
-}
 
 function coloured(tag, colour) {
   const made = node(tag);
@@ -66,32 +57,6 @@ function lead(state) {
       " in the last five minutes."
     : "No request with a promise ended in the last five minutes.";
   byId("lead").textContent = `${share} Now ${now}`;
-}
-
-function card(c) {
-  const shade = c.attainment === null ? "" : c.attainment >= 0.99 ? "good" : c.attainment < 0.9 ? "bad" : "";
-  const made = node("div", "", { class: `card ${shade}` });
-  const hasPromise = Object.keys(c.promise).length > 0;
-  made.append(node("h3", c.name === "none" ? "no promise" : c.name));
-  made.append(node("p", hasPromise ? promise(c.promise, c.promise_most) : "best effort", { class: "quiet" }));
-  made.append(node("b", hasPromise ? percent(c.attainment) : `${c.ended}`));
-  made.append(node("span", hasPromise
-    ? `${c.attained} of ${counted(c.promised, "promise", "promises")} kept`
-    : "requests ended", { class: "quiet" }));
-  const facts = node("dl");
-  const add = (name, value) => facts.append(node("dt", name), node("dd", value));
-  add("first token, typical", span(c.ttft_s.p50));
-  add("first token, worst 1 %", span(c.ttft_s.p99));
-  add("gap, typical", span(c.gap_s.p50));
-  add("gap, worst 1 %", span(c.gap_s.p99));
-  add("longest pause, worst 1 %", span(c.pause_s.p99));
-  if (c.broke.pause) add("broken by a pause", `${c.broke.pause}`);
-  add("here now", `${c.live}`);
-  if (c.outcomes.refused) add("refused", `${c.outcomes.refused}`);
-  if (c.outcomes.failed) add("failed", `${c.outcomes.failed}`);
-  if (c.outcomes.aborted) add("hung up", `${c.outcomes.aborted}`);
-  made.append(facts);
-  return made;
 }
 
 function causes(state) {
@@ -267,6 +232,7 @@ function show(state) {
   lead(state);
   listLate(state);
   byId("classes").replaceChildren(...state.classes.map(card));
+  listTenants(state);
   charts(state);
   byId("causes").replaceChildren(...causes(state));
   listBroken(state);

@@ -45,6 +45,11 @@ export function percent(share, digits = 0) {
   return share < 1 && Number(text) === 100 ? "> 99 %" : `${text} %`;
 }
 
+// A target, as it was written: 99.95 % is not 100 %.
+export function percentOf(target) {
+  return `${Number((100 * target).toPrecision(6))} %`;
+}
+
 export function counted(number, one, many) {
   return `${number.toLocaleString("en")} ${number === 1 ? one : many}`;
 }
