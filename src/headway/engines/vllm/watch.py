@@ -70,7 +70,8 @@ class Watch(Counted):
             self._budgets.tell(at_s + self.observed.unix_at_zero_s)
         if not self._sender.find_readers():
             return
-        snapshot = self.observed.snapshot(self._core.live, at_s)
+        times = self._core.known.targets.times
+        snapshot = self.observed.snapshot(self._core.live, at_s, times)
         snapshot["engine"] = self._engine
         snapshot["unix_s"] = time.time()
         snapshot["length_coverage_target"] = self._core.known.lengths.coverage_target
