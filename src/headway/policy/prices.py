@@ -10,7 +10,7 @@ does not fit is, until it is worth its price. The tightest of the others bounds 
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
 from typing import NamedTuple
 
 import numpy as np
@@ -158,7 +158,11 @@ class GapPrices:
         for. It keeps the bound from changing with every burst.
         """
         lost = np.zeros_like(machine.lengths)
-        for gap_s, count in given.live.claim_gaps.items():
+        gaps = given.live.claim_gaps
+        if heavy := given.heavy:  # What they lose is no reason to take from the others.
+            streams = (r for r in given.live.decoding.values() if r.slo.tenant not in heavy)
+            gaps = Counter(r.promised_gap_s or math.inf for r in streams if r.has_claim)
+        for gap_s, count in gaps.items():
             lost += count * (gap_s < (1.0 - EQUALLY_GOOD) * machine.lengths)
         speed = machine.speed(np.full_like(machine.lengths, float(shape.num_decodes)))
         needed = max(self.pressure, 1e-9) * speed.max()
