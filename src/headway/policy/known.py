@@ -184,15 +184,14 @@ class Known:
         num_decodes = len(tokens) - len(chunked)
         share = num_decodes / len(live.decoding) if live.decoding else 0.0
         decodes = StepShape(0, 0, num_decodes, int(live.sum_decode_context_tokens * share))
-        shape, predict_s = decodes, self.latency.predict_s
+        shape = decodes
         for request in chunked:
             chunk = tokens[request.request_id]
             shape = shape.with_chunk(chunk, request.num_computed_tokens)
             request.num_computed_tokens += chunk
-        self.pace.begun(shape, event.at_s, predict_s(shape))
-        if self.tenants.is_shared:
-            chunks = [(r, tokens[r.request_id]) for r in chunked]
-            self.tenants.step(self.pace, predict_s(decodes), chunks)
+        self.pace.begun(shape, event.at_s, self.latency.predict_s(shape))
+        chunks = [(r, tokens[r.request_id]) for r in chunked]
+        self.tenants.begun(self.pace.step, self.latency, decodes, shape, chunks)
         for request in chunked:
             if request.num_computed_tokens >= request.prefill_target_tokens:
                 self.live.start_decode(request)
@@ -228,6 +227,7 @@ class Known:
         ended = self.pace.done(at_s)
         if ended:
             self.latency.observe(*ended)
+            self.tenants.done(at_s, ended[1])
             self.num_learned_prompt_tokens += ended[0].num_prefill_tokens
         taken = take_step(self.live, event.num_new_tokens, at_s)
         self.lagging = taken.lagging

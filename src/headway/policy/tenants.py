@@ -10,11 +10,12 @@ account. Differs: due times order them; the account says who gives way.)
 from __future__ import annotations
 
 import math
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from headway.errors import InvariantError
-from headway.policy.pace import Pace
+from headway.latency.model import LatencyModel, StepShape
 from headway.request import Request
 
 LATELY_S = 30.0
@@ -74,10 +75,14 @@ class Tenants:
         self.capacity_tokens = math.inf
         self.heavy: frozenset[str] = frozenset()
         self._accounts: dict[str, Account] = {}
+        self._live: dict[str, Account] = {}
+        """Those of them with unfinished requests."""
         self._decoding: dict[str, int] = {}
         """Of each decode, its tokens when it began less the steps until then."""
         self._busy: dict[str, Account] = {}
         """The accounts with decodes."""
+        self._in_flight: deque[list[tuple[Account, float, int]]] = deque()
+        """Of each step: whose it is, by what share of its time and with how many tokens of KV."""
         self._sweep_at = 64
 
     @property
@@ -94,10 +99,14 @@ class Tenants:
             account = self._accounts[slo.tenant] = Account(at_s=at_s)
         account.share = slo.share or account.share
         account.num_live += 1
+        self._live[slo.tenant] = account
 
     def left(self, request: Request) -> None:
         """A request ended, whatever its outcome."""
-        self._accounts[request.slo.tenant].num_live -= 1
+        account = self._accounts[request.slo.tenant]
+        account.num_live -= 1
+        if not account.num_live:
+            del self._live[request.slo.tenant]
 
     def decodes(self, request: Request, step: int) -> None:
         """A prompt is complete in a step."""
@@ -117,37 +126,53 @@ class Tenants:
         if not account.num_decodes:
             del self._busy[request.slo.tenant]
 
-    def step(self, pace: Pace, decode_s: float, chunks: Sequence[tuple[Request, int]]) -> None:
-        """Charge the step that has just begun.
+    def begun(
+        self,
+        step: int,
+        latency: LatencyModel,
+        decodes: StepShape,
+        shape: StepShape,
+        chunks: Sequence[tuple[Request, int]],
+    ) -> None:
+        """A step begins: note whose it is. Its number, its decodes, all of it, whose prompt tokens.
 
-        Args:
-            decode_s: Seconds it would take for its decodes alone, as predicted.
-            chunks: Whose prompt tokens it has, and how many.
+        Of its time prompts have what it takes longer for them, as predicted; the decodes, in
+        equal parts, the rest.
         """
-        begun = pace.in_flight[-1]
-        step_s, at_s = begun.predicted_s, begun.at_s
-        decode_s, num_decodes = min(decode_s, step_s), max(len(self._decoding), 1)
-        prompt_s = step_s - decode_s
-        for account in self._busy.values():
+        parts: list[tuple[Account, float, int]] = []
+        if self.is_shared:
+            step_s = latency.predict_s(shape)
+            decode_share = min(latency.predict_s(decodes) / step_s, 1.0)
+            num_decodes = max(len(self._decoding), 1)
+            for account in self._busy.values():
+                held = account.held_tokens + account.num_decodes * step
+                parts.append((account, decode_share * account.num_decodes / num_decodes, held))
+            token_share = (1.0 - decode_share) / max(shape.num_prefill_tokens, 1)
+            for request, num_tokens in chunks:
+                account = self._accounts[request.slo.tenant]
+                parts.append((account, token_share * num_tokens, request.num_computed_tokens))
+        self._in_flight.append(parts)
+
+    def done(self, at_s: float, duration_s: float) -> None:
+        """Charge the oldest step, which took so many seconds."""
+        for account, share, held_tokens in self._in_flight.popleft():
             account.fade(at_s)
-            account.engine_s += decode_s * account.num_decodes / num_decodes
-            held = account.held_tokens + account.num_decodes * pace.step
-            account.kv_s += step_s * held / self.capacity_tokens
-        token_s = prompt_s / max(sum(n for _, n in chunks), 1)
-        for request, num_tokens in chunks:
-            account = self._accounts[request.slo.tenant]
-            account.fade(at_s)
-            account.engine_s += token_s * num_tokens
-            account.kv_s += step_s * request.num_computed_tokens / self.capacity_tokens
+            account.engine_s += share * duration_s
+            account.kv_s += duration_s * held_tokens / self.capacity_tokens
 
     def weigh(self, at_s: float, capacity_tokens: int) -> None:
         """Find who has had so much more than others that it gives way: :attr:`heavy`."""
         self.heavy, self.capacity_tokens = frozenset(), capacity_tokens
-        used = {name: a.used(at_s) for name, a in self._accounts.items() if a.num_live}
+        used = {name: account.used(at_s) for name, account in self._live.items()}
         most = max(used.values(), default=0.0)
         heavy = [name for name, seconds in used.items() if seconds * AS_MUCH >= most]
         if len(heavy) < len(used):
             self.heavy = frozenset(heavy)
+
+    def used(self, tenant: str, at_s: float) -> float:
+        """Return what a tenant has had lately, over its share; 0 for one without an account."""
+        account = self._accounts.get(tenant)
+        return account.used(at_s) if account else 0.0
 
     def _sweep(self, at_s: float) -> None:
         """Forget who has used nothing lately, now and then."""
@@ -166,10 +191,14 @@ class Tenants:
         Raises:
             InvariantError: A count is off.
         """
-        live = dict.fromkeys(self._accounts, 0)
-        for request in requests.values():
-            live[request.slo.tenant] += 1
-        booked = {name: account.num_live for name, account in self._accounts.items()}
-        decodes = sum(account.num_decodes for account in self._accounts.values())
-        if live != booked or decodes != len(self._decoding):
-            raise InvariantError(f"tenants {live} are booked {booked}, {decodes} decodes")
+        live = Counter(request.slo.tenant for request in requests.values())
+        booked = {name: a.num_live for name, a in self._accounts.items() if a.num_live}
+        if live != booked or live.keys() != self._live.keys():
+            raise InvariantError(f"requests of tenants {live} are booked {booked}")
+        decodes = Counter(requests[name].slo.tenant for name in self._decoding)
+        held = Counter[str]()
+        for name, began in self._decoding.items():
+            held[requests[name].slo.tenant] += began
+        for name, account in self._accounts.items():
+            if (account.num_decodes, account.held_tokens) != (decodes[name], held[name]):
+                raise InvariantError(f"{account} of {name!r}: {decodes[name]}, {held[name]} run")
