@@ -7,6 +7,8 @@ import hashlib
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,22 @@ import pytest
 
 from headway import registry
 from headway.policy.log import replay
+from headway.slo import STAMP, Slo
 
 
-def record(lab: Any, path: Path, policy: str, seed: int, *, asynchronous: bool) -> Any:
-    """Serve a pressed run through vLLM's scheduler, recording to *path*."""
+def record(
+    lab: Any,
+    path: Path,
+    policy: str,
+    seed: int,
+    *,
+    asynchronous: bool,
+    slos: Sequence[Slo] = (),
+) -> Any:
+    """Serve a pressed run through vLLM's scheduler, recording to *path*.
+
+    Requests hold the promises of the mix, or *slos* in turn.
+    """
     from headway.config import Settings
     from headway.engines.vllm.model_roofline import roofline
     from headway.latency.online import OnlineModel
@@ -32,6 +46,9 @@ def record(lab: Any, path: Path, policy: str, seed: int, *, asynchronous: bool) 
         dataclasses.replace(c, abort_at_s=c.arrived_at_s + 2.0) if i % 7 == 0 else c
         for i, c in enumerate(lab.mixed(70, 4.0, seed))
     ]
+    if slos:
+        stamps = cycle(slo.stamp() for slo in slos)
+        calls = [dataclasses.replace(c, xargs={STAMP: next(stamps)}) for c in calls]
     run = lab.VirtualRun(engine, lab.truth(seed))
     run.run(calls)
     run.scheduler.headway.close()
@@ -48,6 +65,21 @@ def test_a_recording_replays(lab: Any, tmp_path: Path, policy: str, asynchronous
     lines = path.read_text().splitlines()
     plans = [line for line in lines if line.startswith('{"plan"')]
     assert len(plans) > 200
+    assert list(replay(lines, fresh)) == plans
+
+
+def test_tenants_targets_and_turns_replay(lab: Any, tmp_path: Path) -> None:
+    """Who pays and what is aimed at is in the recording, and what came of it in its plans."""
+    path = tmp_path / "run.jsonl"
+    tight = Slo(ttft_s=0.2, tbt_s=0.1, class_name="chat", target=0.99, tenant="a")
+    slos = [tight, tight, dataclasses.replace(tight, tenant="b", share=2.0), Slo(tenant="c")]
+    fresh = record(lab, path, "headway", 3, asynchronous=True, slos=slos)
+    lines = path.read_text().splitlines()
+    plans = [line for line in lines if line.startswith('{"plan"')]
+    assert any('"gives_way":["' in line for line in plans), "somebody gave way"
+    assert any('"class chat":' in line for line in plans), "a target was missed"
+    assert any("for its target" in line for line in plans), "its promises counted more"
+    assert any("its turn by arrival" in line for line in plans), "somebody had its turn"
     assert list(replay(lines, fresh)) == plans
 
 

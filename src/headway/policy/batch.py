@@ -165,7 +165,10 @@ def _why(draft: Draft, request: Request) -> str:
         return "first token due, after those of tenants who had less"
     if draft.given.is_fair(request):
         return "its turn by arrival"
-    return "first token due" if request.has_claim else "best effort"
+    if not request.has_claim:
+        return "best effort"
+    times = draft.given.targets.times_of(request.slo)
+    return f"first token due, counts {times:.1f} for its target" if times > 1 else "first token due"
 
 
 def cap_partial(draft: Draft, filled: StepFill) -> None:

@@ -47,7 +47,7 @@ class Targets:
     def arrived(self, slo: Slo) -> None:
         """Take in what a newcomer weighs: a multiplier counts against the others' mean."""
         if self.times:
-            self._mean_times += NEWEST_WEIGHT * (self._times_of(slo) - self._mean_times)
+            self._mean_times += NEWEST_WEIGHT * (self.times_of(slo) - self._mean_times)
 
     def ended(self, slo: Slo, *, is_kept: bool) -> None:
         """A promise was kept, or broken; it is told once."""
@@ -68,9 +68,10 @@ class Targets:
     def worth(self, request: Request) -> float:
         """Return what a promise counts: its own weight, times its multiplier over the mean one."""
         weight = request.slo.weight
-        return weight * self._times_of(request.slo) / self._mean_times if self.times else weight
+        return weight * self.times_of(request.slo) / self._mean_times if self.times else weight
 
-    def _times_of(self, slo: Slo) -> float:
+    def times_of(self, slo: Slo) -> float:
+        """Return the product of what :attr:`times` has for a promise."""
         return math.prod(self.times.get(group, 1.0) for group, _ in _groups(slo))
 
 
