@@ -34,6 +34,18 @@ def test_the_window_forgets_and_the_total_does_not() -> None:
     assert sum(row["late_s"].values()) == pytest.approx(0.0)
 
 
+def test_what_was_expected_stands_beside_what_was_kept() -> None:
+    """Over all deciles and all schedulers, of the last minutes."""
+    board = Board()
+    for engine, kept in (("0", True), ("1", False)):
+        observed = SchedulerCounts()
+        observed.chances.calibration.add(0.9, kept)
+        observed.chances.calibration.add(0.5, True)
+        board.take(counts(observed, 50.0, engine))
+    chances = board.state(50.0)["model"]["chances"]
+    assert chances == {"told": pytest.approx(0.7), "kept": 0.75, "num": 4}
+
+
 def test_two_schedulers_make_one_picture() -> None:
     """Data parallel ranks: counts are added, points within a blink are one."""
     board = Board()

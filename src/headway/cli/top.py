@@ -69,6 +69,13 @@ def screen(state: Json) -> Group:
         f" heard of {state['age_s']:.0f} s ago"
     )
     parts = [Text(head), _late(state), _kv(now["kv"]), _classes(state)]
+    if (chances := model.get("chances")) and chances["num"]:
+        parts.append(
+            Text(
+                f"Of {chances['num']:,} promises {chances['told']:.1%} were expected to be kept"
+                f" when they started; {chances['kept']:.1%} were"
+            )
+        )
     if state.get("tenants"):
         parts.append(_tenants(state))
     return Group(*parts, _broken(state))

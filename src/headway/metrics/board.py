@@ -16,6 +16,7 @@ from typing import Any
 
 from headway.metrics.aims_rows import budget_of, tenant_rows
 from headway.metrics.causes import CAUSES
+from headway.metrics.deciles import whole_of
 from headway.metrics.tally import (
     GAP_BOUNDS_S,
     PAUSE_BOUNDS_S,
@@ -279,6 +280,7 @@ def _model_row(lately: Json) -> Json:
         "beyond_share": beyond / bounded if bounded else None,
         "covered_share": lengths["covered"] / num_lengths if num_lengths else None,
         "plan_s": _quantiles(PLAN_BOUNDS_S, lately["plan"]),
+        "chances": whole_of(lately["chances"])._asdict() if "chances" in lately else None,
     }
 
 

@@ -56,6 +56,12 @@ def rows_of(sums: Mapping[str, Sequence[float]]) -> list[DecileRow]:
     ]
 
 
+def whole_of(sums: Mapping[str, Sequence[float]]) -> DecileRow:
+    """Return all deciles of a snapshot as one; of nobody, zeros."""
+    num, kept, told = (sum(sums[name]) for name in ("num", "kept", "told"))
+    return DecileRow(told / num if num else 0.0, kept / num if num else 0.0, int(num))
+
+
 def error_of(rows: Sequence[DecileRow]) -> float | None:
     """Return the largest distance of told and kept where there are enough requests to tell."""
     return max((abs(row.told - row.kept) for row in rows if row.num >= ENOUGH), default=None)

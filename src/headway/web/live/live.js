@@ -148,6 +148,8 @@ function modelRows(state) {
     [`Answers no longer than predicted on arrival (${m.coverage_target === null
       ? "a mean is predicted: about half is right"
       : `at least ${percent(m.coverage_target)} is right`})`, percent(m.covered_share)],
+    ["Promises expected to be kept when they started / that were",
+      m.chances && m.chances.num ? `${percent(m.chances.told, 1)} / ${percent(m.chances.kept, 1)}` : "–"],
     ["Time to plan a step: half within / 99 % within",
       `${span(m.plan_s.p50)} / ${span(m.plan_s.p99)}`],
     ["Running answers are expected to need, beyond the whole cache",
