@@ -12,10 +12,13 @@ from hypothesis import strategies as st
 from headway.latency.fixed import FixedModel
 from headway.latency.model import StepShape
 from headway.policy.admit import DueWork, largest_feasible
+from headway.policy.live_requests import LiveRequests
+from headway.policy.pace import Pace
 from headway.policy.targets import ASCENT, FORGET, MOST_TIMES, Targets
 from headway.policy.tenants import AS_MUCH, LATELY_S, Tenants
 from headway.policy.turns import Turns
 from headway.policy.view import EngineView
+from headway.policy.work_rate import WorkRate
 from headway.request import Request
 from headway.slo import Slo
 
@@ -150,27 +153,46 @@ def test_what_a_target_weighs_is_the_sum_of_its_shortfalls(
 
 @given(
     st.lists(
-        st.tuples(st.floats(0.0, 3.0), st.integers(1, 3000), st.integers(1, 500), st.booleans()),
+        st.tuples(
+            st.floats(0.0, 3.0),
+            st.integers(1, 3000),
+            st.integers(1, 500),
+            st.booleans(),
+            st.booleans(),  # Whether everybody who waits has started meanwhile.
+        ),
         min_size=1,
         max_size=20,
-    )
+    ),
+    st.booleans(),
 )
 def test_turns_are_a_queue_served_in_order_of_arrival(
-    drawn: list[tuple[float, int, int, bool]],
+    drawn: list[tuple[float, int, int, bool, bool]], knows_lengths: bool
 ) -> None:
     """One after the other, each for as long as it keeps the engine or its part of the cache."""
-    latency, turns = FixedModel((0.01, 2e-3, 1e-4, 1e-3, 1e-7, 1e-9, 1e-3)), Turns()
-    view = EngineView(600, 600, 16, 256, 1024)
-    turns.saw(view)
-    beside, step_s = StepShape(0, 0, 4, 400), 0.05
-    full_s, decode_s = latency.predict_s(beside.with_chunk(1024, 0)), latency.predict_s(beside)
+    latency, turns, live = (
+        FixedModel((0.01, 2e-3, 1e-4, 1e-3, 1e-7, 1e-9, 1e-3)),
+        Turns(),
+        LiveRequests(),
+    )
+    pace, rate = Pace(latency), WorkRate()
+    for i in range(32 if knows_lengths else 31):
+        rate.add(float(i), 1.0, False)
+    turns.saw(EngineView(600, 600, 16, 256, 1024))
+    full_s = latency.predict_s(StepShape().with_chunk(1024, 0))
+    decode_s = latency.predict_s(StepShape())
     free_s = now_s = 0.0
-    for i, (later_s, prompt, output, is_promised) in enumerate(drawn):
+    for i, (later_s, prompt, output, is_promised, have_started) in enumerate(drawn):
         now_s += later_s
+        if have_started:
+            for request in list(live.waiting()):
+                live.unqueue(request)
+                live.leave(request)
+            free_s = 0.0
         request = Request(f"r{i}", Slo(ttft_s=1.0) if is_promised else Slo(), now_s, prompt, output)
-        turns.arrived(request, latency, beside, step_s)
+        live.arrive(request)
+        turns.arrived(request, latency, live, pace, rate)
         token_s = full_s / (full_s - decode_s)
-        engine_s = (latency.predict_s(beside.with_chunk(prompt, 0)) - decode_s) * token_s
-        kv_s = (prompt + output / 2) / (600 * 16) * output * step_s
+        engine_s = (latency.predict_s(StepShape().with_chunk(prompt, 0)) - decode_s) * token_s
+        kv_s = (prompt + output / 2) / (600 * 16) * output * pace.step_s if knows_lengths else 0.0
         free_s = max(free_s, now_s) + max(engine_s, kv_s)
         assert request.turn_at_s == (math.inf if is_promised else pytest.approx(free_s))

@@ -23,6 +23,9 @@ from headway.slo import NO_PROMISE, Slo
 CHAT = Slo(ttft_s=1.0, tbt_s=0.1, class_name="chat")
 VIEW = EngineView(1000, 1000, 16, 64, 2048)
 
+LAST = Slo(share=0.0)
+"""Asks for no promise, where the operator has such requests served last."""
+
 
 def arrive(
     core: Scheduler, name: str, slo: Slo = CHAT, at_s: float = 0.0, prompt: int = 50
@@ -232,7 +235,7 @@ def test_a_prompt_larger_than_the_cache_is_rejected_once() -> None:
 def test_deadlines_order_the_claims() -> None:
     """The tighter promise goes first, whoever came first; best effort last."""
     core = registry.build("slack")
-    arrive(core, "bulk", NO_PROMISE)
+    arrive(core, "bulk", LAST)
     arrive(core, "patient", Slo(ttft_s=9.0))
     arrive(core, "hasty", Slo(ttft_s=0.5))
     assert [c.request_id for c in core.plan(VIEW, 0.0).chunks] == ["hasty", "patient", "bulk"]
@@ -241,7 +244,7 @@ def test_deadlines_order_the_claims() -> None:
 def test_the_overdue_go_first() -> None:
     """A stated share of the longest wait later best effort passes every promise."""
     core = registry.build("slack", options={"max_wait_s": 10.0})
-    arrive(core, "bulk", NO_PROMISE)
+    arrive(core, "bulk", LAST)
     before_s, after_s = 10.0 * OVERDUE_SHARE - 0.1, 10.0 * OVERDUE_SHARE + 0.1
     arrive(core, "hasty", Slo(ttft_s=0.5), at_s=before_s)
     assert [c.request_id for c in core.plan(VIEW, before_s).chunks] == ["hasty", "bulk"]

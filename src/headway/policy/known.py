@@ -109,7 +109,7 @@ class Known:
         self.live.arrive(request)
         self.tenants.arrived(request, event.at_s)
         if self.live.num_unpromised and request.slo.tenant not in self.tenants.heavy:
-            self.turns.arrived(request, self.latency, self.live.decodes, self.pace.step_s)
+            self.turns.arrived(request, self.latency, self.live, self.pace, self.work_rate)
         self.unchecked.append(request)
         if request.has_claim:
             num_tokens = max(request.remaining_prefill_tokens, 1)

@@ -31,8 +31,13 @@ NOTHING_S = 1e-3
 nothing). Larger: an account ends early; smaller: idle tenants take memory for longer."""
 
 
+SWEPT = 64
+"""Accounts from which those that ended are looked for, when they have doubled (no run: it decides
+nothing). Larger: more memory; smaller: a newcomer has them looked through more often."""
+
+
 @dataclass(slots=True)
-class Account:
+class TenantUse:
     """What somebody used lately. Seconds of the engine, and of the whole KV cache, faded.
 
     Attributes:
@@ -74,16 +79,16 @@ class Tenants:
     def __init__(self) -> None:
         self.capacity_tokens = math.inf
         self.heavy: frozenset[str] = frozenset()
-        self._accounts: dict[str, Account] = {}
-        self._live: dict[str, Account] = {}
+        self._accounts: dict[str, TenantUse] = {}
+        self._live: dict[str, TenantUse] = {}
         """Those of them with unfinished requests."""
         self._decoding: dict[str, int] = {}
         """Of each decode, its tokens when it began less the steps until then."""
-        self._busy: dict[str, Account] = {}
+        self._busy: dict[str, TenantUse] = {}
         """The accounts with decodes."""
-        self._in_flight: deque[list[tuple[Account, float, int]]] = deque()
+        self._in_flight: deque[list[tuple[TenantUse, float, int]]] = deque()
         """Of each step: whose it is, by what share of its time and with how many tokens of KV."""
-        self._sweep_at = 64
+        self._sweep_at = SWEPT
 
     @property
     def is_shared(self) -> bool:
@@ -96,7 +101,7 @@ class Tenants:
         account = self._accounts.get(slo.tenant)
         if account is None:
             self._sweep(at_s)
-            account = self._accounts[slo.tenant] = Account(at_s=at_s)
+            account = self._accounts[slo.tenant] = TenantUse(at_s=at_s)
         account.share = slo.share or account.share
         account.num_live += 1
         self._live[slo.tenant] = account
@@ -139,9 +144,9 @@ class Tenants:
         Of its time prompts have what it takes longer for them, as predicted; the decodes, in
         equal parts, the rest.
         """
-        parts: list[tuple[Account, float, int]] = []
+        parts: list[tuple[TenantUse, float, int]] = []
         if self.is_shared:
-            step_s = latency.predict_s(shape)
+            step_s = max(latency.predict_s(shape), 1e-9)
             decode_share = min(latency.predict_s(decodes) / step_s, 1.0)
             num_decodes = max(len(self._decoding), 1)
             for account in self._busy.values():
@@ -183,7 +188,7 @@ class Tenants:
             for name, account in self._accounts.items()
             if account.num_live or account.used(at_s) * account.share > NOTHING_S
         }
-        self._sweep_at = max(2 * len(self._accounts), 64)
+        self._sweep_at = max(2 * len(self._accounts), SWEPT)
 
     def validate(self, requests: Mapping[str, Request]) -> None:
         """Compare the accounts with the live requests.

@@ -9,7 +9,10 @@ promise goes before all claims once that server would have begun it.
 from __future__ import annotations
 
 from headway.latency.model import LatencyModel, StepShape
+from headway.policy.live_requests import LiveRequests
+from headway.policy.pace import Pace
 from headway.policy.view import EngineView
+from headway.policy.work_rate import WorkRate
 from headway.request import Request
 
 
@@ -25,30 +28,42 @@ class Turns:
         self._view = view
 
     def arrived(
-        self, request: Request, latency: LatencyModel, beside: StepShape, step_s: float
+        self,
+        request: Request,
+        latency: LatencyModel,
+        live: LiveRequests,
+        pace: Pace,
+        rate: WorkRate,
     ) -> None:
         """Give a newcomer its turn, if it asked for no promise and may go before those who did.
 
-        Args:
-            beside: The decodes of a step now, and *step_s* what a step takes.
+        Guesses give nobody a later turn (docs/decisions/0011): of a step's time while it is not
+        warm, of lengths until enough answers have ended, of a backlog where nobody waits.
         """
-        begins_s = max(self._free_at_s, request.arrived_at_s)
-        self._free_at_s = begins_s + self._keeps_s(request, latency, beside, step_s)
+        begins_s = request.arrived_at_s
+        if live.num_waiting + len(live.hindered) > 1:
+            begins_s = max(self._free_at_s, begins_s)
+        self._free_at_s = begins_s
+        if latency.is_warm and self._view is not None:
+            beside = live.decodes
+            kv_s = _kv_steps(request, self._view) * pace.step_s if rate.is_measured else 0.0
+            self._free_at_s += max(_engine_s(request, latency, beside, self._view), kv_s)
         if not request.slo.is_promise and request.slo.share > 0.0:
             request.turn_at_s = self._free_at_s
 
-    def _keeps_s(
-        self, request: Request, latency: LatencyModel, beside: StepShape, step_s: float
-    ) -> float:
-        """Return the seconds for which a request has the engine, or its part of the KV cache."""
-        if self._view is None:
-            return 0.0
-        ready = request.num_ready_tokens
-        decode_s = latency.predict_s(beside)
-        prompt_s = latency.predict_s(beside.with_chunk(request.num_prompt_tokens - ready, ready))
-        full_s = latency.predict_s(beside.with_chunk(self._view.max_step_tokens, 0))
-        # Every full step has the decodes and its fixed cost beside the prompt tokens.
-        engine_s = (prompt_s - decode_s) * full_s / max(full_s - decode_s, 1e-9)
-        held = request.num_prompt_tokens + request.predicted_output_tokens / 2
-        capacity_tokens = self._view.layout.tokens(self._view.num_total_blocks)
-        return max(engine_s, held / capacity_tokens * request.steps_left * step_s)
+
+def _kv_steps(request: Request, view: EngineView) -> float:
+    """Return the steps for which it would hold the whole KV cache, for what it holds of it."""
+    held = request.num_prompt_tokens + request.predicted_output_tokens / 2
+    return held / view.layout.tokens(view.num_total_blocks) * request.steps_left
+
+
+def _engine_s(
+    request: Request, latency: LatencyModel, beside: StepShape, view: EngineView
+) -> float:
+    """Return the seconds a prompt takes in full steps, which have the decodes beside it."""
+    ready = request.num_ready_tokens
+    decode_s = latency.predict_s(beside)
+    prompt_s = latency.predict_s(beside.with_chunk(request.num_prompt_tokens - ready, ready))
+    full_s = latency.predict_s(beside.with_chunk(view.max_step_tokens, 0))
+    return (prompt_s - decode_s) * full_s / max(full_s - decode_s, 1e-9)
