@@ -282,8 +282,8 @@ def slo_file_lines() -> Iterator[str]:
             (
                 "`unpromised`",
                 " or ".join(f'`"{way}"`' for way in UNPROMISED),
-                "How requests without a promise are served: as one tenant, with the share their"
-                " arrivals have (the default), or with what the others leave.",
+                "How requests without a promise are served: in turn, as first come, first served"
+                " would (the default), or with what the others leave.",
             ),
         ],
     )

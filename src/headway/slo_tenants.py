@@ -22,8 +22,8 @@ TENANT_TABLES = ("tenants", "tenant_header", "gateway_keys", "unpromised")
 TENANT_FIELDS = ("share", "target", "keys")
 
 UNPROMISED = ("fair", "last")
-"""How requests without a promise are served: by the share their arrivals have, or with what the
-others leave."""
+"""How requests without a promise are served: in turn, as first come, first served would, or with
+what the others leave."""
 
 KEY_TENANT_DIGITS = 12
 """Hexadecimal digits of a key's digest that name a tenant nobody named: 48 bits, so that two of a
@@ -64,7 +64,8 @@ class TenantBook:
         keys: Names by the SHA-256 of an API key.
         header: In lower case; ``None`` where no header says who pays.
         gateway_keys: Digests of API keys whose bearer speaks for others.
-        is_last: Whether requests without a promise are served with what the others leave.
+        is_last: Whether requests without a promise have no turn, and are served with what the
+            others leave.
     """
 
     terms: Mapping[str, TenantTerms] = field(default_factory=dict)

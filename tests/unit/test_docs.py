@@ -39,7 +39,7 @@ NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
 BY_PATH: dict[str, click.Command] = dict(docs_commands.all_commands())
 MISTAKES = (AssertionError, ImportError, UserError, ValueError, click.ClickException)
 PROFILE = Path(package).parent / "latency" / "profiles" / "llama-3.1-8b@a100.json"
-BOOK = SloBook({name: Slo(class_name=name) for name in ("chat", "batch", "gold")}, None)
+BOOK = SloBook({name: Slo(ttft_s=1.0, class_name=name) for name in ("chat", "batch", "gold")}, None)
 """Classes that the docs name in requests."""
 
 
