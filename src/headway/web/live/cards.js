@@ -27,7 +27,7 @@ export function card(c) {
   const made = node("div", "", { class: `card ${shade}` });
   const hasPromise = Object.keys(c.promise).length > 0;
   made.append(node("h3", c.name === "none" ? "no promise" : c.name));
-  made.append(node("p", hasPromise ? promise(c.promise, c.promise_most) : "best effort", { class: "quiet" }));
+  made.append(node("p", hasPromise ? promise(c.promise, c.promise_most) : "no promise: in turn", { class: "quiet" }));
   made.append(node("b", hasPromise ? percent(c.attainment) : `${c.ended}`));
   made.append(node("span", hasPromise
     ? `${c.attained} of ${counted(c.promised, "promise", "promises")} kept`
