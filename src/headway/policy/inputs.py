@@ -90,7 +90,8 @@ class Inputs:
 
     def is_fair(self, request: Request) -> bool:
         """Return whether it would be a request's turn by now; see :attr:`fair`."""
-        return request.turn_at_s <= self.ref_s and request.slo.tenant not in self.heavy
+        is_turn = request.turn_at_s <= self.ref_s and self.latency.is_warm
+        return is_turn and request.slo.tenant not in self.heavy
 
     @cached_property
     def layout(self) -> KvLayout:
