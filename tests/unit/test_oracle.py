@@ -19,7 +19,7 @@ from headway.engines.virtual import Outcome, VirtualCall, VirtualEngine
 from headway.errors import UserError
 from headway.latency.profile import StepCost
 from headway.metrics import define
-from headway.oracle.bound import bound
+from headway.oracle.bound import bound, can_keep
 from headway.oracle.fast_model import Server, StepModel
 from headway.oracle.policy import scheduler
 from headway.oracle.search import search
@@ -196,8 +196,35 @@ def test_windows_on_a_grid_only_loosen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer instants make the bound larger, never smaller."""
     requests, slos = load(3, 30, 60)
     exact = bound(requests, slos, COST, 600, STEP_TOKENS)
-    monkeypatch.setattr("headway.oracle.bound.MOST_INSTANTS", 12)
+    monkeypatch.setattr("headway.oracle.fractions_kept.MOST_INSTANTS", 12)
     assert bound(requests, slos, COST, 600, STEP_TOKENS) >= exact
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_targets_the_bound_excludes_are_kept_by_no_order(seed: int) -> None:
+    """What any order keeps can be kept; shares of both classes beyond the bound cannot."""
+    requests, slos = load(seed, 40, 400)
+    slos = {r.id: replace(slos[r.id], class_name="ab"[k % 2]) for k, r in enumerate(requests)}
+    machine = (COST, 800, STEP_TOKENS)
+    model = StepModel(requests, slos, Server(*machine))
+    rng = np.random.default_rng(seed)
+    for _ in range(10):
+        kept = model.play([int(i) for i in rng.permutation(40)])
+        shares = {name: sum(i % 2 == k for i in kept) / 20 for k, name in enumerate("ab")}
+        assert can_keep(requests, slos, shares, *machine)
+    most = bound(requests, slos, *machine)
+    assert most < 0.9
+    beyond = most + 1 / 40 + 1e-3  # The bound is rounded down to whole requests.
+    assert not can_keep(requests, slos, {"a": beyond, "b": beyond}, *machine)
+    assert can_keep(requests, slos, {"a": most}, *machine)
+
+
+def test_a_target_of_what_cannot_be_kept_alone() -> None:
+    """A request that an idle server breaks counts among its class: half of them is the most."""
+    requests = [WorkloadRequest(f"r{i}", float(i), 10, 2) for i in range(2)]
+    slos = {"r0": Slo(ttft_s=1.0, class_name="a"), "r1": Slo(ttft_s=1e-6, class_name="a")}
+    for target, expected in ((0.5, True), (0.51, False)):
+        assert can_keep(requests, slos, {"a": target}, COST, 400, STEP_TOKENS) is expected
 
 
 @pytest.mark.parametrize(
@@ -320,7 +347,7 @@ def test_the_bound_of_a_run_holds_for_it() -> None:
 def test_a_bound_too_large_to_solve(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is refused with the number of requests that would do."""
     requests, slos = load(3, 30, 60)
-    monkeypatch.setattr("headway.oracle.bound.MOST_VARIABLES", 500)
+    monkeypatch.setattr("headway.oracle.fractions_kept.MOST_VARIABLES", 500)
     with pytest.raises(UserError, match=r"variables, .* about \d+ requests fit"):
         bound(requests, slos, COST, 600, STEP_TOKENS)
 

@@ -22,25 +22,15 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from scipy.optimize import linprog
-from scipy.sparse import coo_array
-
 from headway.errors import UserError
 from headway.latency.model import StepShape
 from headway.latency.profile import StepCost
+from headway.oracle.fractions_kept import LeastKept, WindowDemand, most_kept
 from headway.slo import Slo
 from headway.workloads.schema import WorkloadRequest
 
 PIECE_TOKENS = 50
 """Decode tokens that share a window; shorter pieces are tighter and cost more variables."""
-
-MOST_INSTANTS = 400
-"""Ends of windows told apart. With more, windows are widened to a grid, which only loosens."""
-
-MOST_VARIABLES = 250_000
-"""Size of the program that takes the solver some 20 s on one core: 10,000 requests of
-the workload ``mixed`` at 96/s, or 600 at 40/s where every other one has ten seconds to complete."""
 
 SAFE = 1e-6
 """Added a request before rounding down: ten times the solver's tolerance."""
@@ -105,17 +95,6 @@ class Prices:
         return min(decoded_s, self.alone_s(context_tokens + 1))
 
 
-@dataclass(frozen=True, slots=True)
-class WindowDemand:
-    """A part of a request: engine seconds and KV token-seconds within a window."""
-
-    request: int
-    begins_s: float
-    due_s: float
-    work_s: float
-    kv_token_s: float
-
-
 def bound(
     requests: Sequence[WorkloadRequest],
     slos: Mapping[str, Slo],
@@ -140,6 +119,57 @@ def bound(
     Raises:
         UserError: There is no request, a size is not positive, or the program is too large.
     """
+    found = _demands(requests, slos, cost, kv_tokens, max_step_tokens, scale)
+    possible = [jobs for jobs in found if jobs is not None]
+    if not possible:
+        return 0.0
+    num_kept = most_kept(len(possible), _due(possible), kv_tokens)
+    return min(math.floor((num_kept or 0.0) + SAFE * len(possible)), len(possible)) / len(requests)
+
+
+def can_keep(
+    requests: Sequence[WorkloadRequest],
+    slos: Mapping[str, Slo],
+    targets: Mapping[str, float],
+    cost: StepCost,
+    kv_tokens: int,
+    max_step_tokens: int,
+    *,
+    scale: float = 1.0,
+) -> bool:
+    """Return whether every class could keep its target; where not, no scheduler can.
+
+    Holds for what :func:`bound` holds for, and is as loose.
+
+    Args:
+        targets: By class, the share of its requests that is to be kept.
+
+    Raises:
+        UserError: See :func:`bound`.
+    """
+    found = _demands(requests, slos, cost, kv_tokens, max_step_tokens, scale)
+    classes = [slos[r.id].class_name for r in requests]
+    possible = [i for i, jobs in enumerate(found) if jobs is not None]
+    least = [
+        LeastKept(
+            [k for k, i in enumerate(possible) if classes[i] == name],
+            (target - SAFE) * classes.count(name),
+        )
+        for name, target in targets.items()
+    ]
+    jobs = _due([found[i] or [] for i in possible])
+    return most_kept(len(possible), jobs, kv_tokens, least) is not None
+
+
+def _demands(
+    requests: Sequence[WorkloadRequest],
+    slos: Mapping[str, Slo],
+    cost: StepCost,
+    kv_tokens: int,
+    max_step_tokens: int,
+    scale: float,
+) -> list[list[WindowDemand] | None]:
+    """Return what each request takes, numbered among those that can be kept at all."""
     if not requests:
         raise UserError("A bound needs at least one request.")
     sizes = {"kv_tokens": kv_tokens, "max_step_tokens": max_step_tokens, "scale": scale}
@@ -147,17 +177,18 @@ def bound(
         if not value > 0:
             raise UserError(f"{name} must be greater than 0, not {value!r}.")
     prices = Prices.of(scaled(cost, scale), max_step_tokens)
-    jobs: list[WindowDemand] = []
+    found: list[list[WindowDemand] | None] = []
     possible = 0
     for request in requests:
-        found = _jobs(possible, request, slos[request.id], prices, kv_tokens)
-        if found is not None:
-            jobs += found
-            possible += 1
-    if not possible:
-        return 0.0
-    kept = _most_kept(possible, [j for j in jobs if j.due_s < math.inf], kv_tokens)
-    return min(math.floor(kept + SAFE * possible), possible) / len(requests)
+        jobs = _jobs(possible, request, slos[request.id], prices, kv_tokens)
+        possible += jobs is not None
+        found.append(jobs)
+    return found
+
+
+def _due(found: Sequence[Sequence[WindowDemand]]) -> list[WindowDemand]:
+    """Return the parts that have to be done by some instant."""
+    return [job for jobs in found for job in jobs if job.due_s < math.inf]
 
 
 def _jobs(
@@ -203,73 +234,6 @@ def _pieces(num_gaps: int) -> Iterator[tuple[int, int]]:
     """Yield first gap and number of gaps of each piece."""
     for start in range(0, num_gaps, PIECE_TOKENS):
         yield start, min(PIECE_TOKENS, num_gaps - start)
-
-
-def _most_kept(num_requests: int, jobs: Sequence[WindowDemand], kv_tokens: int) -> float:
-    """Return the optimum: the most requests, fractions counted, whose jobs fit their windows.
-
-    Variables: the fraction of each request that is kept, then the fraction of each job done in
-    each span of time between two instants. A kept fraction needs as much of each of its jobs;
-    no span gives more engine seconds than it has, nor more KV than the cache holds for as long.
-    """
-    if not jobs:
-        return float(num_requests)
-    instants = _instants(jobs)
-    spans_s = np.diff(instants)
-    first = np.searchsorted(instants, [j.begins_s for j in jobs], side="right") - 1
-    last = np.searchsorted(instants, [j.due_s for j in jobs], side="left")
-    counts = last - first
-    num_parts = int(counts.sum())
-    if num_parts > MOST_VARIABLES:
-        fits = max(num_requests * MOST_VARIABLES // num_parts, 1)
-        raise UserError(
-            f"The bound on {num_requests} requests is a linear program of {num_parts} variables,"
-            f" which takes longer than the 20 s of {MOST_VARIABLES}; about {fits} requests fit."
-        )
-    of_job = np.repeat(np.arange(len(jobs)), counts)
-    starts = np.cumsum(counts) - counts
-    span = np.arange(num_parts) - starts[of_job] + first[of_job]
-    part = num_requests + np.arange(num_parts)
-    work = np.array([j.work_s for j in jobs])[of_job]
-    held = np.array([j.kv_token_s for j in jobs])[of_job] / kv_tokens
-    owner = np.array([j.request for j in jobs])
-    num_variables = num_requests + num_parts
-    needs = coo_array(
-        (
-            np.concatenate([np.ones(num_parts), -np.ones(len(jobs))]),
-            (np.concatenate([of_job, np.arange(len(jobs))]), np.concatenate([part, owner])),
-        ),
-        shape=(len(jobs), num_variables),
-    )
-    limits = coo_array(
-        (
-            np.concatenate([work, held]),
-            (np.concatenate([span, span + len(spans_s)]), np.concatenate([part, part])),
-        ),
-        shape=(2 * len(spans_s), num_variables),
-    )
-    gain = np.zeros(num_variables)
-    gain[:num_requests] = -1.0
-    solved = linprog(
-        gain,
-        A_ub=limits.tocsr(),
-        b_ub=np.concatenate([spans_s, spans_s]),
-        A_eq=needs.tocsr(),
-        b_eq=np.zeros(len(jobs)),
-        bounds=(0.0, 1.0),
-        method="highs",
-    )
-    # Not solved (time, numbers): everybody is still a bound.
-    return -float(solved.fun) if solved.status == 0 else float(num_requests)
-
-
-def _instants(jobs: Sequence[WindowDemand]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """Return the ends of windows, at most :data:`MOST_INSTANTS` of them, the outermost included."""
-    found = np.unique([j.begins_s for j in jobs] + [j.due_s for j in jobs])
-    if len(found) <= MOST_INSTANTS:
-        return found
-    chosen = np.linspace(0, len(found) - 1, MOST_INSTANTS).round().astype(int)
-    return np.unique(found[chosen])
 
 
 def _tokens_s(cost: StepCost, num_tokens: int) -> float:

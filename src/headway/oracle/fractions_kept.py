@@ -1,0 +1,130 @@
+"""The linear program of the bound: fractions of requests, done in the spans between instants."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import linprog
+from scipy.sparse import coo_array, vstack
+
+from headway.errors import UserError
+
+MOST_INSTANTS = 400
+"""Ends of windows told apart. With more, windows are widened to a grid, which only loosens."""
+
+MOST_VARIABLES = 250_000
+"""Size of the program that takes the solver some 20 s on one core: 10,000 requests of
+the workload ``mixed`` at 96/s, or 600 at 40/s where every other one has ten seconds to complete."""
+
+
+INFEASIBLE = 2
+"""What the solver says where no fractions satisfy everything."""
+
+
+@dataclass(frozen=True, slots=True)
+class WindowDemand:
+    """A part of a request: engine seconds and KV token-seconds within a window."""
+
+    request: int
+    begins_s: float
+    due_s: float
+    work_s: float
+    kv_token_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class LeastKept:
+    """Of these requests, at least so many are kept; fractions count."""
+
+    requests: Sequence[int]
+    num_kept: float
+
+
+def most_kept(
+    num_requests: int,
+    jobs: Sequence[WindowDemand],
+    kv_tokens: int,
+    least: Sequence[LeastKept] = (),
+) -> float | None:
+    """Return the optimum: the most requests, fractions counted, whose jobs fit their windows.
+
+    ``None`` where nothing keeps as many of everybody as *least* asks for.
+
+    Variables: the fraction of each request that is kept, then the fraction of each job done in
+    each span of time between two instants. A kept fraction needs as much of each of its jobs;
+    no span gives more engine seconds than it has, nor more KV than the cache holds for as long.
+    """
+    if any(one.num_kept > len(one.requests) for one in least):
+        return None
+    if not jobs:
+        return float(num_requests)
+    instants = _instants(jobs)
+    spans_s = np.diff(instants)
+    first = np.searchsorted(instants, [j.begins_s for j in jobs], side="right") - 1
+    last = np.searchsorted(instants, [j.due_s for j in jobs], side="left")
+    counts = last - first
+    num_parts = int(counts.sum())
+    if num_parts > MOST_VARIABLES:
+        fits = max(num_requests * MOST_VARIABLES // num_parts, 1)
+        raise UserError(
+            f"The bound on {num_requests} requests is a linear program of {num_parts} variables,"
+            f" which takes longer than the 20 s of {MOST_VARIABLES}; about {fits} requests fit."
+        )
+    of_job = np.repeat(np.arange(len(jobs)), counts)
+    starts = np.cumsum(counts) - counts
+    span = np.arange(num_parts) - starts[of_job] + first[of_job]
+    part = num_requests + np.arange(num_parts)
+    work = np.array([j.work_s for j in jobs])[of_job]
+    held = np.array([j.kv_token_s for j in jobs])[of_job] / kv_tokens
+    owner = np.array([j.request for j in jobs])
+    num_variables = num_requests + num_parts
+    needs = coo_array(
+        (
+            np.concatenate([np.ones(num_parts), -np.ones(len(jobs))]),
+            (np.concatenate([of_job, np.arange(len(jobs))]), np.concatenate([part, owner])),
+        ),
+        shape=(len(jobs), num_variables),
+    )
+    limits = coo_array(
+        (
+            np.concatenate([work, held]),
+            (np.concatenate([span, span + len(spans_s)]), np.concatenate([part, part])),
+        ),
+        shape=(2 * len(spans_s), num_variables),
+    )
+    asked = coo_array(
+        (
+            -np.ones(sum(len(one.requests) for one in least)),
+            (
+                np.repeat(np.arange(len(least)), [len(one.requests) for one in least]),
+                np.array([i for one in least for i in one.requests], dtype=int),
+            ),
+        ),
+        shape=(len(least), num_variables),
+    )
+    gain = np.zeros(num_variables)
+    gain[:num_requests] = -1.0
+    solved = linprog(
+        gain,
+        A_ub=vstack([limits, asked]).tocsr(),
+        b_ub=np.concatenate([spans_s, spans_s, [-one.num_kept for one in least]]),
+        A_eq=needs.tocsr(),
+        b_eq=np.zeros(len(jobs)),
+        bounds=(0.0, 1.0),
+        method="highs",
+    )
+    if solved.status == INFEASIBLE:
+        return None
+    # Not solved (time, numbers): everybody is still a bound.
+    return -float(solved.fun) if solved.status == 0 else float(num_requests)
+
+
+def _instants(jobs: Sequence[WindowDemand]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """Return the ends of windows, at most :data:`MOST_INSTANTS` of them, the outermost included."""
+    found = np.unique([j.begins_s for j in jobs] + [j.due_s for j in jobs])
+    if len(found) <= MOST_INSTANTS:
+        return found
+    chosen = np.linspace(0, len(found) - 1, MOST_INSTANTS).round().astype(int)
+    return np.unique(found[chosen])
