@@ -196,3 +196,25 @@ def test_turns_are_a_queue_served_in_order_of_arrival(
         kv_s = (prompt + output / 2) / (600 * 16) * output * pace.step_s if knows_lengths else 0.0
         free_s = max(free_s, now_s) + max(engine_s, kv_s)
         assert request.turn_at_s == (math.inf if is_promised else pytest.approx(free_s))
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 30), st.integers(0, 9)), max_size=7),
+    st.lists(st.tuples(st.integers(0, 7), st.integers(0, 6)), max_size=3),
+)
+def test_turns_take_their_time_from_claims_that_came_after(
+    drawn: list[tuple[int, int]], turns: list[tuple[int, int]]
+) -> None:
+    """What is kept is on time behind the turns before it, served one after the other."""
+    jobs = [
+        DueWork(f"j{i}", float(due), float(work), order=i) for i, (due, work) in enumerate(drawn)
+    ]
+    ahead = sorted((rank - 0.5, float(work)) for rank, work in turns)
+    dropped, _ = largest_feasible(jobs, ahead)
+    now_s, left = 0.0, list(ahead)
+    for job in sorted((j for j in jobs), key=lambda j: (j.due_s, j.key)):
+        while left and left[0][0] < job.order:
+            now_s += left.pop(0)[1]
+        if job.key not in dropped:
+            now_s += job.work_s
+            assert now_s <= job.due_s

@@ -14,6 +14,7 @@ from headway import registry
 from headway.engines.sim.run import SimRun
 from headway.engines.virtual import VirtualCall, VirtualEngine
 from headway.latency import profile as profiles
+from headway.latency.fixed import FixedModel
 from headway.latency.truth import Truth
 from headway.policy.events import Arrived
 from headway.policy.live_requests import LiveRequests
@@ -29,6 +30,7 @@ from headway.workloads.schema import slo_of
 VIEW = EngineView(2000, 2000, 16, 256, 2048)
 CHAT = Slo(ttft_s=1.0, tbt_s=0.1, class_name="chat")
 LAST = replace(NO_PROMISE, share=0.0)
+WARM = FixedModel((0.005, 0.0, 2e-5, 0.0, 0.0, 0.0, 0.0))
 
 
 def table(*rows: tuple[str, Slo, float]) -> LiveRequests:
@@ -48,22 +50,34 @@ def order(live: LiveRequests, now_s: float, heavy: Sequence[str] = ()) -> list[s
     """Return who comes before whom in a plan."""
     tenants = Tenants()
     tenants.heavy = frozenset(heavy)
-    draft = draft_of(live, VIEW, now_s, tenants=tenants)
+    draft = draft_of(live, VIEW, now_s, tenants=tenants, latency=WARM)
     return [request.request_id for request in ByDeadline().candidates(draft)]
 
 
-def test_whose_turn_it_is_goes_before_claims() -> None:
-    """And not before its turn, nor behind a claim for ever."""
-    live = table(("claim", CHAT, 5.0), ("first", NO_PROMISE, 1.0), ("second", NO_PROMISE, 3.0))
-    assert order(live, 0.5) == ["claim", "first", "second"]
-    assert order(live, 1.5) == ["first", "claim", "second"]
-    assert order(live, 4.0) == ["first", "second", "claim"]
+def test_whose_turn_it_is_goes_before_claims_that_came_after() -> None:
+    """Not before its turn, nor before a claim that came earlier and is due before the others."""
+    live = table(
+        ("early", CHAT, 2.0),
+        ("first", NO_PROMISE, 1.0),
+        ("claim", CHAT, 5.0),
+        ("second", NO_PROMISE, 3.0),
+        ("patient", CHAT, 9.0),
+    )
+    assert order(live, 0.5) == ["early", "claim", "patient", "first", "second"]
+    assert order(live, 1.5) == ["early", "first", "claim", "patient", "second"]
+    assert order(live, 4.0) == ["early", "first", "claim", "second", "patient"]
+
+
+def test_an_early_claim_that_is_due_late_holds_nobody_up() -> None:
+    """The claims that came after are due before it, and behind those whose turn it is."""
+    live = table(("patient", CHAT, 9.0), ("mine", NO_PROMISE, 1.0), ("hasty", CHAT, 3.0))
+    assert order(live, 2.0) == ["mine", "hasty", "patient"]
 
 
 def test_a_tenant_who_gives_way_has_no_turn() -> None:
     """What it asks without a promise waits for what the others leave."""
     theirs = replace(NO_PROMISE, tenant="flood")
-    live = table(("claim", CHAT, 5.0), ("theirs", theirs, 1.0), ("other", NO_PROMISE, 2.0))
+    live = table(("theirs", theirs, 1.0), ("other", NO_PROMISE, 2.0), ("claim", CHAT, 5.0))
     assert order(live, 4.0, ["flood"]) == ["other", "claim", "theirs"]
 
 
@@ -84,9 +98,17 @@ def test_a_claim_takes_no_kv_from_one_whose_turn_it_was() -> None:
         live.unqueue(request)
         live.start_prefill(request)
     claim = Request("claim", CHAT, 0.0, 100, 20)
-    draft = draft_of(live, VIEW, 2.0)
+    draft = draft_of(live, VIEW, 2.0, latency=WARM)
     victims = [r.request_id for r in BestEffortFirst().for_claim(draft, claim)]
     assert victims == ["lost"]
+
+
+def test_a_cold_server_gives_nobody_a_turn() -> None:
+    """By a guess of the step time it would be anybody's at once, before all promises."""
+    live = table(("mine", NO_PROMISE, 0.0), ("claim", CHAT, 5.0))
+    cold = draft_of(live, VIEW, 4.0)
+    assert [r.request_id for r in ByDeadline().candidates(cold)] == ["claim", "mine"]
+    assert order(live, 4.0) == ["mine", "claim"]
 
 
 def first_tokens_s(slos: Sequence[Slo], rate_rps: float, kv_tokens: int) -> tuple[float, float]:

@@ -66,12 +66,7 @@ def most_kept(
     last = np.searchsorted(instants, [j.due_s for j in jobs], side="left")
     counts = last - first
     num_parts = int(counts.sum())
-    if num_parts > MOST_VARIABLES:
-        fits = max(num_requests * MOST_VARIABLES // num_parts, 1)
-        raise UserError(
-            f"The bound on {num_requests} requests is a linear program of {num_parts} variables,"
-            f" which takes longer than the 20 s of {MOST_VARIABLES}; about {fits} requests fit."
-        )
+    _check_size(num_requests, num_parts)
     of_job = np.repeat(np.arange(len(jobs)), counts)
     starts = np.cumsum(counts) - counts
     span = np.arange(num_parts) - starts[of_job] + first[of_job]
@@ -94,21 +89,11 @@ def most_kept(
         ),
         shape=(2 * len(spans_s), num_variables),
     )
-    asked = coo_array(
-        (
-            -np.ones(sum(len(one.requests) for one in least)),
-            (
-                np.repeat(np.arange(len(least)), [len(one.requests) for one in least]),
-                np.array([i for one in least for i in one.requests], dtype=int),
-            ),
-        ),
-        shape=(len(least), num_variables),
-    )
     gain = np.zeros(num_variables)
     gain[:num_requests] = -1.0
     solved = linprog(
         gain,
-        A_ub=vstack([limits, asked]).tocsr(),
+        A_ub=vstack([limits, _asked(least, num_variables)]).tocsr(),
         b_ub=np.concatenate([spans_s, spans_s, [-one.num_kept for one in least]]),
         A_eq=needs.tocsr(),
         b_eq=np.zeros(len(jobs)),
@@ -119,6 +104,23 @@ def most_kept(
         return None
     # Not solved (time, numbers): everybody is still a bound.
     return -float(solved.fun) if solved.status == 0 else float(num_requests)
+
+
+def _check_size(num_requests: int, num_parts: int) -> None:
+    if num_parts > MOST_VARIABLES:
+        fits = max(num_requests * MOST_VARIABLES // num_parts, 1)
+        raise UserError(
+            f"The bound on {num_requests} requests is a linear program of {num_parts} variables,"
+            f" which takes longer than the 20 s of {MOST_VARIABLES}; about {fits} requests fit."
+        )
+
+
+def _asked(least: Sequence[LeastKept], num_variables: int) -> coo_array:
+    """Return the rows that say of how many requests together the kept fractions are counted."""
+    sizes = [len(one.requests) for one in least]
+    columns = np.array([i for one in least for i in one.requests], dtype=int)
+    rows = np.repeat(np.arange(len(least)), sizes)
+    return coo_array((-np.ones(sum(sizes)), (rows, columns)), shape=(len(least), num_variables))
 
 
 def _instants(jobs: Sequence[WindowDemand]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
@@ -28,9 +29,12 @@ class DueWork:
     work_s: float
     weight: float = 1.0
     gives_way: bool = False
+    order: int = 0
 
 
-def largest_feasible(jobs: Iterable[DueWork], first_s: float = 0.0) -> tuple[set[str], float]:
+def largest_feasible(
+    jobs: Iterable[DueWork], turns: Iterable[tuple[float, float]] = ()
+) -> tuple[set[str], float]:
     """Return the jobs to set aside so that the most others end on time.
 
     Moore (1968) with Hodgson's proof: in order of due times, whenever the running total is
@@ -39,17 +43,20 @@ def largest_feasible(jobs: Iterable[DueWork], first_s: float = 0.0) -> tuple[set
     before any other: of the others the same are kept as if they were alone.
 
     Args:
-        first_s: Work that goes before all of them.
+        turns: Ranks of arrival and work of those who go before every claim that came after them.
 
     Returns:
         Keys set aside, and the pressure: the largest share of the time until a due instant
         that work due by then takes (1 at most when it fits).
     """
-    total_s = first_s
+    total_s = 0.0
     pressure = 0.0
+    ahead = deque(turns)
     kept: list[tuple[bool, float, str, float]] = []
     dropped: set[str] = set()
     for job in sorted(jobs, key=lambda j: (j.due_s, j.key)):
+        while ahead and ahead[0][0] < job.order:
+            total_s += ahead.popleft()[1]
         total_s += job.work_s
         per_weight = -job.work_s / job.weight
         heapq.heappush(kept, (not job.gives_way, per_weight, job.key, job.work_s))
@@ -81,8 +88,8 @@ class MooreHodgson:
         if (given.step - self._decided_at_step) * CLAIMS_A_STEP >= len(claims):
             draft.pressure = 1.0  # What fits is decided at the speed the server has when pressed.
             prefill = prefill_time(draft, chunker)
-            first_s = sum(map(prefill.work_s, given.fair))
-            dropped, pressure = largest_feasible(self._jobs(draft, prefill), first_s)
+            turns = ((r.order, prefill.work_s(r)) for r in given.fair)
+            dropped, pressure = largest_feasible(self._jobs(draft, prefill), turns)
             dropped.update(r.request_id for r in claims if given.price.is_dear(r))
             self._last = dropped, pressure
             self._decided_at_step = given.step
@@ -105,6 +112,7 @@ class MooreHodgson:
                 prefill.work_s(r, shared.get(r.request_id, r.num_ready_tokens)),
                 given.worth(r) * (WORTH if r.is_expected else 1.0),
                 r.slo.tenant in given.heavy,
+                r.order,
             )
             for r in (*running, *live.claims)
         ]

@@ -78,7 +78,7 @@ class Inputs:
 
     @cached_property
     def fair(self) -> tuple[Request, ...]:
-        """Requests without a promise whose turn it would be by now if there were no promises."""
+        """Requests without a promise whose turn it is by arrival, in that order."""
         prompts = self.live.prefilling.values()
         fair = [r for r in prompts if self.is_fair(r)] if self.live.num_unpromised else []
         for request in self.live.others if self.live.num_unpromised else ():
@@ -86,7 +86,7 @@ class Inputs:
                 break  # Turns come in order of arrival.
             if self.is_fair(request):
                 fair.append(request)
-        return tuple(fair)
+        return tuple(sorted(fair, key=lambda r: r.order))
 
     def is_fair(self, request: Request) -> bool:
         """Return whether it would be a request's turn by now; see :attr:`fair`."""

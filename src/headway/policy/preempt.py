@@ -56,9 +56,7 @@ class BestEffortFirst(Preemptor):
                 r for r in self.for_running(draft) if self._is_dispensable(draft, r) or r.has_claim
             )
             return
-        given, heavy = draft.given, draft.given.heavy
-        if claim.slo.tenant in heavy:
-            heavy = frozenset()
+        given, heavy = draft.given, draft.given.tenants.yielding(claim.slo.tenant)
         if not heavy and given.live.num_unclaimed_decodes == 0 and not given.live.prefilling:
             return
         running = list(given.live.running())

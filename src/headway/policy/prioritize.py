@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from heapq import merge
 
@@ -10,9 +11,9 @@ from headway.request import Request
 
 
 class ByDeadline:
-    """Overdue best effort, then who is owed a share, then claims by due time, then the rest.
+    """Overdue best effort, then claims by due time, then the rest by arrival.
 
-    The rest by arrival.
+    A request without a promise whose turn it is goes before the claims that came after it.
 
     Earliest due date first (Jackson 1955) among the claims that fit together; those set
     aside come next, in case there is room after all; then requests without a live promise.
@@ -44,10 +45,8 @@ class ByDeadline:
         overdue.sort(key=lambda request: request.silent_since_s)
         yield from overdue
         first = {request.request_id for request in overdue}
-        for request in draft.given.fair:
-            if request.request_id not in first:
-                first.add(request.request_id)
-                yield request
+        turns = deque(r for r in draft.given.fair if r.request_id not in first)
+        first.update(r.request_id for r in turns)
         claims_in_progress.sort(key=_due)
         aside: list[Request] = []
         giving_way: list[Request] = []
@@ -58,11 +57,14 @@ class ByDeadline:
             if request.slo.tenant in draft.given.heavy and request.request_id not in first:
                 giving_way.append(request)
                 continue
+            while turns and turns[0].order < request.order:
+                yield turns.popleft()
             other = draft.given.live.computing_for(request)
             for one in (request,) if other is None else (other, request):
                 if one.request_id not in first:
                     first.add(one.request_id)
                     yield one
+        yield from turns
         yield from giving_way
         yield from (r for r in rest_in_progress if r.request_id not in first)
         yield from aside

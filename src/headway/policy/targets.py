@@ -17,7 +17,7 @@ from headway.policy.recent import NEWEST_WEIGHT
 from headway.request import Request
 from headway.slo import Slo
 
-ASCENT = 0.2
+ASCENT = 0.1
 """Log-weight that one broken promise adds to its class, times the target (experiments/targets).
 Larger: weights swing; smaller: a class stays below its target for longer."""
 

@@ -31,6 +31,11 @@ NOTHING_S = 1e-3
 nothing). Larger: an account ends early; smaller: idle tenants take memory for longer."""
 
 
+FAR_MORE = 3.0
+"""Times as much that a tenant must have had for its running streams to lose their KV to another's
+claims (experiments/tenants). Larger: a flood's streams hold KV for longer; smaller: streams of
+tenants who are alike drive each other out, and their prompts are computed again."""
+
 SWEPT = 64
 """Accounts from which those that ended are looked for, when they have doubled (no run: it decides
 nothing). Larger: more memory; smaller: a newcomer has them looked through more often."""
@@ -88,6 +93,8 @@ class Tenants:
         """The accounts with decodes."""
         self._in_flight: deque[list[tuple[TenantUse, float, int]]] = deque()
         """Of each step: whose it is, by what share of its time and with how many tokens of KV."""
+        self._used: dict[str, float] = {}
+        """What each tenant with unfinished requests had used, as of the last plan."""
         self._sweep_at = SWEPT
 
     @property
@@ -103,6 +110,11 @@ class Tenants:
             self._sweep(at_s)
             account = self._accounts[slo.tenant] = TenantUse(at_s=at_s)
         account.share = slo.share or account.share
+        if not account.num_live and self._live:
+            # Who was away has no claim to what it did not use (Sheng et al. lift so, too).
+            least = min(other.used(at_s) for other in self._live.values())
+            account.fade(at_s)
+            account.engine_s = max(account.engine_s, account.share * least)
         account.num_live += 1
         self._live[slo.tenant] = account
 
@@ -173,6 +185,12 @@ class Tenants:
         heavy = [name for name, seconds in used.items() if seconds * AS_MUCH >= most]
         if len(heavy) < len(used):
             self.heavy = frozenset(heavy)
+        self._used = used
+
+    def yielding(self, tenant: str) -> frozenset[str]:
+        """Return the tenants whose running streams give their KV to this one's claims."""
+        mine = self._used.get(tenant, 0.0) if self.heavy and tenant not in self.heavy else math.inf
+        return frozenset(n for n in self.heavy if self._used[n] >= FAR_MORE * mine)
 
     def used(self, tenant: str, at_s: float) -> float:
         """Return what a tenant has had lately, over its share; 0 for one without an account."""

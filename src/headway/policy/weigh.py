@@ -9,7 +9,6 @@ the core knows anyway; whoever is cheaper wins.
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 from headway.policy.admit import Gate, PrefillTime, prefill_time
 from headway.policy.chunk import Chunker
@@ -29,19 +28,13 @@ keeps 0.988 instead of 0.983, arXiv 0.986 instead of 0.977 (LOG.md, *Where a fix
 better*). Larger: it waits longer; smaller: its prompt is computed for nothing."""
 
 
-Counted = Literal["everybody", "claims", "claims that do not give way"]
-"""Whose KV counts against a newcomer: not that of those who lose theirs for it."""
+Gone = frozenset[str] | None
+"""Whose KV does not count against a newcomer, for they lose theirs to it: besides best effort
+the tenants who yield to its own. ``None`` where everybody's counts."""
 
 
-def _counted(draft: Draft, claim: Request) -> Counted:
-    heavy = draft.given.heavy
-    return "claims that do not give way" if heavy and claim.slo.tenant not in heavy else "claims"
-
-
-def _counts(draft: Draft, request: Request, counted: Counted) -> bool:
-    if counted == "everybody" or not request.has_claim:
-        return counted == "everybody"
-    return counted == "claims" or request.slo.tenant not in draft.given.heavy
+def _counts(request: Request, gone: Gone) -> bool:
+    return gone is None or (request.has_claim and request.slo.tenant not in gone)
 
 
 class ExpectedLengths(Predictor):
@@ -73,7 +66,7 @@ class Weighed(Gate):
     def __init__(self, lengths: ExpectedLengths, chunker: Chunker) -> None:
         self._lifetimes = lengths.lifetimes
         self._chunker = chunker
-        self._forecasts: dict[Counted, Forecast] = {}
+        self._forecasts: dict[Gone, Forecast] = {}
         self._num_spare: int | None = None
         self._prefill: PrefillTime | None = None
 
@@ -93,7 +86,7 @@ class Weighed(Gate):
         if self._prefill is None:
             self._prefill = prefill_time(draft, self._chunker)
         first = draft.comes_first(request)
-        forecast = self._of(draft, _counted(draft, request) if first else "everybody")
+        forecast = self._of(draft, given.tenants.yielding(request.slo.tenant) if first else None)
         capacity = float(given.room_tokens)
         total = draft.victims[request.request_id] = forecast.victims_with(request, capacity)
         preemptions = max(total - forecast.victims(capacity), 0.0)
@@ -126,16 +119,16 @@ class Weighed(Gate):
 
     def admitted(self, draft: Draft, request: Request) -> None:
         """Count *request* in for the rest of the plan."""
-        for counted, forecast in self._forecasts.items():
-            if _counts(draft, request, counted):
+        for gone, forecast in self._forecasts.items():
+            if _counts(request, gone):
                 forecast.add([request])
 
-    def _of(self, draft: Draft, counted: Counted) -> Forecast:
-        if counted not in self._forecasts:
-            forecast = self._forecasts[counted] = Forecast(self._lifetimes, draft.given.layout)
+    def _of(self, draft: Draft, gone: Gone) -> Forecast:
+        if gone not in self._forecasts:
+            forecast = self._forecasts[gone] = Forecast(self._lifetimes, draft.given.layout)
             running = (r for r in draft.given.live.running() if r.request_id not in draft.gone)
-            forecast.add(r for r in running if _counts(draft, r, counted))
-        return self._forecasts[counted]
+            forecast.add(r for r in running if _counts(r, gone))
+        return self._forecasts[gone]
 
     def _victim_loss(self, draft: Draft, num_preemptions: float) -> float:
         """Return the promises one more preemption breaks: none while somebody can spare a gap."""
