@@ -490,7 +490,8 @@ def test_a_size_that_is_none_is_told(gib: float) -> None:
 def test_stock_ignores_it(capsys: pytest.CaptureFixture[str]) -> None:
     """Plain vLLM has no swap; that is said, not refused."""
     api_server.check(serve_options(policy="stock", swap_gib=1.0))
-    assert "ignores --overload, --slo, --swap-gib, --record and --shadow" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "ignores --overload, --slo, --swap-gib, --record, --shadow and --budgets" in told
 
 
 def arguments(**given: Any) -> Any:

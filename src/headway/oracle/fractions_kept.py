@@ -65,11 +65,9 @@ def most_kept(
     first = np.searchsorted(instants, [j.begins_s for j in jobs], side="right") - 1
     last = np.searchsorted(instants, [j.due_s for j in jobs], side="left")
     counts = last - first
-    num_parts = int(counts.sum())
-    _check_size(num_requests, num_parts)
+    _check_size(num_requests, num_parts := int(counts.sum()))
     of_job = np.repeat(np.arange(len(jobs)), counts)
-    starts = np.cumsum(counts) - counts
-    span = np.arange(num_parts) - starts[of_job] + first[of_job]
+    span = np.arange(num_parts) - (np.cumsum(counts) - counts - first)[of_job]
     part = num_requests + np.arange(num_parts)
     work = np.array([j.work_s for j in jobs])[of_job]
     held = np.array([j.kv_token_s for j in jobs])[of_job] / kv_tokens
