@@ -3,7 +3,8 @@
 A request that names no promise must not wait for ever behind those that do. So a clock runs beside
 the scheduler: a server that takes everybody in order of arrival, at the speed of full steps, each
 for as long as it keeps what it needs most of, the engine or the KV cache. Whoever asked for no
-promise goes before all claims once that server would have begun it.
+promise goes before the claims that came after it, once that server would have brought its first
+token.
 """
 
 from __future__ import annotations
