@@ -53,8 +53,8 @@ class Request:
     ``num_computed_tokens`` counts tokens whose KV exists; ``prefill_target_tokens`` is how
     many must exist before the request can emit again (the prompt, and after a preemption by
     recompute also the tokens emitted so far). ``due_at_s`` is when a waiting request's next
-    token is due by its promise; ``turn_at_s`` is when first come, first served would
-    have brought the first token of one that asked for no promise; ``order`` is its rank of arrival; ``work_s``
+    token is due by its promise; ``turn_at_s`` is when first come, first served would have brought
+    the first token of one that asked for no promise; ``order`` is its rank of arrival; ``work_s``
     estimates the seconds of the engine it will take; ``tokens_a_step`` is what it gains in a step
     of decoding, above 1 where drafts are accepted; ``promised_gap_s`` is the gap its tokens are
     planned for, ``None`` where none was promised or it may have one token only;
