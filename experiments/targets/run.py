@@ -49,7 +49,7 @@ WEIGHED: dict[str, tuple[float, str]] = {
 CONSTANTS = {
     "ASCENT": (0.03, 0.1, 1.0),
     "FORGET": (0.003, 0.03),
-    "MOST_TIMES": (16.0, 256.0),
+    "MOST_TIMES": (4.0, 64.0),
 }
 """What each constant of policy/targets.py is tried at, beside what it is."""
 

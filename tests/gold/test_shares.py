@@ -14,7 +14,7 @@ from headway.latency.model import StepShape
 from headway.policy.admit import DueWork, largest_feasible
 from headway.policy.live_requests import LiveRequests
 from headway.policy.pace import Pace
-from headway.policy.targets import ASCENT, FIRST_ENDED, FORGET, MOST_TIMES, Targets
+from headway.policy.targets import ASCENT, FORGET, MOST_TIMES, Targets
 from headway.policy.tenants import AS_MUCH, LATELY_S, Tenants
 from headway.policy.turns import Turns
 from headway.policy.view import EngineView
@@ -127,7 +127,7 @@ def test_what_a_target_weighs_is_the_sum_of_its_shortfalls(
 ) -> None:
     """Each broken promise adds, each kept one takes away, and what there is is forgotten slowly."""
     aims = {"class a": 0.9, "class b": 0.99, "tenant x": 0.8}
-    targets, logs, nums, mean = Targets(), dict[str, float](), dict[str, int](), 0.0
+    targets, logs, mean = Targets(), dict[str, float](), 0.0
     for name, tenant, is_kept, weight in drawn:
         slo = Slo(
             ttft_s=1.0,
@@ -144,9 +144,7 @@ def test_what_a_target_weighs_is_the_sum_of_its_shortfalls(
         for group in groups:
             old = logs.get(group, 0.0)
             short = (aims[group] - (1.0 if is_kept else 0.0)) * weight / mean
-            num = nums[group] = nums.get(group, 0) + 1
-            step = max(ASCENT, FIRST_ENDED / (FIRST_ENDED + num - 1))
-            logs[group] = max(0.0, old * (1 - step * FORGET) + step * short)
+            logs[group] = max(0.0, old * (1 - ASCENT * FORGET) + ASCENT * short)
     top = max(logs.values(), default=0.0)
     over = max(top - math.log(MOST_TIMES), 0.0)
     expected = {group: math.exp(max(log - over, 0.0)) for group, log in logs.items()}

@@ -44,10 +44,10 @@ def test_broken_promises_of_a_class_make_the_next_ones_count_more() -> None:
     targets = Targets()
     end(targets, CODE, "--")
     above = worth(targets, CODE) / worth(targets, PLAIN)
-    assert above == pytest.approx(math.exp(0.95 * (1 + 20 / 21)), rel=2e-2)
+    assert above == pytest.approx(math.exp(0.57), rel=1e-2)
     end(targets, CODE, "+" * 20)
     assert 1.0 <= worth(targets, CODE) / worth(targets, PLAIN) < above
-    end(targets, CODE, "+" * 200)
+    end(targets, CODE, "+" * 60)
     assert targets.times == {"class code": 1.0}
 
 
@@ -104,9 +104,9 @@ def served(kept: bool, reason: str) -> dict[str, float]:
 def test_what_becomes_of_a_promise_is_told_once() -> None:
     """Kept, broken, or nobody's fault."""
     assert served(True, "stopped") == {"class code": 1.0}
-    assert served(False, "stopped")["class code"] == pytest.approx(math.exp(0.95), rel=1e-3)
-    assert served(False, "refused")["class code"] == pytest.approx(math.exp(0.95), rel=1e-3)
-    assert served(True, "refused")["class code"] == pytest.approx(math.exp(0.95), rel=1e-3)
+    assert served(False, "stopped")["class code"] == pytest.approx(math.exp(0.285), rel=1e-3)
+    assert served(False, "refused")["class code"] == pytest.approx(math.exp(0.285), rel=1e-3)
+    assert served(True, "refused")["class code"] == pytest.approx(math.exp(0.285), rel=1e-3)
     assert served(True, "aborted") == {}
 
 

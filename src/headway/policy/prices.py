@@ -158,15 +158,16 @@ class GapPrices:
         for. It keeps the bound from changing with every burst.
         """
         lost = np.zeros_like(machine.lengths)
-        gaps = given.live.claim_gaps
+        gaps, num_waiting = given.live.claim_gaps, len(given.live.claims)
         if heavy := given.heavy:  # What they lose is no reason to take from the others.
             streams = (r for r in given.live.decoding.values() if r.slo.tenant not in heavy)
             gaps = Counter(r.promised_gap_s or math.inf for r in streams if r.has_claim)
+            num_waiting = sum(r.slo.tenant not in heavy for r in given.live.claims)
         for gap_s, count in gaps.items():
             lost += count * (gap_s < (1.0 - EQUALLY_GOOD) * machine.lengths)
         speed = machine.speed(np.full_like(machine.lengths, float(shape.num_decodes)))
         needed = max(self.pressure, 1e-9) * speed.max()
-        lost += len(given.live.claims) * np.maximum(1.0 - speed / needed, 0.0)
+        lost += num_waiting * np.maximum(1.0 - speed / needed, 0.0)
         return lost
 
 

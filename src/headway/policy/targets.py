@@ -11,28 +11,22 @@ the shortfalls are in inverse proportion to the operator's own weights.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterator
 
 from headway.policy.recent import NEWEST_WEIGHT
 from headway.request import Request
 from headway.slo import Slo
 
-ASCENT = 0.1
-"""Log-weight that one broken promise adds to its class in the long run, times the target
-(experiments/targets). Larger: weights swing, and less is kept of all; smaller: a class stays below
-its target for longer."""
-
-FIRST_ENDED = 20
-"""Promises of a class after which they add half of what the first did, which is 1: steps shrink as
-what is known grows (Robbins & Monro 1951; experiments/targets). Larger: weights swing for longer;
-smaller: a class below its target from the start stays there for hundreds of requests."""
+ASCENT = 0.3
+"""Log-weight that one broken promise adds to its class, times the target (experiments/targets, also
+with first steps as large as 1 that shrink to 0.1). Larger: weights swing, and less is kept of all;
+smaller: a class stays below its target for hundreds of requests."""
 
 FORGET = 0.01
 """Of a log-weight that each promise that ends forgets, times what one adds (experiments/targets).
 Larger: a target is missed by more; smaller: weights of a time that is over stay for longer."""
 
-MOST_TIMES = 64.0
+MOST_TIMES = 16.0
 """Times its own that a promise may weigh for its class's target, and for its tenant's
 (experiments/targets). Larger: those without a target are given up; smaller: targets are missed."""
 
@@ -48,7 +42,6 @@ class Targets:
     def __init__(self) -> None:
         self.times: dict[str, float] = {}
         self._logs: dict[str, float] = {}
-        self._num_ended: Counter[str] = Counter()
         self._mean_weight = 0.0
         self._mean_times = 1.0
 
@@ -66,10 +59,8 @@ class Targets:
         self._mean_weight += weight * (slo.weight - self._mean_weight)
         for group, target in groups:
             log = self._logs.get(group, 0.0)
-            step = max(ASCENT, FIRST_ENDED / (FIRST_ENDED + self._num_ended[group]))
-            self._num_ended[group] += 1
             short = (target - is_kept) * slo.weight / self._mean_weight
-            self._logs[group] = max(log + step * (short - FORGET * log), 0.0)
+            self._logs[group] = max(log + ASCENT * (short - FORGET * log), 0.0)
         # Beyond the bound it is the distance between them that counts.
         most = math.log(MOST_TIMES)
         beyond = max(max(self._logs.values()) - most, 0.0)

@@ -108,13 +108,13 @@ class Tenants:
         account = self._accounts.get(slo.tenant)
         if account is None:
             self._sweep(at_s)
-            account = self._accounts[slo.tenant] = TenantUse(at_s=at_s)
+            # A newcomer has no claim to what it did not use before (Sheng et al. lift so, too). But
+            # who is there alone may be a flood, and is to be the one who gives way.
+            least = min(self._used.values(), default=0.0)
+            least /= AS_MUCH if len(self._used) == 1 else 1.0
+            account = TenantUse(at_s=at_s, engine_s=least * (slo.share or 1.0))
+            self._accounts[slo.tenant] = account
         account.share = slo.share or account.share
-        if not account.num_live and self._live:
-            # Who was away has no claim to what it did not use (Sheng et al. lift so, too).
-            least = min(other.used(at_s) for other in self._live.values())
-            account.fade(at_s)
-            account.engine_s = max(account.engine_s, account.share * least)
         account.num_live += 1
         self._live[slo.tenant] = account
 
