@@ -189,8 +189,8 @@ def test_turns_are_a_queue_served_in_order_of_arrival(
                 live.leave(request)
             free_s = 0.0
         request = Request(f"r{i}", Slo(ttft_s=1.0) if is_promised else Slo(), now_s, prompt, output)
-        live.arrive(request)
         turns.arrived(request, latency, live, pace, rate)
+        live.arrive(request)
         token_s = full_s / (full_s - decode_s)
         engine_s = (latency.predict_s(StepShape().with_chunk(prompt, 0)) - decode_s) * token_s
         kv_s = (prompt + output / 2) / (600 * 16) * output * pace.step_s if knows_lengths else 0.0

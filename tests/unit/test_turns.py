@@ -81,6 +81,14 @@ def test_a_tenant_who_gives_way_has_no_turn() -> None:
     assert order(live, 4.0, ["flood"]) == ["other", "claim", "theirs"]
 
 
+def test_who_has_no_turn_holds_up_nobody_s() -> None:
+    """A flood's requests came first, and wait for what is left; the others' turns come as ever."""
+    theirs = replace(NO_PROMISE, tenant="flood")
+    live = table(("theirs", theirs, math.inf), ("mine", NO_PROMISE, 1.0), ("claim", CHAT, 5.0))
+    assert order(live, 2.0) == ["mine", "claim", "theirs"]
+    live.validate()
+
+
 def test_last_is_last() -> None:
     """Where the operator wants it so, and nobody is given a turn."""
     core = registry.build("headway")

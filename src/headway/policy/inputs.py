@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import takewhile
 from typing import Protocol
 
 from headway.kv_layout import KvLayout
@@ -79,14 +80,10 @@ class Inputs:
     @cached_property
     def fair(self) -> tuple[Request, ...]:
         """Requests without a promise whose turn it is by arrival, in that order."""
+        # Turns come in order of arrival.
+        waiting = takewhile(lambda r: r.turn_at_s <= self.ref_s, self.live.turns)
         prompts = self.live.prefilling.values()
-        fair = [r for r in prompts if self.is_fair(r)] if self.live.num_unpromised else []
-        for request in self.live.others if self.live.num_unpromised else ():
-            if not request.slo.is_promise and request.turn_at_s > self.ref_s:
-                break  # Turns come in order of arrival.
-            if self.is_fair(request):
-                fair.append(request)
-        return tuple(sorted(fair, key=lambda r: r.order))
+        return tuple(sorted(filter(self.is_fair, (*prompts, *waiting)), key=lambda r: r.order))
 
     def is_fair(self, request: Request) -> bool:
         """Return whether it would be a request's turn by now; see :attr:`fair`."""

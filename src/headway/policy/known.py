@@ -106,10 +106,10 @@ class Known:
         request.due_at_s = due_at_s(request, self.pace.step_s)
         request.work_s = self._work_s(request)
         request.is_expected = self.appointments.keeps(event)
-        self.live.arrive(request)
         self.tenants.arrived(request, event.at_s)
-        if self.live.num_unpromised and request.slo.tenant not in self.tenants.heavy:
+        if request.slo.tenant not in self.tenants.heavy:
             self.turns.arrived(request, self.latency, self.live, self.pace, self.work_rate)
+        self.live.arrive(request)
         self.unchecked.append(request)
         if request.has_claim:
             num_tokens = max(request.remaining_prefill_tokens, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from itertools import takewhile
@@ -19,8 +20,9 @@ class LiveRequests:
     ``claims`` are waiting requests whose promise may still be kept, by the instant their
     next token is due; ``others`` wait as best effort, by arrival, and hold ``others_work_s``
     seconds of work; ``hindered`` wait for something that no plan can give them. ``prefilling`` and
-    ``decoding`` run. ``claim_gaps`` counts decoding claims
-    per promised gap, ``num_unpromised`` those of all that asked for no promise.
+    ``decoding`` run. ``claim_gaps`` counts decoding claims per promised gap, ``num_unpromised``
+    those of all that asked for no promise. ``turns`` are those of ``others`` that have a turn
+    (:mod:`headway.policy.turns`), by arrival.
     """
 
     def __init__(self) -> None:
@@ -28,6 +30,7 @@ class LiveRequests:
         self.claims: SortedKeyList = SortedKeyList(key=lambda r: (r.due_at_s, r.order))
         self.others: SortedKeyList = SortedKeyList(key=lambda r: r.order)
         self.others_work_s = 0.0
+        self.turns: SortedKeyList = SortedKeyList(key=lambda r: r.order)
         self.hindered: dict[str, Request] = {}
         self.prefilling: dict[str, Request] = {}
         self.decoding: dict[str, Request] = {}
@@ -116,6 +119,8 @@ class LiveRequests:
         else:
             self.others.add(request)
             self.others_work_s += request.work_s
+            if request.turn_at_s < math.inf:
+                self.turns.add(request)
 
     def unqueue(self, request: Request) -> None:
         """Take a waiting request out of its queue."""
@@ -126,6 +131,8 @@ class LiveRequests:
             self.claims.remove(request)
             return
         self.others.remove(request)
+        if request.turn_at_s < math.inf:
+            self.turns.remove(request)
         self.others_work_s = self.others_work_s - request.work_s if self.others else 0.0
 
     def change_work(self, request: Request, work_s: float) -> None:
@@ -199,6 +206,8 @@ class LiveRequests:
             raise InvariantError("a request that could start is not in a queue")
         if not all(r.has_claim for r in self.claims) or any(r.has_claim for r in self.others):
             raise InvariantError("a waiting request is in the queue of another standing")
+        if list(self.turns) != [r for r in self.others if r.turn_at_s < math.inf]:
+            raise InvariantError(f"{list(self.turns)} are booked to have a turn")
         work_s = sum(r.work_s for r in self.others)
         if abs(work_s - self.others_work_s) > 1e-6 * max(work_s, 1.0):
             raise InvariantError(f"best effort waits for {work_s} s, booked {self.others_work_s}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import takewhile
 
 from headway.policy.admit import prefill_time
@@ -86,9 +86,9 @@ def overflow(known: Known, draft: Draft, chunker: Chunker) -> tuple[Refuse, ...]
         share = math.inf  # Nobody is refused by a rate that was not measured.
     excess_s = live.others_work_s - share * before_overdue_s * known.work_rate.per_s
     excess_s -= sum(request.work_s for request in refused.values())
-    newest = list(reversed(live.others)) if excess_s > 0 else []
-    if heavy := draft.given.heavy:
-        newest.sort(key=lambda r: r.slo.tenant not in heavy)
+    newest: Iterable[Request] = reversed(live.others)
+    if excess_s > 0 and (heavy := draft.given.heavy):
+        newest = sorted(newest, key=lambda r: r.slo.tenant not in heavy)
     for request in newest:
         if excess_s <= 0:
             break

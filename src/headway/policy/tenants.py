@@ -30,7 +30,6 @@ NOTHING_S = 1e-3
 """Engine seconds, faded, that are not worth an account (no run: a thousandth of a second decides
 nothing). Larger: an account ends early; smaller: idle tenants take memory for longer."""
 
-
 FAR_MORE = 3.0
 """Times as much that a tenant must have had for its running streams to lose their KV to another's
 claims (experiments/tenants). Larger: a flood's streams hold KV for longer; smaller: streams of
@@ -206,6 +205,7 @@ class Tenants:
             for name, account in self._accounts.items()
             if account.num_live or account.used(at_s) * account.share > NOTHING_S
         }
+        self.heavy &= self._accounts.keys()
         self._sweep_at = max(2 * len(self._accounts), SWEPT)
 
     def validate(self, requests: Mapping[str, Request]) -> None:

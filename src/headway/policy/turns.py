@@ -38,11 +38,15 @@ class Turns:
     ) -> None:
         """Give a newcomer its turn, if it asked for no promise and may go before those who did.
 
+        It is not among the *live* yet.
+
         Guesses give nobody a later turn (docs/decisions/0011): of a step's time while it is not
         warm, of lengths until enough answers have ended, of a backlog where nobody waits.
         """
+        if request.slo.is_promise and not live.num_unpromised:
+            return
         begins_s = request.arrived_at_s
-        if live.num_waiting + len(live.hindered) > 1:
+        if live.num_waiting or live.hindered:
             begins_s = max(self._free_at_s, begins_s)
         self._free_at_s = begins_s
         if latency.is_warm and self._view is not None:
