@@ -13,7 +13,6 @@ case at a time; what is there is not run again.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import product
@@ -30,6 +29,7 @@ from headway.latency import profile
 from headway.latency.truth import Truth
 from headway.metrics.define import attained
 from headway.slo import Slo
+from headway.study.named_rows import measure_missing
 from headway.study.requests import calls_of
 from headway.workloads import named
 
@@ -135,18 +135,13 @@ def main(
     out: str,
 ) -> None:
     """Run what is not in the file yet."""
-    path = HERE / out
-    known = json.loads(path.read_text()) if path.exists() else {}
-    for one in cases(only, ask, [int(seed) for seed in seeds.split(",")], every):
-        for way in {"ours": ("ours", "ignored"), "ignored": ("ignored",)}.get(
-            named_as, (named_as,)
-        ):
-            key = "|".join(str(part) for part in (*one, way))
-            if key in known:
-                continue
-            known[key] = case(*one, way, requests, policy, overload)
-            click.echo(f"{key} {known[key]}")
-            path.write_text(json.dumps(known, indent=0) + "\n")
+    ways = {"ours": ("ours", "ignored"), "ignored": ("ignored",)}.get(named_as, (named_as,))
+    tasks = (
+        ("|".join(str(part) for part in (*one, way)), case, (*one, way, requests, policy, overload))
+        for one in cases(only, ask, [int(seed) for seed in seeds.split(",")], every)
+        for way in ways
+    )
+    measure_missing(HERE / out, tasks, click.echo, is_kept=True)
 
 
 if __name__ == "__main__":

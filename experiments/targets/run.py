@@ -12,8 +12,7 @@ not run again. table.py makes results.md from it.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from headway.latency import profile
 from headway.oracle.bound import can_keep
 from headway.policy import targets as core
 from headway.slo import Slo, SloBook
+from headway.study.named_rows import Task, measure_missing
 from headway.workloads import named
 from headway.workloads.schema import WorkloadRequest, slo_of
 
@@ -131,9 +131,6 @@ def varied(name: str, value: float, *args: Any) -> dict[str, Any]:
         setattr(core, name, before)
 
 
-Task = tuple[str, Callable[..., dict[str, Any]], tuple[Any, ...]]
-
-
 def tasks(seeds: int, num: int) -> Iterator[Task]:
     """Yield the name of each row and what makes it."""
     for seed in range(seeds):
@@ -163,14 +160,8 @@ def main(only: str, seeds: int, quick: bool, dry: bool) -> None:
     """Run what is not in the file yet."""
     if quick and not dry:
         raise click.UsageError("--quick measures too little to be kept; add --dry.")
-    path = HERE / "results.json"
-    rows = json.loads(path.read_text("utf-8")) if path.exists() and not dry else {}
-    for key, call, args in tasks(seeds, NUM_REQUESTS // 10 if quick else NUM_REQUESTS):
-        if only in key and key not in rows:
-            rows[key] = call(*args)
-            click.echo(f"{key} {json.dumps(rows[key])}")
-            if not dry:
-                path.write_text(json.dumps(rows) + "\n", "utf-8")
+    rows = tasks(seeds, NUM_REQUESTS // 10 if quick else NUM_REQUESTS)
+    measure_missing(HERE / "results.json", rows, click.echo, only, is_kept=not dry)
 
 
 if __name__ == "__main__":

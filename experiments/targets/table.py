@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from headway.study.named_rows import Rows, by_case
+
 HERE = Path(__file__).parent
 WITHIN = 0.02
 """How far below its target a class may be where all targets can be kept."""
-
-Rows = Mapping[str, Any]
-Cases = dict[tuple[str, ...], dict[str, Rows]]
-
-
-def cases(rows: Rows, kind: str) -> Cases:
-    """Return the rows of one kind, by all of their names but the seed, then by seed."""
-    found: Cases = defaultdict(dict)
-    for key, row in rows.items():
-        first, *names, seed = key.split("|")
-        if first == kind:
-            found[tuple(names)][seed] = row
-    return found
 
 
 def targets_in(label: str) -> dict[str, tuple[float, float]]:
@@ -71,7 +59,7 @@ def with_targets(rows: Rows) -> Iterator[str]:
     """Yield a line a load and targets, and how often targets that can be kept are."""
     yield "| load | targets | can be kept | seeds | without | with | all, points | multipliers |"
     yield "|---|---|---:|---:|---|---|---:|---|"
-    found = cases(rows, "kept")
+    found = by_case(rows, "kept")
     judged: list[bool] = []
     for (mix, rate, label), by_seed in found.items():
         targets = targets_in(label)
@@ -102,7 +90,7 @@ def by_weight(rows: Rows) -> Iterator[str]:
     yield ""
     yield "| load | targets | " + "weights 1 | one weighs 2 |"
     yield "|---|---|---|---|"
-    found = cases(rows, "kept")
+    found = by_case(rows, "kept")
     for (mix, rate, label), by_seed in found.items():
         targets = targets_in(label)
         if all(weight == 1.0 for _, weight in targets.values()):
@@ -134,12 +122,12 @@ def constants(rows: Rows) -> Iterator[str]:
     yield ""
     yield "| constant | load | seeds | kept | all | multipliers |"
     yield "|---|---|---:|---|---:|---|"
-    tried = cases(rows, "constant")
+    tried = by_case(rows, "constant")
     for mix, rate in dict.fromkeys((mix, rate) for _, mix, rate in tried):
-        label = max((la for m, r, la in cases(rows, "kept") if (m, r) == (mix, rate)
+        label = max((la for m, r, la in by_case(rows, "kept") if (m, r) == (mix, rate)
                      and " x " not in la), key=len)  # fmt: skip
         targets = targets_in(label)
-        now = cases(rows, "kept")[mix, rate, label]
+        now = by_case(rows, "kept")[mix, rate, label]
         for name, *where in [("as they are", mix, rate), *tried]:
             if where != [mix, rate]:
                 continue

@@ -11,9 +11,8 @@ itself, one row at a time; what is there is not run again. table.py makes result
 
 from __future__ import annotations
 
-import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +23,7 @@ import numpy as np
 
 from headway.metrics.record import RequestRecord
 from headway.policy import tenants
+from headway.study.named_rows import Task, measure_missing
 from headway.study.spec import STOCK, Load, Machine, RunSpec
 from headway.study.virtual_run import execute
 from headway.workloads import named
@@ -219,9 +219,6 @@ def varied(
         }
 
 
-Task = tuple[str, Callable[..., dict[str, Any]], tuple[Any, ...]]
-
-
 def tasks(seeds: int, load_s: float, num: int) -> Iterator[Task]:
     """Yield the name of each row and what makes it: what is to be accepted first."""
     for seed in range(seeds):
@@ -268,15 +265,8 @@ def main(only: str, seeds: int, quick: bool, dry: bool) -> None:
     """Run what is not in the file yet."""
     if quick and not dry:
         raise click.UsageError("--quick measures too little to be kept; add --dry.")
-    path = HERE / "results.json"
-    rows = json.loads(path.read_text("utf-8")) if path.exists() and not dry else {}
     size = (LOAD_S / 10, NUM_REQUESTS // 10) if quick else (LOAD_S, NUM_REQUESTS)
-    for key, call, args in tasks(seeds, *size):
-        if only in key and key not in rows:
-            rows[key] = call(*args)
-            click.echo(f"{key} {json.dumps(rows[key])}")
-            if not dry:
-                path.write_text(json.dumps(rows, indent=0) + "\n", "utf-8")
+    measure_missing(HERE / "results.json", tasks(seeds, *size), click.echo, only, is_kept=not dry)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+
+from headway.study.named_rows import Rows, by_case
 
 HERE = Path(__file__).parent
 LEAST_OF_ALONE = 0.95
@@ -16,17 +16,13 @@ MOST_COST = 0.02
 MOST_TIMES_STOCK = 1.5
 """What was asked: of the four beside a flooder, of five equal tenants, of first tokens."""
 
-Rows = Mapping[str, Any]
-
 
 def cases(rows: Rows, kind: str) -> dict[tuple[str, ...], list[Rows]]:
-    """Return the rows of one kind by all of their names but the seed."""
-    found: dict[tuple[str, ...], list[Rows]] = defaultdict(list)
-    for key, row in rows.items():
-        first, *names, seed = key.split("|")
-        if first == kind:
-            found[tuple(names)].append({**row, "seed": seed})
-    return found
+    """Return the rows of one kind by all of their names but the seed, which they say."""
+    return {
+        case: [{**row, "seed": seed} for seed, row in found.items()]
+        for case, found in by_case(rows, kind).items()
+    }
 
 
 def mean(rows: Sequence[Rows], name: str) -> float:

@@ -32,11 +32,9 @@ from headway.policy.events import Arrived, Finished, StepDone, StepScheduled
 from headway.policy.live_requests import LiveRequests
 from headway.policy.plan import StepPlan
 from headway.policy.view import EngineView
-from headway.request import Request
+from headway.request import NATURAL_ENDS, Request
 
 SCHEMA = 1
-
-NATURAL_ENDS = ("stopped", "length")
 
 
 class SchedulerCounts:

@@ -14,13 +14,11 @@ from headway.latency.calibration import HOLD_OUT_EVERY, LEAST_STEPS, Listener, f
 from headway.latency.profile import Profile
 from headway.metrics.record import RequestRecord, RunFacts, summarise
 from headway.policy.events import Arrived, Event, Finished, StepDone, StepScheduled
+from headway.request import NATURAL_ENDS
 from headway.slo import Slo
 from headway.study.spec import Machine
 from headway.units import GIB
 from headway.workloads.record_files import Row, event_in
-
-WELL = ("stopped", "length")
-"""Reasons of an answer that ran to its end."""
 
 
 @dataclass(slots=True)
@@ -50,11 +48,11 @@ class RecordedRequest:
     @property
     def is_whole(self) -> bool:
         """Whether its answer ran to its end and every token of it is known."""
-        return self.reason in WELL and not self.is_cut
+        return self.reason in NATURAL_ENDS and not self.is_cut
 
     def record(self) -> RequestRecord:
         """Return the request as its client saw it."""
-        outcome = "finished" if self.reason in WELL else self.reason
+        outcome = "finished" if self.reason in NATURAL_ENDS else self.reason
         return RequestRecord(
             id=self.id,
             slo=self.slo,
