@@ -4,8 +4,8 @@ The sum of promises is largest when the cheap ones are kept, whoever asked for t
 operator states a target for a class, or a tenant, its promises weigh more the longer it stays
 below: dual ascent on the constraint "at least so many are kept", a little with each promise that
 ends (Zinkevich, ICML 2003, for the steps). Differs: weights grow by a factor and not by a term, are
-bounded, and a shortfall is forgotten slowly; where no weights reach all targets, they settle where
-the shortfalls are in inverse proportion to the operator's own weights.
+bounded, and a shortfall is forgotten slowly; where no weights reach all targets, they drive the
+shortfalls towards inverse proportion to the operator's own weights (experiments/targets: partly).
 """
 
 from __future__ import annotations
