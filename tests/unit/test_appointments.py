@@ -144,3 +144,27 @@ def test_as_a_slow_book(
             assert told_s == slow.book(prompt, work_s, now_s)
         else:
             assert book.keeps(arrival(now_s, prompt)) is slow.keeps(prompt, now_s)
+
+
+def refuse_all(last_try: float, count: int) -> float:
+    """Return what is told to the one refused after *count* such refusals at once."""
+    book, one = Appointments(), request()
+    one.last_try = last_try
+    for _ in range(count):
+        book.book(one, 1.0, 0.0, 0.0)
+    return book.book(request(), 1.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("servers", [2, 5])
+def test_who_is_tried_elsewhere_takes_a_share_of_the_room(servers: int) -> None:
+    """Twenty refusals, each tried at every server, take what twenty spread over them would."""
+    assert refuse_all(1 / servers, 20) == pytest.approx(refuse_all(1.0, 20 // servers))
+    assert refuse_all(0.0, 20) == LEAD_S
+
+
+def test_who_may_still_be_served_elsewhere_is_not_expected() -> None:
+    """It is told when there would be room, and a stranger of its kind finds no appointment."""
+    book, one = Appointments(), request()
+    one.last_try = 0.0
+    assert book.book(one, 0.5, 0.0, 0.0) == LEAD_S
+    assert len(book) == 0 and not book.keeps(arrival(LEAD_S))

@@ -66,6 +66,9 @@ class Appointments:
     def book(self, request: Request, work_s: float, backlog_s: float, now_s: float) -> float:
         """Return the seconds after which *request* should be sent again, and expect it then.
 
+        Who may still be served by another server takes the room of an appointment as far as this
+        is likely to be its last try, and none where it is not: it would seldom come.
+
         Args:
             work_s: Seconds of prefill it takes, a step's at least: so the book stays short.
             backlog_s: Seconds of prefill that wait before it; no appointment lies within them.
@@ -77,7 +80,9 @@ class Appointments:
         at_s = max(now_s + max(LEAD_S, backlog_s), self._free_at_s)
         if at_s - now_s > MAX_RETRY_AFTER_S:
             return MAX_RETRY_AFTER_S
-        self._free_at_s = at_s + work_s / SHARE
+        if request.last_try <= 0.0:
+            return at_s - now_s
+        self._free_at_s = at_s + request.last_try * work_s / SHARE
         key = key_of(request)
         self._booked.setdefault(key, deque()).append(at_s)
         self._in_order.append((at_s, key))

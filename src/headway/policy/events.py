@@ -18,7 +18,8 @@ class Arrived:
 
     ``arrived_at_s`` is when the client's request reached the server, at or before ``at_s``.
     Of the prompt ``num_found_tokens`` are in the prefix cache, ``num_held_tokens`` of them held
-    by running requests; see :class:`PrefixFound`.
+    by running requests; see :class:`PrefixFound`. ``last_try`` is how likely a refusal of it is
+    its client's last word: 1 where this server alone is asked, 0 where another one is asked next.
     """
 
     at_s: float
@@ -29,6 +30,7 @@ class Arrived:
     slo: Slo
     num_found_tokens: int = 0
     num_held_tokens: int = 0
+    last_try: float = 1.0
 
     def request(self) -> Request:
         """Return the request as it is when it arrives: nothing computed, nothing decided."""
@@ -41,6 +43,7 @@ class Arrived:
         )
         request.num_found_tokens = self.num_found_tokens
         request.num_held_tokens = self.num_held_tokens
+        request.last_try = self.last_try
         return request
 
 
