@@ -46,6 +46,13 @@ import click
     metavar="NAME",
     help="Compare with this policy on live traffic, by simulation; on /metrics.",
 )
+@click.option(
+    "--grace",
+    "grace_s",
+    type=int,
+    metavar="SECONDS",
+    help="How long running answers may go on after SIGTERM (default: 20).",
+)
 @click.option("--page", is_flag=True, help="Show /headway, and Headway's metrics on /metrics.")
 @click.argument("vllm_args", nargs=-1, type=click.UNPROCESSED, metavar="[VLLM ARGUMENTS]...")
 def serve(
@@ -57,6 +64,7 @@ def serve(
     record: Path | None,
     budgets: Path | None,
     shadow: str | None,
+    grace_s: int | None,
     page: bool,
     vllm_args: tuple[str, ...],
 ) -> None:
@@ -70,6 +78,16 @@ def serve(
     if model.startswith("-"):
         raise click.UsageError("Name the model first: headway serve MODEL [options].")
     options = server.ServeOptions(
-        model, policy, overload, slo_file, vllm_args, swap_gib, page, record, shadow, budgets
+        model,
+        policy,
+        overload,
+        slo_file,
+        vllm_args,
+        swap_gib,
+        page,
+        record,
+        shadow,
+        budgets,
+        grace_s,
     )
     server.serve(options)
