@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import socket
 import subprocess
 import time
 from dataclasses import dataclass, field
@@ -48,6 +49,7 @@ class Left:
     exit_code: int | None = None
     took_s: float = 0.0
     children: list[str] = field(default_factory=list)
+    port: int = 0
 
 
 def body(num_tokens: int, *, stream: bool) -> dict[str, Any]:
@@ -146,6 +148,7 @@ def left(root: Path) -> Left:
             capture_output=True, text=True, check=False,
         ).stdout.splitlines()  # fmt: skip
         seen.children = [line for line in listed if not line.startswith("Z")]
+        seen.port = server.port
     return seen
 
 
@@ -184,10 +187,13 @@ def test_no_request_is_lost_that_a_retry_could_save(left: Left) -> None:
 
 
 def test_it_ends_in_time_with_nothing_left(left: Left) -> None:
-    """Exit code 0, as stock vLLM has it, and no process behind it."""
+    """Exit code 0, no process behind it, and the port is free for the next server."""
     assert left.exit_code == 0
     assert GRACE_S <= left.took_s < EXITS_WITHIN_S
     assert left.children == []
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # As any server does.
+        probe.bind(("127.0.0.1", left.port))
 
 
 def test_the_recording_is_whole(left: Left, root: Path) -> None:

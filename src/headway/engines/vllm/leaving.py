@@ -52,7 +52,7 @@ READS = ("GET", "HEAD", "OPTIONS")
 CLOSE = (b"connection", b"close")
 
 NO_NEW_WORK = Unavailable("This server is shutting down and takes no new work; ask another.")
-CUT = Unavailable("This server has shut down before the answer was complete; ask another.")
+CUT = Unavailable("This server shut down before the answer was complete; ask another.")
 
 
 def shutdown_timeout_s(grace_s: int | None, vllms_own_s: int | None) -> int:
@@ -152,7 +152,7 @@ class Leaving:
         """Tell the clients of what still runs that there is no more to come."""
         if not self._running:
             return
-        logger.warning("Leaving: %d answers are cut with an error.", len(self._running))
+        logger.warning("Leaving: answers that are cut with an error: %d.", len(self._running))
         with suppress(TimeoutError):
             async with asyncio.timeout(TOLD_WITHIN_S):
                 await asyncio.gather(*(answer.cut() for answer in self._running))
@@ -182,10 +182,11 @@ class _OpenAnswer:
         if self._is_over:
             return
         if message["type"] == "http.response.start":
+            headers = [*message.get("headers", ())]
             self._has_begun = True
-            self._is_stream = _is_event_stream(message["headers"])
+            self._is_stream = _is_event_stream(headers)
             if self._is_last():
-                message = {**message, "headers": [*message["headers"], CLOSE]}
+                message = {**message, "headers": [*headers, CLOSE]}
         elif message["type"] == "http.response.body":
             self._num_events += bool(message.get("body"))
             self._is_over = not message.get("more_body", False)
