@@ -73,6 +73,7 @@ class Client:
         self.send: Any = None
         self.is_complete, self.may_go_on, self.reads = (asyncio.Event() for _ in range(3))
         self.reads.set()
+        self.is_broken = False
         full = {**scope, "app": server.app, "client of the test": self}
         self.task = asyncio.create_task(server.leaving(full, self._receive, self._send))
 
@@ -89,6 +90,8 @@ class Client:
 
     async def _send(self, message: Any) -> None:
         await self.reads.wait()
+        if self.is_broken:
+            raise OSError("no connection")
         assert not self.is_complete.is_set(), "uvicorn raises here"
         self.sent.append(message)
         if message["type"].endswith(".body") and not message.get("more_body", False):
@@ -337,6 +340,18 @@ async def test_a_client_that_does_not_read_holds_nobody_up(
     with suppress(asyncio.CancelledError):
         await running.task
     assert server.uvicorn.config.timeout_graceful_shutdown == 0.01
+
+
+async def test_whatever_fails_the_engine_ends(caplog: pytest.LogCaptureFixture) -> None:
+    """vLLM's server would go on without it; the log says what it was."""
+    server = await Server(stream, grace_s=0.0).start()
+    running = await server.ask().has_begun()
+    running.is_broken = True
+    await server.leave()
+    assert len(server.ended_with) == 1
+    assert "no connection" in caplog.text
+    running.may_go_on.set()
+    await running.task
 
 
 # -- who calls ----------------------------------------------------------------------------------

@@ -113,13 +113,14 @@ class Leaving:
 
         def shutdown(timeout: float | None = None) -> None:
             began_s = time.monotonic()
-            try:
-                if not self._is_leaving and _is_elsewhere(loop):
-                    grace_s = max(0, client.vllm_config.shutdown_timeout - ENGINE_ENDS_WITHIN_S)
+            if not self._is_leaving and _is_elsewhere(loop):
+                grace_s = max(0, client.vllm_config.shutdown_timeout - ENGINE_ENDS_WITHIN_S)
+                try:
                     asyncio.run_coroutine_threadsafe(self._leave(grace_s, state), loop).result()
-            finally:
-                left_s = None if timeout is None else timeout - (time.monotonic() - began_s)
-                end_engine(timeout=None if left_s is None else max(left_s, 0.0))
+                except Exception:  # vLLM would never end.
+                    logger.exception("Leaving failed; the engine ends now.")
+            left_s = None if timeout is None else timeout - (time.monotonic() - began_s)
+            end_engine(timeout=None if left_s is None else max(left_s, 0.0))
 
         shutdown.waits_for_answers = True  # type: ignore[attr-defined]
         client.shutdown = shutdown
