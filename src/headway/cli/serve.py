@@ -42,6 +42,17 @@ import click
     help="Keep error budgets through restarts in this file.",
 )
 @click.option(
+    "--request-start",
+    is_flag=True,
+    help="Let promises run from the X-Request-Start header, which a proxy must set.",
+)
+@click.option(
+    "--retries-elsewhere",
+    type=int,
+    metavar="N",
+    help="How many other servers a proxy asks after a refusal here (default: 0).",
+)
+@click.option(
     "--shadow",
     metavar="NAME",
     help="Compare with this policy on live traffic, by simulation; on /metrics.",
@@ -56,6 +67,8 @@ def serve(
     swap_gib: float | None,
     record: Path | None,
     budgets: Path | None,
+    request_start: bool,
+    retries_elsewhere: int | None,
     shadow: str | None,
     page: bool,
     vllm_args: tuple[str, ...],
@@ -70,6 +83,17 @@ def serve(
     if model.startswith("-"):
         raise click.UsageError("Name the model first: headway serve MODEL [options].")
     options = server.ServeOptions(
-        model, policy, overload, slo_file, vllm_args, swap_gib, page, record, shadow, budgets
+        model,
+        policy,
+        overload,
+        slo_file,
+        vllm_args,
+        swap_gib,
+        page,
+        record,
+        shadow,
+        budgets,
+        request_start,
+        retries_elsewhere,
     )
     server.serve(options)
