@@ -49,7 +49,7 @@ class Quote:
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class ServerLoad:
     """How busy a server is.
 
     Attributes:
@@ -101,14 +101,14 @@ class _Asked:
         return request.due_at_s - self.draft.given.ref_s - self.prefill.step_s / 2
 
 
-def load_of(known: Known, view: EngineView | None, now_s: float) -> Load:
+def load_of(known: Known, view: EngineView | None, now_s: float) -> ServerLoad:
     """Return how busy the server is; nothing is known before the first plan.
 
     Args:
         view: What the last plan was shown.
     """
     if view is None or not known.live.requests:
-        return Load(0.0, 0.0, 0.0)
+        return ServerLoad(0.0, 0.0, 0.0)
     asked, live = _Asked.of(known, view, now_s), known.live
     given, prefill = asked.draft.given, asked.prefill
     unhurried = [r for r in (*live.others, *live.prefilling.values()) if not r.has_claim]
@@ -125,7 +125,7 @@ def load_of(known: Known, view: EngineView | None, now_s: float) -> Load:
         if due_s >= patience_s:
             pressure = max(pressure, total_s / due_s)
     fullest = max((held for _, held in kv_ahead(live)), default=0)
-    return Load(
+    return ServerLoad(
         max(pressure, fullest / given.room_tokens),
         backlog_s,
         given.held_share if live.num_running else 0.0,
