@@ -59,8 +59,8 @@ class Request:
     of decoding, above 1 where drafts are accepted; ``promised_gap_s`` is the gap its tokens are
     planned for, ``None`` where none was promised or it may have one token only;
     ``is_leftover`` tells that it was started with capacity no claim wanted, ``is_expected``
-    that it was refused before and came back when it was told to; ``last_try`` is how likely a refusal
-    is final (:class:`~headway.policy.events.Arrived`); ``hindrance`` is why the engine
+    that it was refused before and came back when it was told to; ``last_try`` is how likely a
+    refusal is final (:class:`~headway.policy.events.Arrived`); ``hindrance`` is why the engine
     could not start it now, empty when it could. While a request waits, it holds the KV of
     ``num_computed_tokens`` if that was loaded from elsewhere,
     ``num_found_tokens`` of it are in the prefix cache, ``num_held_tokens`` of them held by running
@@ -77,8 +77,8 @@ class Request:
         "hindrance",
         "is_expected",
         "is_leftover",
-        "last_try",
         "last_token_at_s",
+        "last_try",
         "max_output_tokens",
         "num_cached_tokens",
         "num_common_tokens",

@@ -101,6 +101,9 @@ def test_every_command_exists(name: str, capsys: pytest.CaptureFixture[str]) -> 
         (["serve", "m", "--scheduler-cls", "x.Y"], "--policy stock"),
         (["serve", "m", "--scheduling-policy=priority"], "priority"),
         (["serve", "m", "--swap-gib", "-1"], "--swap-gib"),
+        (["serve", "m", "--retries-elsewhere", "101"], "from 0 to 100"),
+        (["serve", "m", "--retries-elsewhere=-1"], "from 0 to 100"),
+        (["serve", "m", "--retries-elsewhere", "two"], "two"),
         (["serve", "m", "--grace", "-1"], "0 to 3600"),
         (["serve", "m", "--grace", "soon"], "--grace"),
         (["serve", "m", "--grace", "5", "--shutdown-timeout=5"], "one of them"),
@@ -263,8 +266,23 @@ def test_without_vllm_the_sentence_says_what_to_install(monkeypatch: pytest.Monk
 
 def test_stock_says_what_it_ignores(capsys: pytest.CaptureFixture[str]) -> None:
     """Plain vLLM knows no promises; nothing is dropped in silence."""
-    api_server.check(options(policy="stock", overload="refuse"))
-    assert "ignores" in capsys.readouterr().err
+    for ignored in ({"overload": "refuse"}, {"request_start": True}, {"retries_elsewhere": 1}):
+        api_server.check(options(policy="stock", **ignored))
+        said = capsys.readouterr().err
+        assert "ignores" in said
+        assert all(f"--{name.replace('_', '-')}" in said for name in ignored)
+
+
+def test_what_proxies_say_is_believed_by_option() -> None:
+    """Of the command line, over the same setting in JSON."""
+    given = {"headway": {"retries_elsewhere": 3, "request_start": True}}
+    asked = options(retries_elsewhere=0).settings()
+    assert api_server.merged_config(given, asked)["headway"] == {
+        "retries_elsewhere": 0,
+        "request_start": True,
+    }
+    assert options(request_start=True).settings() == {"request_start": True}
+    assert options().settings() == {}
 
 
 def test_the_embedded_model_gets_defaults_a_user_may_override(

@@ -42,6 +42,17 @@ import click
     help="Keep error budgets through restarts in this file.",
 )
 @click.option(
+    "--request-start",
+    is_flag=True,
+    help="Let promises run from the X-Request-Start header, which a proxy must set.",
+)
+@click.option(
+    "--retries-elsewhere",
+    type=int,
+    metavar="N",
+    help="How many other servers a proxy asks after a refusal here (default: 0).",
+)
+@click.option(
     "--shadow",
     metavar="NAME",
     help="Compare with this policy on live traffic, by simulation; on /metrics.",
@@ -63,6 +74,8 @@ def serve(
     swap_gib: float | None,
     record: Path | None,
     budgets: Path | None,
+    request_start: bool,
+    retries_elsewhere: int | None,
     shadow: str | None,
     grace_s: int | None,
     page: bool,
@@ -88,6 +101,8 @@ def serve(
         record,
         shadow,
         budgets,
+        request_start,
+        retries_elsewhere,
         grace_s,
     )
     server.serve(options)

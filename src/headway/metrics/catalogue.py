@@ -153,6 +153,12 @@ _METRICS: tuple[MetricSpec, ...] = (
         (), _one("counts", "asides"),
     ),
     MetricSpec(
+        "headway_request_start_total", "counter",
+        "Requests with an X-Request-Start header where it is believed (--request-start): used, or"
+        " ignored because it is no instant, in the future or more than an hour ago.",
+        ("result",), _table("counts", "request_starts"),
+    ),
+    MetricSpec(
         "headway_kv_tokens", "gauge",
         "The KV cache in tokens. held + reserved + free is the whole cache; reserved is free room"
         " that running requests are predicted to need, lent is what they will need beyond it. An"

@@ -264,6 +264,9 @@ def _told(
 ) -> dict[str, Any]:
     """Return the story of a request that broke its promise; no text of its prompt is in it."""
     arrived_at_s = live.arrived_at_s
+    story = [[at - arrived_at_s, what] for at, what in request.story]
+    if live.elsewhere_s:
+        story.insert(1, [live.elsewhere_s, "reached this server"])
     return {
         "schema": SCHEMA,
         "kind": "broken",
@@ -285,5 +288,5 @@ def _told(
         "num_preemptions": live.num_preemptions,
         "late_s": lateness.total_late_s,
         "by_cause_s": {cause: seconds for cause, seconds in lateness.late_s.items() if seconds},
-        "story": [[at - arrived_at_s, what] for at, what in request.story],
+        "story": story,
     }

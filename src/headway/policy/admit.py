@@ -12,6 +12,7 @@ from typing import Protocol
 from headway.policy.appointments import WORTH
 from headway.policy.chunk import PROBE_TOKENS, Chunker
 from headway.policy.draft import Draft
+from headway.policy.inputs import Inputs
 from headway.request import Request
 
 CLAIMS_A_STEP = 64
@@ -89,33 +90,11 @@ class MooreHodgson:
             draft.pressure = 1.0  # What fits is decided at the speed the server has when pressed.
             prefill = prefill_time(draft, chunker)
             turns = ((r.order, prefill.work_s(r)) for r in given.fair)
-            dropped, pressure = largest_feasible(self._jobs(draft, prefill), turns)
+            dropped, pressure = largest_feasible(claim_work(given, prefill), turns)
             dropped.update(r.request_id for r in claims if given.price.is_dear(r))
             self._last = dropped, pressure
             self._decided_at_step = given.step
         return self._last
-
-    def _jobs(self, draft: Draft, prefill: PrefillTime) -> list[DueWork]:
-        """Return one job a claim that waits or whose prompt is in progress.
-
-        Its work ends anywhere in a step, and its token comes out when the step ends.
-
-        What several have in common with a prompt in progress is the work of the first of them.
-        """
-        given, live = draft.given, draft.given.live
-        running = [r for r in live.prefilling.values() if r.has_claim]
-        shared = live.shared_tokens()
-        return [
-            DueWork(
-                r.request_id,
-                r.due_at_s - given.ref_s - prefill.step_s / 2,
-                prefill.work_s(r, shared.get(r.request_id, r.num_ready_tokens)),
-                given.worth(r) * (WORTH if r.is_expected else 1.0),
-                r.slo.tenant in given.heavy,
-                r.order,
-            )
-            for r in (*running, *live.claims)
-        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +123,28 @@ class PrefillTime:
         before = request.prefill_target_tokens - num_tokens
         before += max(num_tokens - self.num_tokens, 0) // 2
         return num_tokens * (self.token_s + self.pair_s * before)
+
+
+def claim_work(given: Inputs, prefill: PrefillTime) -> list[DueWork]:
+    """Return one job a claim that waits or whose prompt is in progress.
+
+    Its work ends anywhere in a step, and its token comes out when the step ends.
+
+    What several have in common with a prompt in progress is the work of the first of them.
+    """
+    running = [r for r in given.live.prefilling.values() if r.has_claim]
+    shared = given.live.shared_tokens()
+    return [
+        DueWork(
+            r.request_id,
+            r.due_at_s - given.ref_s - prefill.step_s / 2,
+            prefill.work_s(r, shared.get(r.request_id, r.num_ready_tokens)),
+            given.worth(r) * (WORTH if r.is_expected else 1.0),
+            r.slo.tenant in given.heavy,
+            r.order,
+        )
+        for r in (*running, *given.live.claims)
+    ]
 
 
 def prefill_time(draft: Draft, chunker: Chunker) -> PrefillTime:

@@ -81,6 +81,9 @@ class Planner(ABC):
         reject, cap = never_fit(known, view), outgrown(known, view)
         known.lose_overdue(now_s)
         known.predict_again()
+        known.turns.saw(view)
+        if known.tenants.is_shared:
+            known.tenants.weigh(now_s, view.layout.tokens(view.num_total_blocks))
         draft = Draft(inputs_of(known, view, now_s), self.swap)
         draft.gone.update(r.request_id for r in reject)
         draft.gone.update(r.request_id for r in cap)
@@ -134,11 +137,8 @@ def prices_of(draft: Draft) -> PlanPrices:
 
 
 def inputs_of(known: Known, view: EngineView, now_s: float) -> Inputs:
-    """Return what a plan made now goes by."""
+    """Return what a plan made now goes by; changes nothing."""
     ref_s = known.pace.begins_at_s(now_s)
-    known.turns.saw(view)
-    if known.tenants.is_shared:
-        known.tenants.weigh(now_s, view.layout.tokens(view.num_total_blocks))
     lagging_due_s = math.inf
     for request in known.lagging:
         gap_s = request.promised_gap_s

@@ -94,6 +94,12 @@ class GapPrices:
         self._claims.append(claim)
         self._payers.append((slo.tenant, slo.share))
 
+    @property
+    def typical_ttft_s(self) -> float | None:
+        """Mean seconds that recent claims left for their first tokens; ``None`` if none said."""
+        spans_s = [claim.ttft_s for claim in self._claims if claim.ttft_s < math.inf]
+        return sum(spans_s) / len(spans_s) if spans_s else None
+
     def _voices(self) -> list[Claim]:
         """Return the claims that count: of no tenant more than its share of them, the newest.
 

@@ -12,7 +12,9 @@ from headway.policy.events import Event
 from headway.policy.live_requests import LiveRequests
 from headway.policy.plan import StepPlan
 from headway.policy.planner import Planner
+from headway.policy.quote import Quote, ServerLoad, load_of, quote_of
 from headway.policy.view import EngineView
+from headway.slo import Slo
 
 
 class Scheduler:
@@ -28,6 +30,7 @@ class Scheduler:
         self.name = name
         self.planner = planner
         self.known = planner.known(latency, overload)
+        self._view: EngineView | None = None  # What the last plan was shown.
 
     @property
     def live(self) -> LiveRequests:
@@ -40,7 +43,20 @@ class Scheduler:
 
     def plan(self, view: EngineView, now_s: float) -> StepPlan:
         """Decide the next step; see :class:`~headway.policy.plan.StepPlan`."""
+        self._view = view
         return self.planner.plan(self.known, view, now_s)
+
+    def quote(self, num_prompt_tokens: int, known_prefix: int, slo: Slo, now_s: float) -> Quote:
+        """Say whether a request that came now could be promised *slo*; nothing changes.
+
+        Args:
+            known_prefix: Tokens of its prompt whose KV is in the server's cache.
+        """
+        return quote_of(self.known, self._view, num_prompt_tokens, known_prefix, slo, now_s)
+
+    def load(self, now_s: float) -> ServerLoad:
+        """Say how busy the server is; nothing changes."""
+        return load_of(self.known, self._view, now_s)
 
     def validate(self) -> None:
         """Recompute all books; raise :class:`~headway.errors.InvariantError` when off."""

@@ -60,6 +60,8 @@ class ServeOptions:
             its metrics bring the page with them.
         budgets: File in which error budgets outlive the server, or ``None``; the page comes with
             it too.
+        request_start: Whether ``X-Request-Start`` is believed.
+        retries_elsewhere: How many other servers a proxy asks after a refusal, or ``None``.
         grace_s: How long running answers may go on after SIGTERM, or ``None`` for the default.
     """
 
@@ -73,6 +75,8 @@ class ServeOptions:
     record: Path | None = None
     shadow: str | None = None
     budgets: Path | None = None
+    request_start: bool = False
+    retries_elsewhere: int | None = None
     grace_s: int | None = None
 
     @property
@@ -88,6 +92,8 @@ class ServeOptions:
             "slo_file": str(self.slo_file.absolute()) if self.slo_file else None,
             "record": str(self.record.absolute()) if self.record else None,
             "budgets": str(self.budgets.absolute()) if self.budgets else None,
+            "request_start": True if self.request_start else None,
+            "retries_elsewhere": self.retries_elsewhere,
         }
         return {key: value for key, value in given.items() if value is not None}
 
@@ -120,8 +126,12 @@ def check(options: ServeOptions) -> None:
         raise UserError(f"--policy {options.policy!r} is not known; the policies are: {allowed}.")
     if options.is_stock:
         ours = (options.overload, options.slo_file, options.swap_gib, options.record)
-        if any(ours) or options.shadow or options.budgets or options.grace_s is not None:
-            named = "--overload, --slo, --swap-gib, --record, --shadow, --budgets and --grace"
+        more = (options.shadow, options.budgets, options.request_start, options.retries_elsewhere)
+        if any(ours) or any(more) or options.grace_s is not None:
+            named = (
+                "--overload, --slo, --swap-gib, --record, --shadow, --budgets, --request-start,"
+                " --retries-elsewhere and --grace"
+            )
             print(f"headway: --policy stock ignores {named}.", file=sys.stderr)
     else:
         if options.shadow is not None and options.shadow not in registry.names():

@@ -20,15 +20,8 @@ from typing import Any
 from headway.errors import UserError
 
 OWN_OPTIONS = (
-    "--policy",
-    "--overload",
-    "--slo",
-    "--swap-gib",
-    "--record",
-    "--budgets",
-    "--shadow",
-    "--grace",
-    "--page",
+    *("--policy", "--overload", "--slo", "--swap-gib", "--record", "--budgets", "--shadow"),
+    *("--request-start", "--retries-elsewhere", "--grace", "--page"),
 )
 
 DEFAULT_PORT = 8000
