@@ -255,6 +255,11 @@ ENVIRONMENT = (
         " `headway serve --page` makes one.",
     ),
     (
+        f"`{channel.LOAD_CHANNEL_VARIABLE}`",
+        "Folder of the channel for load reports (`endpoint-load-metrics`); without it there are"
+        " only vLLM's own. `headway serve` makes one.",
+    ),
+    (
         f"`{edge.SLO_FILE_VARIABLE}`",
         "SLO file of the middleware; without it, the one that the scheduler's settings name."
         " `headway serve --slo` sets both.",

@@ -14,6 +14,7 @@ import pytest
 import headway
 from headway.cli.main import COMMANDS, main
 from headway.engines.vllm import api_server, edge, embedded, leaving
+from headway.engines.vllm.channel import LOAD_CHANNEL_VARIABLE
 from headway.errors import HeadwayError, UserError
 
 
@@ -208,7 +209,9 @@ def test_headway_is_plugged_in(
     args = parsed(middleware=["their.Middleware"])
     api_server._plug_in(args, options(overload="refuse", slo_file=file))
     assert args.scheduler_cls == scheduler
-    assert args.middleware == ["their.Middleware", api_server.EDGE, api_server.LEAVING]
+    ours = [api_server.EDGE, api_server.LOAD_REPORTS, api_server.LEAVING]
+    assert args.middleware == ["their.Middleware", *ours]
+    assert Path(api_server.os.environ[LOAD_CHANNEL_VARIABLE]).is_dir()
     settings = {"overload": "refuse", "slo_file": str(file)}
     assert json.loads(json.dumps(args.additional_config)) == {"headway": settings}
     assert api_server.os.environ[edge.SLO_FILE_VARIABLE] == str(file)

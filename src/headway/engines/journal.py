@@ -13,7 +13,7 @@ from array import array
 from collections.abc import Sequence
 from multiprocessing.util import Finalize
 
-from headway.policy.events import Arrived, Event, Finished, StepDone
+from headway.policy.events import Arrived, Event, Finished, StepDone, StepScheduled
 from headway.policy.live_requests import LiveRequests
 from headway.policy.log import Entry
 from headway.policy.plan import StepPlan
@@ -28,7 +28,14 @@ EVERY_S = 0.5
 
 
 class Reader:
-    """Who wants to know what happens; one that only reads need not tell or close anything."""
+    """Who wants to know what happens; one that only reads need not tell or close anything.
+
+    Attributes:
+        reads_steps: Whether plans and steps are wanted too, or only arrivals and ends. Where nobody
+            wants them, they are not kept.
+    """
+
+    reads_steps = True
 
     def read(self, entries: Sequence[Entry]) -> None:
         """Take in what happened, in order; nothing in an entry changes any more."""
@@ -54,6 +61,7 @@ class Journal:
         self.live: LiveRequests = core.live
         """The core's live requests."""
         self._readers = readers
+        self._keeps_steps = any(reader.reads_steps for reader in readers)
         self._entries: list[Entry] = []
         self._tell_at_s = -math.inf
         # A process of vLLM's may end without telling its scheduler.
@@ -61,6 +69,8 @@ class Journal:
 
     def plan(self, view: EngineView, now_s: float) -> StepPlan:
         """Return the core's plan."""
+        if not self._keeps_steps:
+            return self.core.plan(view, now_s)
         begun_s = time.perf_counter()
         plan = self.core.plan(view, now_s)
         self._entries.append((view, now_s, plan, time.perf_counter() - begun_s))
@@ -68,11 +78,13 @@ class Journal:
 
     def observe(self, event: Event) -> None:
         """Let the core hear of *event*, and the readers when it is time."""
-        self._entries.append(event)
+        is_end = isinstance(event, (Arrived, Finished))
+        if is_end or self._keeps_steps:
+            self._entries.append(event)
         self.core.observe(event)
-        if isinstance(event, StepDone) and event.at_s >= self._tell_at_s:
-            self._tell(event.at_s, is_idle=False)
-        elif isinstance(event, Arrived | Finished):
+        if isinstance(event, (StepScheduled, StepDone)) and event.at_s >= self._tell_at_s:
+            self._tell(event.at_s, is_idle=False)  # Also before a step: it may take long.
+        elif is_end:
             _hand(self._entries, self._readers)
             if isinstance(event, Finished) and not self.live.requests:
                 self._tell(event.at_s, is_idle=True)  # No step may follow for a long time.

@@ -174,6 +174,18 @@ _METRICS: tuple[MetricSpec, ...] = (
         "Requests that wait, preempted ones included.", (), _one("now", "waiting"),
     ),
     MetricSpec(
+        "headway_pressure", "gauge",
+        "How much of the server is spoken for: 0 when idle, about 1 when a claim that comes now"
+        " just fits, more when not all fit. The larger of what prompts take until they are due"
+        " and of what everybody will hold of the KV cache; what routers choose a server by.",
+        (), _one("now", "load", "pressure"),
+    ),
+    MetricSpec(
+        "headway_prefill_backlog_seconds", "gauge",
+        "Seconds that the prompts take which wait or are in progress.",
+        (), _one("now", "load", "prefill_backlog_s"),
+    ),
+    MetricSpec(
         "headway_computed_tokens_total", "counter",
         "Tokens computed: prompts, decodes, and what was computed twice.",
         (), _one("counts", "tokens", "computed"),

@@ -21,7 +21,7 @@ from headway import registry
 from headway.config import Settings
 from headway.engines.vllm import embedded, recorder, shadow_process, start_checks
 from headway.engines.vllm.budget_file import check_budgets
-from headway.engines.vllm.channel import private_channel
+from headway.engines.vllm.channel import LOAD_CHANNEL_VARIABLE, private_channel
 from headway.engines.vllm.edge import SLO_FILE_VARIABLE
 from headway.engines.vllm.leaving import shutdown_timeout_s
 from headway.engines.vllm.start_checks import additional_config, last_value, mistyped
@@ -33,6 +33,7 @@ STOCK = "stock"
 """The policy name that means: vLLM alone, nothing of Headway in it."""
 
 EDGE = "headway.engines.vllm.edge.SloEdge"
+LOAD_REPORTS = "headway.engines.vllm.load_report.LoadReports"
 LIVE_VIEW = "headway.engines.vllm.observe.LiveView"
 LEAVING = "headway.engines.vllm.leaving.Leaving"
 ASYNC_SCHEDULER = "headway.vllm.Scheduler"
@@ -203,7 +204,8 @@ def _plug_in(args: argparse.Namespace, options: ServeOptions) -> None:
         os.environ[SLO_FILE_VARIABLE] = settings.slo_file
     if args.max_num_queued_reqs is None:
         args.max_num_queued_reqs = MOST_IN_FLIGHT * args.data_parallel_size
-    args.middleware = [*args.middleware, EDGE]
+    private_channel(LOAD_CHANNEL_VARIABLE)
+    args.middleware = [*args.middleware, EDGE, LOAD_REPORTS]
     if options.page or options.shadow is not None or settings.budgets is not None:
         private_channel()
         args.middleware.append(LIVE_VIEW)

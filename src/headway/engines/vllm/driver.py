@@ -26,6 +26,7 @@ from headway.engines.vllm.clock import WallClock
 from headway.engines.vllm.external import External
 from headway.engines.vllm.hindered import Hindrances
 from headway.engines.vllm.kv_groups import kv_groups, room_of, view_of, whole_hits
+from headway.engines.vllm.load_signal import load_signal_of
 from headway.engines.vllm.model_roofline import roofline
 from headway.engines.vllm.proxy_headers import ProxyHeaders
 from headway.engines.vllm.queue import gated
@@ -59,7 +60,8 @@ class HeadwayMixin(Steering):
         counts = recording.counts if recording is not None else None
         budgets = self.headway_settings.budgets
         self.headway_watch = watch_of(core, self.vllm_config, counts, budgets)
-        readers = [r for r in (recording, self.headway_watch) if r is not None]
+        signal = load_signal_of(core, self.vllm_config)
+        readers = [r for r in (recording, self.headway_watch, signal) if r is not None]
         self.headway: Core | Journal = Journal(core, *readers) if readers else core
         self.headway_plan = StepPlan(0)
         self.headway_book = self.headway_settings.book()

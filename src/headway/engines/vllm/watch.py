@@ -81,11 +81,12 @@ class Watch(Counted):
             self._budgets.tell(at_s + self.observed.unix_at_zero_s)
         if not self._sender.find_readers():
             return
-        times = self._core.known.targets.times
-        snapshot = self.observed.snapshot(self._core.live, at_s, times)
+        core = self._core
+        times = core.known.targets.times
+        snapshot = self.observed.snapshot(core.live, at_s, times, core.load(at_s))
         snapshot["engine"] = self._engine
         snapshot["unix_s"] = time.time()
-        snapshot["length_coverage_target"] = self._core.known.lengths.coverage_target
+        snapshot["length_coverage_target"] = core.known.lengths.coverage_target
         snapshot["counts"]["request_starts"] = dict(self._request_starts)
         snapshot["counts"]["dropped"] = dict(self._sender.dropped)
         if self._recorded is not None:
