@@ -22,8 +22,8 @@ from headway.metrics.server_load import (
     LEAST_UTILIZATION,
     RATE_WINDOW_S,
     SILENCE_S,
+    HeardLoads,
     RecentRate,
-    ServerLoad,
     mean_load,
 )
 from headway.policy.events import Arrived, Finished, StepScheduled
@@ -58,7 +58,7 @@ def test_a_rate_counts_the_last_seconds() -> None:
 
 def test_the_load_of_several_engines_is_their_mean() -> None:
     """Rates and who waits add up; shares, pressure and seconds do not."""
-    load = ServerLoad()
+    load = HeardLoads()
     load.take(word(0.2, "0"), 0.0)
     load.take(word(1.0, "1"), 0.0)
     load.take({**word(9.0, "2"), "kind": "counts"}, 0.0)
@@ -77,7 +77,7 @@ def test_the_load_of_several_engines_is_their_mean() -> None:
 
 def test_an_idle_server_stays_idle_and_its_rates_pass() -> None:
     """However old its last word is. Its utilization is not 0, which Envoy would drop."""
-    load = ServerLoad()
+    load = HeardLoads()
     idle = {"pressure": 0.0, "prefill_backlog_s": 0.0, "kv_share": 0.0}
     load.take(word(is_idle=True, load=idle, waiting=0), 100.0)
     for now_s, rps in ((100.0, 2.0), (105.0, 1.0), (110.0, 0.0), (1e6, 0.0)):
@@ -91,7 +91,7 @@ def test_an_idle_server_stays_idle_and_its_rates_pass() -> None:
 
 def test_a_busy_scheduler_that_fell_silent_is_not_believed() -> None:
     """Its words do not arrive; those of another engine still count."""
-    load = ServerLoad()
+    load = HeardLoads()
     assert load.report(0.0) is None
     load.take(word(0.9, "0"), 0.0)
     assert load.report(SILENCE_S) is not None

@@ -33,7 +33,7 @@ from headway.metrics.tenant_counts import TenantCounts
 from headway.policy.events import Arrived, Finished, StepDone, StepScheduled
 from headway.policy.live_requests import LiveRequests
 from headway.policy.plan import StepPlan
-from headway.policy.quote import Load
+from headway.policy.quote import ServerLoad
 from headway.policy.view import EngineView
 from headway.request import Request
 
@@ -209,7 +209,7 @@ class SchedulerCounts:
         live: LiveRequests,
         at_s: float,
         multipliers: Mapping[str, float] | None = None,
-        load: Load = IDLE,
+        load: ServerLoad = IDLE,
     ) -> dict[str, Any]:
         """Return all counts and the present state as JSON's types; costs a scan of the live.
 

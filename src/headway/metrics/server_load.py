@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from headway.metrics.orca_report import OrcaReport
-from headway.policy.quote import Load
+from headway.policy.quote import ServerLoad
 
 RATE_WINDOW_S = 10.0
 """Seconds over which requests and errors a second are counted. A server of language models may
@@ -22,7 +22,7 @@ SILENCE_S = 30.0
 long, so its words do not arrive. Larger: a router goes longer by what was true once; smaller: a
 server with steps of many seconds has no report in the middle of one."""
 
-IDLE = Load(0.0, 0.0, 0.0)
+IDLE = ServerLoad(0.0, 0.0, 0.0)
 """The load of a server that has nothing to do."""
 
 
@@ -48,7 +48,7 @@ class RecentRate:
 
 
 def mean_load(loads: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """Return the load of a server whose engines have *loads*, fields of :class:`Load`.
+    """Return the load of a server whose engines have *loads*, fields of :class:`ServerLoad`.
 
     Their mean: the server gives a request to the engine with the least to do, so what it can take
     yet is what all of them can take together. The freest engine alone would say less than that
@@ -58,7 +58,7 @@ def mean_load(loads: Iterable[Mapping[str, float]]) -> dict[str, float]:
     return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]} if rows else {}
 
 
-class ServerLoad:
+class HeardLoads:
     """The latest words of all schedulers of one server; instants are the reader's clock."""
 
     def __init__(self) -> None:

@@ -20,7 +20,7 @@ from headway.engines.vllm.channel import LOAD_CHANNEL_VARIABLE
 from headway.engines.vllm.subscription import Subscription
 from headway.errors import UserError
 from headway.metrics.orca_report import OrcaReport
-from headway.metrics.server_load import ServerLoad
+from headway.metrics.server_load import HeardLoads
 
 logger = logging.getLogger("vllm.headway")
 
@@ -45,7 +45,7 @@ class LoadReports:
     def __init__(self, app: App, now_s: Callable[[], float] = time.monotonic) -> None:
         self._app = app
         self._now_s = now_s
-        self._load = ServerLoad()
+        self._load = HeardLoads()
         folder = os.environ.get(LOAD_CHANNEL_VARIABLE)
         self._subscription = Subscription(folder, self._take) if folder else None
         if not folder:
