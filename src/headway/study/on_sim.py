@@ -13,6 +13,7 @@ from headway.engines.sim.run import SimRun
 from headway.engines.virtual import StepRow, VirtualCall, VirtualEngine
 from headway.errors import UserError
 from headway.kit.lengths import Oracle
+from headway.latency import profile as profiles
 from headway.latency.profile import Profile
 from headway.latency.truth import Truth
 from headway.papers.cacheopt.c1_lengths import HoeffdingPadding
@@ -67,7 +68,6 @@ def serve(
         num_retries=machine.num_retries,
         signal_age_s=machine.signal_age_s,
     ).run(calls)
-    # What the smallest cache of the fleet holds, every server can serve.
     smallest = min(engines, key=lambda engine: engine.num_blocks)
     return replace(_served(smallest, result, [], []), fleet=result)
 
@@ -116,6 +116,12 @@ def _tell_lengths(
         raise UserError(f"Policy {policy.name!r} pads no predicted length: use cacheopt with C1.")
     lengths = {call.request_id: call.num_output_tokens for call in calls}
     padding.inner = Oracle(lengths, spread, seed)
+
+
+def smallest_cache_tokens(machine: Machine) -> int:
+    """Return the KV tokens of the server that has the fewest: what fits there, fits everywhere."""
+    engines = [engine_of(machine, profiles.load(gpu)) for gpu in set(machine.gpus)]
+    return min(engine.num_blocks * engine.block_size for engine in engines)
 
 
 def engine_of(machine: Machine, profile: Profile) -> VirtualEngine:

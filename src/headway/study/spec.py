@@ -13,7 +13,7 @@ from headway.workloads.reading import ReadOptions
 
 EngineName = Literal["vllm", "sim"]
 
-LATER_FIELDS = ("replica_gpus", "num_retries", "signal_age_s")
+LATER_FIELDS = ("busiest_s", "replica_gpus", "num_retries", "signal_age_s")
 """Fields that runs which were kept before do not have. At its default such a field is left out of
 a document, so that those runs are still found by their keys."""
 
@@ -71,6 +71,8 @@ class Load:
         slo_file: TOML file of classes; ``None`` is the workload's own, else the built-in class.
         digest: Of the contents of the files named, so that a changed file is a new run.
         reading: What the user says of a trace file that it leaves open.
+        busiest_s: Of a trace file only so many seconds, those with the most arrivals; ``None``
+            takes it whole.
     """
 
     source: str
@@ -82,6 +84,7 @@ class Load:
     max_output_tokens: int | None = None
     digest: str = ""
     reading: ReadOptions = field(default_factory=ReadOptions)
+    busiest_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
