@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from headway import registry
 from headway.engines.sim.fleet import Fleet
 from headway.engines.sim.routers import LeastKv, LeastWork, RoundRobin, Router
 from headway.engines.sim.run import SimRun
+from headway.engines.sim.signals import Signals
 from headway.engines.virtual import VirtualCall, VirtualEngine
 from headway.errors import UserError
 from headway.latency.fixed import FixedModel
@@ -28,16 +31,18 @@ def calls(num: int = 60, gap_s: float = 0.03) -> list[VirtualCall]:
     ]
 
 
-class AskingRoundRobin(RoundRobin):
-    """Turns that are decided at each arrival, though they need no state."""
+class LookingRoundRobin(RoundRobin):
+    """Turns that look at the servers at each arrival, though they need not."""
 
-    needs_state = True
+    def choose(self, call: VirtualCall, signals: Signals, among: Sequence[int]) -> int:
+        signals.seen()
+        return super().choose(call, signals, among)
 
 
 def test_servers_apart_are_servers_together() -> None:
     """One after another or on one clock: the same instants."""
     apart = Fleet(server, RoundRobin(), 3).run(calls())
-    together = Fleet(server, AskingRoundRobin(), 3).run(calls())
+    together = Fleet(server, LookingRoundRobin(), 3).run(calls())
     assert apart.routed == together.routed == [20, 20, 20]
     assert apart.num_steps == together.num_steps
     for name, outcome in together.outcomes.items():
@@ -50,8 +55,8 @@ def test_least_work_sends_to_who_has_least() -> None:
     sent: list[int] = []
 
     class Noting(LeastWork):
-        def choose(self, call: VirtualCall, servers: object) -> int:
-            sent.append(super().choose(call, servers))  # type: ignore[arg-type]
+        def choose(self, call: VirtualCall, signals: Signals, among: Sequence[int]) -> int:
+            sent.append(super().choose(call, signals, among))
             return sent[-1]
 
     work = [

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from headway.cli import values
+from headway.cli.capacity_fleet import AUTO, size_fleets
 from headway.cli.run_options import (
     check_load,
     policies_of,
@@ -22,11 +23,10 @@ from headway.cli.run_options import (
 from headway.cli.simulate import title_of
 from headway.cli.target_lines import outcomes_of, target_lines
 from headway.cli.trace_options import tell
-from headway.cli.values import progress, save, say, whole, writable
+from headway.cli.values import is_given, progress, save, say, whole, writable
 from headway.errors import UserError
-from headway.latency import profile as profiles
 from headway.study.highest_rate import Capacity, highest_rate, over_seeds
-from headway.study.on_sim import engine_of
+from headway.study.on_sim import smallest_cache_tokens
 from headway.study.requests import TooLong, reading_of, requests_of, too_long
 from headway.study.spec import STOCK, STOCK_WAYS, RunSpec
 from headway.study.sweep import FinishedRuns, Run, in_parallel, run_all
@@ -42,13 +42,36 @@ FoundRate = tuple[float, Run | None]
 @run_options
 @click.option("--target", "targets", default="0.9,0.99", show_default=True, help="Attainment.")
 @click.option("--start", default=str(START_RPS), show_default=True, help="First rate to try.")
+@click.option("--rate", help="With --replicas auto: requests per second [the trace's own].")
+@click.option("--growth", default="1", show_default=True, help="With it: times that rate.")
+@click.option("--gpu-hour-cost", help="With it: what a GPU costs an hour, in any currency.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Results as JSON.")
-def capacity(targets: str, start: str, json_path: Path | None, **given: Any) -> None:
+def capacity(
+    targets: str,
+    start: str,
+    rate: str | None,
+    growth: str,
+    gpu_hour_cost: str | None,
+    json_path: Path | None,
+    **given: Any,
+) -> None:
     """Find the highest request rate at which a share of all promises is kept.
 
     Bisects per seed to 2 %; the interval is Student's t over the seeds, 95 %. A line below the
     table says whether the targets of the SLO file's classes and tenants are met at the rate found.
+
+    With --replicas auto it finds the fewest servers that keep the share at the load's own rate: of
+    a trace longer than an hour, at that of its busiest hour.
     """
+    wanted = _targets(targets)
+    if given["replicas"] == AUTO:
+        if is_given("start"):
+            raise UserError("--start is a rate to begin with; --replicas auto looks for servers.")
+        size_fleets(wanted, rate, growth, gpu_hour_cost, json_path, given)
+        return
+    for other in ("rate", "growth", "gpu_hour_cost"):
+        if is_given(other):
+            raise UserError(f"--{other.replace('_', '-')} goes with --replicas auto.")
     base = spec_of(given)
     policies = policies_of(given["policy"], base.engine, base.overload, dict(base.options))
     tuned = [policy for policy in policies if policy in STOCK_WAYS[1:]]
@@ -56,7 +79,7 @@ def capacity(targets: str, start: str, json_path: Path | None, **given: Any) -> 
         raise UserError(
             f"{tuned[0]} is a choice among settings for given rates; use simulate for it."
         )
-    seeds, wanted = seeds_of(given["seeds"]), _targets(targets)
+    seeds = seeds_of(given["seeds"])
     start_rps = number("--start", "the rate", start, minimum=0.0, above=True)
     check_load(base.at(start_rps))
     writable(json_path)
@@ -68,10 +91,10 @@ def capacity(targets: str, start: str, json_path: Path | None, **given: Any) -> 
     with progress(console, "capacity", len(jobs)) as advance:
         tasks = [(search, (spec.at(start_rps, seed), target)) for spec, target, seed in jobs]
         workers = whole("--workers", given["workers"])
-        rates = in_parallel(tasks, workers, lambda i, rate: advance(), base.engine)
+        rates = in_parallel(tasks, workers, lambda i, found: advance(), base.engine)
     found: dict[tuple[str, float], list[FoundRate]] = {}
-    for (spec, target, _), rate in zip(jobs, rates, strict=True):
-        found.setdefault((spec.policy, target), []).append(rate)
+    for (spec, target, _), one in zip(jobs, rates, strict=True):
+        found.setdefault((spec.policy, target), []).append(one)
     results = [
         (policy, over_seeds([rate_rps for rate_rps, _ in rates], target))
         for (policy, target), rates in found.items()
@@ -94,8 +117,7 @@ def capacity(targets: str, start: str, json_path: Path | None, **given: Any) -> 
 
 def _too_long(base: RunSpec, seeds: Sequence[int], rate_rps: float) -> tuple[int, TooLong]:
     """Return the size of the cache and the requests of any seed that are longer."""
-    engine = engine_of(base.machine, profiles.load(base.machine.gpu))
-    kv_tokens = engine.num_blocks * engine.block_size
+    kv_tokens = smallest_cache_tokens(base.machine)
     requests = (r for seed in seeds for r in requests_of(base.at(rate_rps, seed).load))
     return kv_tokens, too_long({r.id: r for r in requests}.values(), kv_tokens)
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 from rich.console import Console
 
 from headway import registry
@@ -23,7 +22,7 @@ from headway.cli.run_options import (
 )
 from headway.cli.simulate import table_of, targets_of, too_long_of
 from headway.cli.trace_options import OPTION_NAMES
-from headway.cli.values import progress, save, say, whole, writable
+from headway.cli.values import is_given, progress, save, say, whole, writable
 from headway.errors import UserError
 from headway.study import recorded
 from headway.study.recorded import RecordedRun
@@ -150,13 +149,13 @@ def _chosen(
     given = dict(given)
     given["trace"] = str(found.save(folder))
     given["slo"] = str(folder / "slo.toml")
-    gpu = given["gpu"] if _is_given("gpu") else _gpu_of(found, folder) or given["gpu"]
+    gpu = given["gpu"] if is_given("gpu") else _gpu_of(found, folder) or given["gpu"]
     start = _start_of(found)
     for name in ("policy", "overload"):
-        if not _is_given(name):
+        if not is_given(name):
             given[name] = start.get(name, given[name])
     same_policy = given["policy"] == start.get("policy")
-    if not _is_given("policy_options") and same_policy and start.get("options"):
+    if not is_given("policy_options") and same_policy and start.get("options"):
         given["policy_options"] = json.dumps(start["options"])
     base = spec_of({**given, "gpu": gpu})
     policies = policies_of(given["policy"], base.engine, base.overload, dict(base.options))
@@ -171,7 +170,7 @@ def _chosen(
         kv_tokens = max(round(machine.kv_tokens * kv_scale), 1)
     wanted = replace(base.machine, kv_tokens=kv_tokens)
     for name, option in _FROM_RECORDING.items():
-        if not _is_given(option):
+        if not is_given(option):
             wanted = replace(wanted, **{name: getattr(machine, name)})
     return replace(base, machine=wanted), policies
 
@@ -184,11 +183,6 @@ _FROM_RECORDING = {
     "copy_gib_per_s": "copy_gib_s",
 }
 """Field of the machine → option that says otherwise."""
-
-
-def _is_given(option: str) -> bool:
-    source = click.get_current_context().get_parameter_source(option)
-    return source not in (ParameterSource.DEFAULT, None)
 
 
 def _start_of(found: RecordedRun) -> Mapping[str, Any]:

@@ -12,13 +12,13 @@ from typing import Any
 import click
 
 from headway import registry
+from headway.cli.fleet_options import FLEET_OPTIONS, fleet_of
 from headway.cli.stacked import Command, stacked
 from headway.cli.trace_options import read_options, trace_options
 from headway.cli.values import whole
 from headway.engines.attention_kinds import FULL, kinds_of
 from headway.errors import UserError
 from headway.latency import profile as profiles
-from headway.study.on_sim import router_of
 from headway.study.requests import book_of, is_file, requests_of, shares_prefixes
 from headway.study.spec import STOCK_WAYS, Load, Machine, RunSpec
 from headway.study.virtual_run import parse_drift
@@ -55,8 +55,7 @@ _OPTIONS = [
                  help="Reuse the KV of prompts that begin alike [on where they do]."),
     click.option("--host-kv-tokens", help="Host memory for swapped KV [none: recompute]."),
     click.option("--copy-gib-s", default="25", show_default=True, help="Bandwidth to it."),
-    click.option("--replicas", default="1", show_default=True, help="Servers (--engine sim)."),
-    click.option("--router", default="round-robin", show_default=True, help="Who gets a request."),
+    *FLEET_OPTIONS,
     click.option("--workers", help="Processes at once [one a core]."),
 ]  # fmt: skip
 
@@ -97,11 +96,10 @@ def spec_of(given: dict[str, Any]) -> RunSpec:
     )
     book_of(load)
     profiles.load(given["gpu"])
-    router_of(given["router"])
     if given["drift"]:
         parse_drift(given["drift"])
+    fleet = fleet_of(given)
     machine = Machine(
-        gpu=given["gpu"],
         kv_tokens=whole("--kv-tokens", given["kv_tokens"]),
         block_size=whole("--block-size", given["block_size"]) or 16,
         max_num_seqs=whole("--max-num-seqs", given["max_num_seqs"]),
@@ -109,13 +107,12 @@ def spec_of(given: dict[str, Any]) -> RunSpec:
         drift=given["drift"],
         asynchronous=given["asynchronous"],
         prefix_caching=_prefix_caching(given["prefix_caching"], load),
-        num_replicas=whole("--replicas", given["replicas"]) or 1,
-        router=given["router"],
         host_tokens=whole("--host-kv-tokens", given["host_kv_tokens"]) or 0,
         copy_gib_per_s=number(
             "--copy-gib-s", "a bandwidth", given["copy_gib_s"], minimum=0.0, above=True
         ),
         attention=attention_of(given["attention"], given["engine"]),
+        **{"gpu": given["gpu"], **fleet},
     )
     options = _object("--options", given["policy_options"])
     policy = policies_of(given["policy"], given["engine"], given["overload"], options)[0]

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from headway import registry
 from headway.cli import values
+from headway.cli.fleet_lines import fleet_lines, machines_text
 from headway.cli.run_options import (
     bands_of,
     check_load,
@@ -78,7 +79,8 @@ def simulate(
     trace = reading_of(base.load)
     tell(console, trace)
     console.print(table_of(runs, title_of(base)))
-    say(console, (*too_long_of(runs), *targets_of(runs), *settings_of(runs)))
+    lines = (*too_long_of(runs), *targets_of(runs), *settings_of(runs), *fleets_of(runs))
+    say(console, lines)
     read = {} if trace is None else {"trace": trace.facts()}
     save(json_path, {"schema": 1, **read, "runs": runs})
     finished.close()
@@ -212,7 +214,16 @@ def too_long_of(runs: Sequence[Run]) -> list[str]:
 
 def targets_of(runs: Sequence[Run]) -> Iterator[str]:
     """Yield a line for each policy and rate: what came of the targets of classes and tenants."""
-    return target_lines([(f"{_label(g[0])} {_rate(g[0])}", g) for g in _over_seeds(runs)])
+    return target_lines(_labelled(runs))
+
+
+def fleets_of(runs: Sequence[Run]) -> Iterator[str]:
+    """Yield a line for each policy and rate of a fleet: what each server got and refused."""
+    return fleet_lines(_labelled(runs))
+
+
+def _labelled(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
+    return [(f"{_label(group[0])} {_rate(group[0])}", group) for group in _over_seeds(runs)]
 
 
 def settings_of(runs: Sequence[Run]) -> list[str]:
@@ -261,4 +272,4 @@ def title_of(spec: RunSpec) -> str:
     where = "vLLM's scheduler" if spec.engine == "vllm" else "Headway's simulator"
     caching = ", prefix caching" if spec.machine.prefix_caching else ""
     groups = "" if spec.machine.attention == FULL else f", {' + '.join(spec.machine.attention)}"
-    return f"{spec.load.source} on {spec.machine.gpu}{kv}{groups}{caching}, {where}"
+    return f"{spec.load.source} on {machines_text(spec.machine)}{kv}{groups}{caching}, {where}"

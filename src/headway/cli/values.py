@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, overload
 
 import click
+from click.core import ParameterSource
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -18,6 +19,12 @@ from headway.errors import UserError
 from headway.workloads.schema import number
 
 MOST = 1_000_000_000
+
+
+def is_given(option: str) -> bool:
+    """Return whether the user of the command that runs said *option*, its default or not."""
+    source = click.get_current_context().get_parameter_source(option)
+    return source not in (ParameterSource.DEFAULT, None)
 
 
 @overload

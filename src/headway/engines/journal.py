@@ -17,8 +17,10 @@ from headway.policy.events import Arrived, Event, Finished, StepDone, StepSchedu
 from headway.policy.live_requests import LiveRequests
 from headway.policy.log import Entry
 from headway.policy.plan import StepPlan
+from headway.policy.quote import Load, Quote
 from headway.policy.scheduler import Scheduler
 from headway.policy.view import EngineView
+from headway.slo import Slo
 
 MOST_ENTRIES = 96
 """Entries handed on together: some thirty steps."""
@@ -96,6 +98,14 @@ class Journal:
         self._tell_at_s = at_s + EVERY_S
         for reader in self._readers:
             reader.tell(at_s, is_idle=is_idle)
+
+    def quote(self, num_prompt_tokens: int, known_prefix: int, slo: Slo, now_s: float) -> Quote:
+        """Return the core's quote, which is no entry: it changes nothing."""
+        return self.core.quote(num_prompt_tokens, known_prefix, slo, now_s)
+
+    def load(self, now_s: float) -> Load:
+        """Return how busy the core is, which is no entry either."""
+        return self.core.load(now_s)
 
     def validate(self) -> None:
         """Check the core's books; see its own ``validate``."""

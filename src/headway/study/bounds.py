@@ -20,7 +20,7 @@ def check_bound(spec: RunSpec) -> None:
     """
     machine = spec.machine
     outside = {
-        "leave out --replicas": machine.num_replicas != 1,
+        "leave out --replicas and --replica-gpu": len(machine.gpus) != 1,
         "use --no-prefix-caching": machine.prefix_caching,
         "leave out --noise": machine.noise > 0,
         "leave out --drift": machine.drift is not None,

@@ -39,8 +39,10 @@ def check_oracle(spec: RunSpec) -> None:
     machine = spec.machine
     if spec.engine != "sim":
         raise UserError(f"Policy {ORACLE!r} knows the future: it runs on --engine sim only.")
-    if machine.num_replicas != 1:
-        raise UserError(f"Policy {ORACLE!r} plans one server; leave out --replicas.")
+    if len(machine.gpus) != 1:
+        raise UserError(
+            f"Policy {ORACLE!r} plans one server; leave out --replicas and --replica-gpu."
+        )
     if machine.drift:
         raise UserError(
             f"Policy {ORACLE!r} is told the profile's step times; leave out --drift,"

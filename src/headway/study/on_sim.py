@@ -8,11 +8,12 @@ from dataclasses import replace
 from headway import registry
 from headway.engines.journal import Journal, PlanTimes
 from headway.engines.sim.fleet import Fleet, FleetResult
-from headway.engines.sim.routers import LeastKv, LeastWork, RoundRobin, Router
+from headway.engines.sim.routers import ROUTERS, Router
 from headway.engines.sim.run import SimRun
 from headway.engines.virtual import StepRow, VirtualCall, VirtualEngine
 from headway.errors import UserError
 from headway.kit.lengths import Oracle
+from headway.latency import profile as profiles
 from headway.latency.profile import Profile
 from headway.latency.truth import Truth
 from headway.papers.cacheopt.c1_lengths import HoeffdingPadding
@@ -21,12 +22,6 @@ from headway.slo import SloBook
 from headway.study.run_outcome import RunOutcome, quantiles_us
 from headway.study.spec import Machine, RunSpec
 from headway.study.told import ToldChances
-
-ROUTERS: dict[str, Callable[[], Router]] = {
-    "round-robin": RoundRobin,
-    "least-work": LeastWork,
-    "least-kv": LeastKv,
-}
 
 
 def router_of(name: str) -> Router:
@@ -42,15 +37,19 @@ def router_of(name: str) -> Router:
 
 def serve(
     spec: RunSpec,
-    profile: Profile,
+    gpus: Sequence[Profile],
     truth_of: Callable[[int], Truth],
     calls: Sequence[VirtualCall],
     book: SloBook,
     keep_steps: bool,
 ) -> RunOutcome:
-    """Run *calls* through the simulator; steps are kept for a single server only."""
+    """Run *calls* through the simulator; steps are kept for a single server only.
+
+    Args:
+        gpus: The profile of each server.
+        truth_of: Returns the step times of the server of an index.
+    """
     machine = spec.machine
-    engine = engine_of(machine, profile)
 
     def policy() -> Scheduler:
         policy = registry.build(spec.policy, overload=spec.overload, options=spec.options)
@@ -59,14 +58,18 @@ def serve(
         return policy
 
     router = router_of(machine.router)
-    if machine.num_replicas == 1:
-        return serve_alone(engine, truth_of(0), policy(), calls, book, keep_steps)
+    engines = [engine_of(machine, profile) for profile in gpus]
+    if len(engines) == 1:
+        return serve_alone(engines[0], truth_of(0), policy(), calls, book, keep_steps)
     result = Fleet(
-        lambda index: SimRun(engine, truth_of(index), policy(), book=book),
+        lambda index: SimRun(engines[index], truth_of(index), policy(), book=book),
         router,
-        machine.num_replicas,
+        len(engines),
+        num_retries=machine.num_retries,
+        signal_age_s=machine.signal_age_s,
     ).run(calls)
-    return _served(engine, result, [], [])
+    smallest = min(engines, key=lambda engine: engine.num_blocks)
+    return replace(_served(smallest, result, [], []), fleet=result)
 
 
 def serve_alone(
@@ -113,6 +116,12 @@ def _tell_lengths(
         raise UserError(f"Policy {policy.name!r} pads no predicted length: use cacheopt with C1.")
     lengths = {call.request_id: call.num_output_tokens for call in calls}
     padding.inner = Oracle(lengths, spread, seed)
+
+
+def smallest_cache_tokens(machine: Machine) -> int:
+    """Return the KV tokens of the server that has the fewest: what fits there, fits everywhere."""
+    engines = [engine_of(machine, profiles.load(gpu)) for gpu in set(machine.gpus)]
+    return min(engine.num_blocks * engine.block_size for engine in engines)
 
 
 def engine_of(machine: Machine, profile: Profile) -> VirtualEngine:

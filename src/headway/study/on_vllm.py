@@ -23,13 +23,16 @@ if TYPE_CHECKING:
 
 def serve(
     spec: RunSpec,
-    profile: Profile,
+    gpus: Sequence[Profile],
     truth_of: Callable[[int], Truth],
     calls: Sequence[VirtualCall],
     book: SloBook,
     keep_steps: bool,
 ) -> RunOutcome:
     """Run *calls* through vLLM's scheduler under a virtual clock.
+
+    Args:
+        gpus: The profile of the server, alone.
 
     Raises:
         UserError: vLLM is not installed, or the machine has several replicas.
@@ -41,9 +44,9 @@ def serve(
         raise UserError(
             "--engine vllm needs vLLM (make setup installs it); --engine sim does not."
         ) from None
-    if spec.machine.num_replicas != 1:
-        raise UserError("--engine vllm runs one server; --replicas needs --engine sim.")
-    run = VirtualRun(engine_of(spec, profile), truth_of(0), keep_steps=keep_steps)
+    if len(gpus) != 1:
+        raise UserError("--engine vllm runs one server; several need --engine sim.")
+    run = VirtualRun(engine_of(spec, gpus[0]), truth_of(0), keep_steps=keep_steps)
     times = PlanTimes()
     if not spec.is_stock:
         run.scheduler.headway_book = book

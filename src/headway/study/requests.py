@@ -15,7 +15,7 @@ from headway.errors import UserError
 from headway.slo import STAMP, Slo, SloBook
 from headway.study.spec import Load
 from headway.workloads import named
-from headway.workloads.arrivals import Arrivals, with_arrivals
+from headway.workloads.arrivals import Arrivals, busiest, with_arrivals
 from headway.workloads.prefixes import chain_of
 from headway.workloads.readers import read
 from headway.workloads.reading import Reading, ReadOptions
@@ -100,7 +100,10 @@ def _offered(load: Load) -> list[WorkloadRequest]:
             f" the workloads are {', '.join(named.names())}."
         )
     trace = _trace(load.source, load.reading)
-    rows = _stretch(trace.requests, load.num_requests, load.seed)
+    offered = trace.requests
+    if load.busiest_s is not None:
+        offered = busiest(offered, load.busiest_s)
+    rows = _stretch(offered, load.num_requests, load.seed)
     return with_arrivals(rows, Arrivals.parse(load.arrivals or "trace"), load.rate_rps, rng)
 
 

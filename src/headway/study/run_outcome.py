@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from headway.engines.sim.fleet import FleetResult
 from headway.engines.virtual import Outcome, StepRow
 from headway.metrics.deciles import DecileRow
 
@@ -17,6 +18,7 @@ class RunOutcome:
 
     ``num_asides`` counts steps that the engine decided alone; ``None`` where none can be.
     ``chances`` were told of promises, by request; ``calibration`` compares them with what was kept.
+    ``fleet`` has what each server did, where they were several.
     """
 
     outcomes: Mapping[str, Outcome]
@@ -28,6 +30,7 @@ class RunOutcome:
     num_asides: int | None = None
     chances: Mapping[str, float] = field(default_factory=dict)
     calibration: Sequence[DecileRow] = ()
+    fleet: FleetResult | None = None
 
 
 def quantiles_us(plan_s: Sequence[float]) -> dict[str, float | None]:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from headway.workloads.reading import ReadOptions
 
 EngineName = Literal["vllm", "sim"]
+
+LATER_FIELDS = ("busiest_s", "replica_gpus", "num_retries", "signal_age_s")
+"""Fields that runs which were kept before do not have. At its default such a field is left out of
+a document, so that those runs are still found by their keys."""
 
 STOCK = "stock"
 """vLLM's own code with the defaults of the GPU."""
@@ -66,6 +71,8 @@ class Load:
         slo_file: TOML file of classes; ``None`` is the workload's own, else the built-in class.
         digest: Of the contents of the files named, so that a changed file is a new run.
         reading: What the user says of a trace file that it leaves open.
+        busiest_s: Of a trace file only so many seconds, those with the most arrivals; ``None``
+            takes it whole.
     """
 
     source: str
@@ -77,6 +84,7 @@ class Load:
     max_output_tokens: int | None = None
     digest: str = ""
     reading: ReadOptions = field(default_factory=ReadOptions)
+    busiest_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +102,10 @@ class Machine:
         copy_gib_per_s: Bandwidth of the link to that memory, one copy at a time.
         attention: The model's groups of layers, which share the cache; several need vLLM's
             scheduler. See :mod:`headway.engines.attention_kinds`.
+        replica_gpus: Profiles and how many servers have each, in place of *gpu* and
+            *num_replicas*.
+        num_retries: At how many other servers a refused request is tried, at most.
+        signal_age_s: How often routers see the servers anew; 0 shows them as they are.
     """
 
     gpu: str
@@ -110,6 +122,22 @@ class Machine:
     host_tokens: int = 0
     copy_gib_per_s: float = 25.0
     attention: tuple[str, ...] = ("full",)
+    replica_gpus: tuple[tuple[str, int], ...] = ()
+    num_retries: int = 0
+    signal_age_s: float = 0.0
+
+    @property
+    def gpus(self) -> tuple[str, ...]:
+        """The profile of each server."""
+        groups = self.replica_gpus or ((self.gpu, self.num_replicas),)
+        return tuple(gpu for gpu, count in groups for _ in range(count))
+
+    @property
+    def gpu_text(self) -> str:
+        """The profiles in words, such as ``4 x a + 4 x b``; of equal servers the profile alone."""
+        groups = self.replica_gpus or ((self.gpu, 1),)
+        names = [(Path(gpu).name, count) for gpu, count in groups]
+        return names[0][0] if len(names) == 1 else " + ".join(f"{n} x {name}" for name, n in names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +169,14 @@ class RunSpec:
         return replace(self, load=load if seed is None else replace(load, seed=seed))
 
     def document(self) -> dict[str, Any]:
-        """Return all fields as plain values."""
-        return asdict(self)
+        """Return all fields as plain values, those of :data:`LATER_FIELDS` where they say more."""
+        found = asdict(self)
+        for part, value in (("load", self.load), ("machine", self.machine)):
+            for one in fields(value):
+                is_default = one.name in LATER_FIELDS and getattr(value, one.name) == one.default
+                if is_default:
+                    del found[part][one.name]
+        return found
 
     def key(self) -> str:
         """Return a short name of this run, fit for a file and different for different runs."""

@@ -92,18 +92,19 @@ def execute(spec: RunSpec, keep_steps: bool = False) -> RunResult:
     book = book_of(spec.load)
     requests = requests_of(spec.load)
     calls, slos = calls_of(requests, book, by_class=spec.knobs.by_class)
-    profile = profiles.load(spec.machine.gpu)
+    loaded = {name: profiles.load(name) for name in set(spec.machine.gpus)}
+    gpus = [loaded[name] for name in spec.machine.gpus]
 
     def truth(replica: int) -> Truth:
-        return truth_of(profile, spec.machine, spec.load.seed + 7919 * replica)
+        return truth_of(gpus[replica], spec.machine, spec.load.seed + 7919 * replica)
 
     if spec.policy == on_oracle.ORACLE:
         served = on_oracle.serve(
-            spec, profile, truth(0), requests, calls, slos, book, keep_steps=keep_steps
+            spec, gpus[0], truth(0), requests, calls, slos, book, keep_steps=keep_steps
         )
     else:
         engine = on_vllm if spec.engine == "vllm" else on_sim
-        served = engine.serve(spec, profile, truth, calls, book, keep_steps)
+        served = engine.serve(spec, gpus, truth, calls, book, keep_steps)
     records = [record_of(served.outcomes[call.request_id], slos) for call in calls]
     facts = RunFacts(
         policy=spec.policy,
@@ -120,12 +121,13 @@ def execute(spec: RunSpec, keep_steps: bool = False) -> RunResult:
         "step_time_band": spec.machine.step_time_band,
         "settings": spec.knobs.flags if spec.is_stock else json.dumps(dict(spec.options)),
         "workload": Path(spec.load.source).name,
-        "gpu": Path(spec.machine.gpu).name,
+        "gpu": spec.machine.gpu_text,
         "kv_tokens": served.capacity_tokens,
         "steps_aside": served.num_asides,
         "too_long": asdict(too_long(requests, served.capacity_tokens)),
         "calibration": [row._asdict() for row in served.calibration],
         **use_of(served.rows, served.capacity_tokens),
+        **fleet_of(served, records),
     }
     return RunResult(spec, run, records, served)
 
@@ -144,6 +146,23 @@ def use_of(rows: Sequence[StepRow], capacity_tokens: int) -> dict[str, float | N
         "step_tokens": round(computed / len(rows), 2),
         "kv_held_share": round(held / capacity_tokens, 4),
     }
+
+
+def fleet_of(served: RunOutcome, records: Sequence[RequestRecord]) -> dict[str, Any]:
+    """Return what each server of a fleet did, and what came of requests tried at several.
+
+    ``saved`` are those of them whose promise was kept in the end.
+    """
+    if served.fleet is None:
+        return {}
+    elsewhere = set(served.fleet.elsewhere)
+    counts = {
+        "routed": served.fleet.routed,
+        "refused": served.fleet.refused,
+        "tried_elsewhere": len(elsewhere),
+        "saved": sum(record.attained for record in records if record.id in elsewhere),
+    }
+    return {"fleet": counts}
 
 
 def truth_of(profile: Profile, machine: Machine, seed: int) -> Truth:

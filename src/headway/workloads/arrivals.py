@@ -187,6 +187,20 @@ def rescaled(requests: Sequence[WorkloadRequest], rate_rps: float) -> list[Workl
     return [replace(r, arrived_at_s=(r.arrived_at_s - first_s) * factor) for r in requests]
 
 
+def busiest(requests: Sequence[WorkloadRequest], span_s: float) -> list[WorkloadRequest]:
+    """Return the most requests that arrive within *span_s* seconds, the first such stretch.
+
+    Their times stay what they are.
+    """
+    first = best = count = 0
+    for last, request in enumerate(requests):
+        while request.arrived_at_s - requests[first].arrived_at_s >= span_s:
+            first += 1
+        if last + 1 - first > count:
+            best, count = first, last + 1 - first
+    return list(requests[best : best + count])
+
+
 def with_arrivals(
     requests: Sequence[WorkloadRequest],
     arrivals: Arrivals,

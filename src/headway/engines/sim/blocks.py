@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Container, Sequence
 from typing import Any
 
 from headway.engines.prefix import ABSENT, CACHED, HELD
 from headway.engines.sim.job import Job, TokensKey
 from headway.units import blocks_for
+
+
+def num_cached_tokens(cached: Container[TokensKey], job: Job, block_size: int) -> int:
+    """Return how many tokens *job* begins with whose blocks are *cached*; never all of them.
+
+    A cache holds prefixes of chains, so a few look-ups do (as in :mod:`headway.engines.prefix`).
+    """
+    blocks = range(min(job.num_tokens - 1, job.num_chain) // block_size)
+    ends = bisect(blocks, False, key=lambda i: job.tokens_key((i + 1) * block_size) not in cached)
+    return block_size * ends
 
 
 class BlockPool:
@@ -18,6 +29,11 @@ class BlockPool:
         self.num_total = num_blocks
         self.block_size = block_size
         self.num_free = num_blocks
+
+    @property
+    def cached(self) -> Collection[TokensKey]:
+        """What the cached blocks are called."""
+        return ()
 
     def find(self, job: Job) -> Sequence[Any]:
         """Return the cached blocks that begin *job*'s tokens; never all of them."""
@@ -80,6 +96,11 @@ class PrefixPool(BlockPool):
         super().__init__(num_blocks, block_size)
         self._by_key: dict[TokensKey, dict[Block, None]] = {}
         self._idle: OrderedDict[Block, None] = OrderedDict()
+
+    @property
+    def cached(self) -> Collection[TokensKey]:
+        """See :class:`BlockPool`."""
+        return self._by_key
 
     def find(self, job: Job) -> list[Block]:
         """Return the longest run of cached blocks; the last token is always computed."""

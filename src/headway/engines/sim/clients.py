@@ -5,18 +5,33 @@ from __future__ import annotations
 import heapq
 from array import array
 from collections import deque
-from typing import cast
+from typing import NamedTuple, cast
 
 from headway.engines import wire
 from headway.engines.journal import Journal
+from headway.engines.sim.blocks import num_cached_tokens
 from headway.engines.sim.job import Job
 from headway.engines.sim.steady import Steady
 from headway.engines.sim.steered_engine import SteeredEngine
 from headway.engines.virtual import Outcome, VirtualCall, VirtualEngine
 from headway.errors import UserError
 from headway.policy.events import Arrived, Finished
+from headway.policy.quote import Quote
 from headway.policy.scheduler import Scheduler
-from headway.slo import NO_PROMISE, SloBook
+from headway.slo import NO_PROMISE, Slo, SloBook
+
+
+class Sent(NamedTuple):
+    """A call on its way to a server.
+
+    Attributes:
+        at_s: When it reaches this server: its arrival, or when another server refused it.
+        last_try: See :class:`~headway.policy.events.Arrived`.
+    """
+
+    at_s: float
+    call: VirtualCall
+    last_try: float
 
 
 class Clients:
@@ -34,7 +49,9 @@ class Clients:
         self.now_s = 0.0
         self.outcomes: dict[str, Outcome] = {}
         self._book = book or SloBook.empty()
-        self._inbox: deque[VirtualCall] = deque()
+        self.refused: list[str] = []
+        """Requests refused here, in the order in which their clients heard of it."""
+        self._inbox: deque[Sent] = deque()
         self._inbox_tokens = 0
         self.unfinished_prompt_tokens = 0
         """Prompt tokens of all requests that have not ended."""
@@ -60,8 +77,18 @@ class Clients:
         waiting = sum(j.num_tokens for j in self.machine.waiting.values()) + self._inbox_tokens
         return self.machine.pool.num_total - self.machine.pool.num_free + -(-waiting // size)
 
-    def submit(self, call: VirtualCall) -> None:
-        """Send a call; calls must come in the order of their arrival.
+    @property
+    def kv_load_share(self) -> float:
+        """The same, as a share of all blocks; above 1 where more is wanted than there is."""
+        return self.kv_load_blocks / self.machine.pool.num_total
+
+    def submit(self, call: VirtualCall, at_s: float | None = None, last_try: float = 1.0) -> None:
+        """Send a call; calls must come in the order in which they reach the server.
+
+        Args:
+            at_s: When it reaches this server, if that is later than its arrival. Promises run
+                from its arrival all the same.
+            last_try: How likely a refusal here is its client's last word.
 
         Raises:
             UserError: Its name is taken, or it has no tokens.
@@ -74,16 +101,16 @@ class Clients:
         # An array of doubles in place of the list: the same values in a quarter of the room.
         outcome.emitted_at_s = cast("list[float]", array("d"))
         self.outcomes[call.request_id] = outcome
-        self._inbox.append(call)
+        self._inbox.append(Sent(call.arrived_at_s if at_s is None else at_s, call, last_try))
         self._inbox_tokens += call.num_prompt_tokens
         self.unfinished_prompt_tokens += call.num_prompt_tokens
 
     def _take_in(self) -> None:
         inbox, aborts = self._inbox, self._aborts
-        while inbox and inbox[0].arrived_at_s <= self.now_s:
-            call = inbox.popleft()
+        while inbox and inbox[0].at_s <= self.now_s:
+            _, call, last_try = inbox.popleft()
             self._inbox_tokens -= call.num_prompt_tokens
-            self._arrive(call)
+            self._arrive(call, last_try)
             if call.abort_at_s is not None:
                 heapq.heappush(aborts, (call.abort_at_s, call.request_id))
         while aborts and aborts[0][0] <= self.now_s:
@@ -93,14 +120,9 @@ class Clients:
                 self._remove(job, "aborted")
                 self._close(job.outcome, "abort", None)
 
-    def _arrive(self, call: VirtualCall) -> None:
+    def _arrive(self, call: VirtualCall, last_try: float) -> None:
         outcome = self.outcomes[call.request_id]
-        mistake = None
-        slo = NO_PROMISE
-        try:
-            slo = self._book.resolve(call.xargs)
-        except UserError as error:
-            mistake = wire.invalid(str(error))
+        slo, mistake = self.slo_of(call)
         job = Job(call, outcome)
         self.machine.add(job)
         arrived_at_s = min(call.arrived_at_s, self.now_s)
@@ -113,10 +135,23 @@ class Clients:
                 max(job.max_output, 1),
                 slo,
                 *self.machine.prefixes.find(job.request_id, job, job.num_tokens),
+                last_try=last_try,
             )
         )
         if mistake is not None:
             self._end_by_plan(job.request_id, "abort", mistake)
+
+    def slo_of(self, call: VirtualCall) -> tuple[Slo, str | None]:
+        """Return the promise of *call* and, where it asks for nonsense, what its client is told."""
+        try:
+            return self._book.resolve(call.xargs), None
+        except UserError as error:
+            return NO_PROMISE, wire.invalid(str(error))
+
+    def quote(self, job: Job, slo: Slo, at_s: float) -> Quote:
+        """Return whether *slo* could be promised a request that came now; changes nothing."""
+        cached = num_cached_tokens(self.machine.pool.cached, job, self.engine.block_size)
+        return self.policy.quote(job.num_prompt, cached, slo, at_s)
 
     def _remove(self, job: Job, reason: str) -> None:
         self.machine.remove(job)
@@ -129,6 +164,8 @@ class Clients:
             outcome.finish_reason = finish_reason
             outcome.stop_reason = stop_reason
             outcome.ended_at_s = self.now_s
+            if wire.outcome_of(stop_reason) == "refused":
+                self.refused.append(outcome.call.request_id)
 
     def _end_by_plan(self, request_id: str, finish_reason: str, answer: str | None) -> None:
         """End a request on the core's word; its client hears with the next output."""

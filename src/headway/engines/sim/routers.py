@@ -1,39 +1,42 @@
-"""Who of several servers gets a request; one short rule each."""
+"""Who of several servers gets a request; one short rule each.
+
+Ties go to the first of the servers. What a router sees of them may be old (``signals.py``).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
-from headway.engines.sim.run import SimRun
+from headway.engines.sim.signals import Signals
 from headway.engines.virtual import VirtualCall
+
+GUESSED_OUTPUT_TOKENS = 256
+"""What an unfinished request counts beside its prompt, since nobody knows its output's length."""
+
+PRESSURE_GUARD = 0.25
+"""How much more pressure than the least a server may have that is chosen for what it has cached
+(experiments/fleet). Larger: a popular prefix makes one server slow; smaller: prompts are computed
+on servers that have not seen them."""
 
 
 class Router(Protocol):
-    """Chooses a server for each request, knowing what a gateway could know.
+    """Chooses a server for each request, knowing what a gateway could know."""
 
-    Attributes:
-        needs_state: Whether the choice depends on the servers. Where it does not, they can be
-            simulated one after another.
-    """
-
-    needs_state: bool
-
-    def choose(self, call: VirtualCall, servers: Sequence[SimRun]) -> int:
-        """Return the index of the server that gets *call*, which arrives now."""
+    def choose(self, call: VirtualCall, signals: Signals, among: Sequence[int]) -> int:
+        """Return which of the servers *among*, in rising order, gets *call*, which is here now."""
 
 
 class RoundRobin(Router):
     """One after another."""
 
-    needs_state = False
-
     def __init__(self) -> None:
         self._next = 0
 
-    def choose(self, call: VirtualCall, servers: Sequence[SimRun]) -> int:
-        """Return the next index."""
-        chosen = self._next % len(servers)
+    def choose(self, call: VirtualCall, signals: Signals, among: Sequence[int]) -> int:
+        """Return the next index, wrapping round."""
+        chosen = among[bisect_left(among, self._next) % len(among)]
         self._next = chosen + 1
         return chosen
 
@@ -41,29 +44,100 @@ class RoundRobin(Router):
 class LeastWork(Router):
     """The server with the least work unfinished: prompts, and a guess for each output.
 
+    Unfinished prompts count whole, as a gateway sees them.
+
     Args:
-        output_tokens: What an unfinished request counts beside its prompt, since nobody
-            knows its output's length. Unfinished prompts count whole, as a gateway sees them.
+        output_tokens: What an unfinished request counts beside its prompt.
     """
 
-    needs_state = True
-
-    def __init__(self, output_tokens: int = 256) -> None:
+    def __init__(self, output_tokens: int = GUESSED_OUTPUT_TOKENS) -> None:
         self._output_tokens = output_tokens
 
-    def choose(self, call: VirtualCall, servers: Sequence[SimRun]) -> int:
+    def choose(self, call: VirtualCall, signals: Signals, among: Sequence[int]) -> int:
         """Return the first of the least loaded."""
-        guess = self._output_tokens
-        loads = [s.unfinished_prompt_tokens + guess * s.num_unfinished for s in servers]
-        return loads.index(min(loads))
+        return _least(among, self.work_tokens(signals, among))
+
+    def work_tokens(self, signals: Signals, among: Sequence[int]) -> list[int]:
+        """Return the tokens that each server has not finished."""
+        guess, seen = self._output_tokens, signals.seen()
+        chosen = map(seen.__getitem__, among)
+        return [one.unfinished_prompt_tokens + guess * one.num_unfinished for one in chosen]
 
 
 class LeastKv(Router):
     """The server with the most KV to spare, what queued prompts will take counted as taken."""
 
-    needs_state = True
-
-    def choose(self, call: VirtualCall, servers: Sequence[SimRun]) -> int:
+    def choose(self, call: VirtualCall, signals: Signals, among: Sequence[int]) -> int:
         """Return the first of those with the smallest share of their KV spoken for."""
-        loads = [s.kv_load_blocks / s.machine.pool.num_total for s in servers]
-        return loads.index(min(loads))
+        seen = signals.seen()
+        return _least(among, [seen[i].kv_load_share for i in among])
+
+
+class LeastPressure(Router):
+    """The server with the least pressure, as it says itself; of several, that with least work."""
+
+    def __init__(self) -> None:
+        self._work = LeastWork()
+
+    def choose(self, call: VirtualCall, signals: Signals, among: Sequence[int]) -> int:
+        """Return the first of those with the least pressure and work."""
+        pressures = signals.pressures(among)
+        work = self._work.work_tokens(signals, among)
+        return _least(among, list(zip(pressures, work, strict=True)))
+
+
+class LongestPrefix(Router):
+    """The server that has most of the prompt cached, of those not much busier than the others.
+
+    Of several, as :class:`LeastPressure`. Cache-aware routing with a load guard, as SGLang's
+    router and llm-d's prefix scorer do it. Differs: the caches themselves are asked, not a guess
+    of what they hold, and load is the server's own pressure, not a count of its requests.
+    """
+
+    def __init__(self, guard: float = PRESSURE_GUARD) -> None:
+        self._guard = guard
+        self._work = LeastWork()
+
+    def choose(self, call: VirtualCall, signals: Signals, among: Sequence[int]) -> int:
+        """Return the one with the longest prefix within the guard."""
+        pressures = signals.pressures(among)
+        most = min(pressures) + self._guard
+        free = [(i, p) for i, p in zip(among, pressures, strict=True) if p <= most]
+        names = [i for i, _ in free]
+        work = self._work.work_tokens(signals, names)
+        cached = signals.cached_tokens(call, names)
+        return _least(names, [(-c, p, w) for c, (_, p), w in zip(cached, free, work, strict=True)])
+
+
+class BestQuote(Router):
+    """The server that quotes the promise with the most time to spare.
+
+    Each is asked about this very request, now. Where nobody says yes, the one that would be late
+    by the least; of several, that with least work.
+    """
+
+    def __init__(self) -> None:
+        self._work = LeastWork()
+
+    def choose(self, call: VirtualCall, signals: Signals, among: Sequence[int]) -> int:
+        """Return the first of those that say yes, else of all, with the most slack."""
+        quotes = signals.quotes(call, among)
+        work = self._work.work_tokens(signals, among)
+        keys = [(not q.feasible, -q.slack_s, w) for q, w in zip(quotes, work, strict=True)]
+        return _least(among, keys)
+
+
+ROUTERS: dict[str, Callable[[], Router]] = {
+    "round-robin": RoundRobin,
+    "least-work": LeastWork,
+    "least-kv": LeastKv,
+    "pressure": LeastPressure,
+    "prefix": LongestPrefix,
+    "quote": BestQuote,
+}
+"""Routers by the names that a user gives them."""
+
+
+def _least(among: Sequence[int], keys: Sequence[Any]) -> int:
+    """Return the first of *among* with the least key."""
+    return among[keys.index(min(keys))]

@@ -7,6 +7,7 @@ plan knows everything that happened up to its own instant, as a real engine's do
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -100,8 +101,8 @@ class SimRun(Clients):
             self._take_in()
             if self.machine.jobs or self._end_untold or self._pending:
                 self._begin()
-            elif self._inbox and self._inbox[0].arrived_at_s <= until_s:
-                self.now_s = max(self.now_s, self._inbox[0].arrived_at_s)
+            elif self._inbox and self._inbox[0].at_s <= until_s:
+                self.now_s = max(self.now_s, self._inbox[0].at_s)
             else:
                 return
 
@@ -112,7 +113,16 @@ class SimRun(Clients):
             return self._pending[0].ends_s
         if self.machine.jobs or self._end_untold or self._pending:
             return self.now_s
-        return self._inbox[0].arrived_at_s if self._inbox else float("inf")
+        return self._inbox[0].at_s if self._inbox else float("inf")
+
+    @property
+    def due_s(self) -> float:
+        """The least instant to which :meth:`advance` does one thing more; ``inf`` when idle.
+
+        A step's end happens at its instant, its beginning only before the instant asked for.
+        """
+        at_s = self.next_event_s
+        return at_s if self._must_settle else math.nextafter(at_s, math.inf)
 
     # -- one step ---------------------------------------------------------------------------
 

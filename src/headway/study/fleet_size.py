@@ -1,0 +1,121 @@
+"""How many servers keep enough promises, and what a kept promise then costs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from headway.errors import UserError
+from headway.latency import profile as profiles
+from headway.latency.model import StepShape
+from headway.latency.profile import Profile
+from headway.study.requests import requests_of
+from headway.study.spec import RunSpec
+from headway.study.sweep import Run, mean_attainment
+from headway.workloads.schema import WorkloadRequest
+
+MOST_SERVERS = 1024
+"""The search ends here: beyond, a deployment is several of them."""
+
+RunSeeds = Callable[[RunSpec], Sequence[Run]]
+"""Returns the summaries of a run over all seeds."""
+
+
+@dataclass(frozen=True, slots=True)
+class FleetSize:
+    """The fewest servers that keep a share of the promises.
+
+    Attributes:
+        target: The share.
+        kept: The share that each number of servers tried keeps, mean over the seeds.
+        num_servers: The fewest that keep the target; ``None`` where the most tried do not.
+        runs: The runs with so many servers, one a seed; with the most tried where none does.
+        gpu_s_per_kept: GPU-seconds for each promise kept with so many, while requests arrive.
+    """
+
+    target: float
+    kept: Mapping[int, float]
+    num_servers: int | None
+    runs: Sequence[Run]
+    gpu_s_per_kept: float | None
+
+
+def size_of(spec: RunSpec, target: float, seeds: Sequence[int], run_seeds: RunSeeds) -> FleetSize:
+    """Return the fewest servers like that of *spec* which keep *target* of its promises.
+
+    Raises:
+        UserError: The load has no requests.
+    """
+    requests = requests_of(spec.load)
+    most = min(MOST_SERVERS, len(requests))
+    found: dict[int, Sequence[Run]] = {}
+
+    def kept_at(num_servers: int) -> float:
+        if num_servers not in found:
+            machine = replace(spec.machine, num_replicas=num_servers)
+            found[num_servers] = run_seeds(replace(spec, machine=machine))
+        return mean_attainment(found[num_servers])
+
+    profile = profiles.load(spec.machine.gpu)
+    start = min(math.ceil(work_s(requests, profile) / span_s(requests)), most)
+    fewest = fewest_servers(kept_at, target, start, most)
+    runs = found[fewest or most]
+    kept = sum(run["num_attained"] for run in runs)
+    busy_s = sum(span_s(requests_of(spec.at(spec.load.rate_rps, seed).load)) for seed in seeds)
+    gpu_s = (fewest or most) * gpus_of(profile) * busy_s
+    return FleetSize(
+        target,
+        {count: mean_attainment(found[count]) for count in sorted(found)},
+        fewest,
+        runs,
+        gpu_s / kept if kept else None,
+    )
+
+
+def fewest_servers(
+    kept_at: Callable[[int], float], target: float, start: int, most: int
+) -> int | None:
+    """Return the fewest servers of which *target* is kept, ``None`` if *most* do not keep it.
+
+    Doubles from *start* until the target is kept, then bisects. More servers need not keep more
+    each time; one number that keeps the target is found whose predecessor does not.
+    """
+    low, high = 0, max(start, 1)
+    while kept_at(high) < target:
+        if high >= most:
+            return None
+        low, high = high, min(2 * high, most)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if kept_at(middle) >= target:
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def work_s(requests: Sequence[WorkloadRequest], profile: Profile) -> float:
+    """Return the seconds that one server takes at least, every step as full as it may be."""
+    tokens, seqs = profile.max_num_batched_tokens, profile.max_num_seqs
+    prompt_s = profile.step_s(StepShape(tokens, 1)) / tokens
+    output_s = profile.step_s(StepShape(0, 0, seqs, 0)) / seqs
+    return sum(r.num_prompt_tokens * prompt_s + r.num_output_tokens * output_s for r in requests)
+
+
+def span_s(requests: Sequence[WorkloadRequest]) -> float:
+    """Return the seconds in which *requests* arrive at their mean rate.
+
+    Raises:
+        UserError: They arrive at one instant.
+    """
+    covered_s = requests[-1].arrived_at_s - requests[0].arrived_at_s
+    if covered_s <= 0.0:
+        raise UserError("Requests that all arrive at one instant have no rate to plan servers for.")
+    return covered_s * len(requests) / (len(requests) - 1)
+
+
+def gpus_of(profile: Profile) -> int:
+    """Return the GPUs of one server: its tensor parallelism."""
+    digits = profile.parallelism.removeprefix("tp")
+    return int(digits) if digits.isdecimal() else 1
