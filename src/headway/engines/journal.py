@@ -17,7 +17,7 @@ from headway.policy.events import Arrived, Event, Finished, StepDone, StepSchedu
 from headway.policy.live_requests import LiveRequests
 from headway.policy.log import Entry
 from headway.policy.plan import StepPlan
-from headway.policy.quote import Load, Quote
+from headway.policy.quote import Quote, ServerLoad
 from headway.policy.scheduler import Scheduler
 from headway.policy.view import EngineView
 from headway.slo import Slo
@@ -103,7 +103,7 @@ class Journal:
         """Return the core's quote, which is no entry: it changes nothing."""
         return self.core.quote(num_prompt_tokens, known_prefix, slo, now_s)
 
-    def load(self, now_s: float) -> Load:
+    def load(self, now_s: float) -> ServerLoad:
         """Return how busy the core is, which is no entry either."""
         return self.core.load(now_s)
 
