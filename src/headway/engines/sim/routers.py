@@ -55,6 +55,7 @@ class LeastWork(Router):
 
     def choose(self, call: VirtualCall, signals: Signals, among: Sequence[int]) -> int:
         """Return the first of the least loaded."""
+        among = signals.compared(among)
         return _least(among, self.work_tokens(signals, among))
 
     def work_tokens(self, signals: Signals, among: Sequence[int]) -> list[int]:
@@ -69,7 +70,7 @@ class LeastKv(Router):
 
     def choose(self, call: VirtualCall, signals: Signals, among: Sequence[int]) -> int:
         """Return the first of those with the smallest share of their KV spoken for."""
-        seen = signals.seen()
+        among, seen = signals.compared(among), signals.seen()
         return _least(among, [seen[i].kv_load_share for i in among])
 
 
@@ -81,6 +82,7 @@ class LeastPressure(Router):
 
     def choose(self, call: VirtualCall, signals: Signals, among: Sequence[int]) -> int:
         """Return the first of those with the least pressure and work."""
+        among = signals.compared(among)
         pressures = signals.pressures(among)
         work = self._work.work_tokens(signals, among)
         return _least(among, list(zip(pressures, work, strict=True)))
@@ -96,17 +98,17 @@ class LongestPrefix(Router):
 
     def __init__(self, guard: float = PRESSURE_GUARD) -> None:
         self._guard = guard
-        self._work = LeastWork()
+        self._pressure = LeastPressure()
 
     def choose(self, call: VirtualCall, signals: Signals, among: Sequence[int]) -> int:
         """Return the one with the longest prefix within the guard."""
         pressures = signals.pressures(among)
         most = min(pressures) + self._guard
-        free = [(i, p) for i, p in zip(among, pressures, strict=True) if p <= most]
-        names = [i for i, _ in free]
-        work = self._work.work_tokens(signals, names)
-        cached = signals.cached_tokens(call, names)
-        return _least(names, [(-c, p, w) for c, (_, p), w in zip(cached, free, work, strict=True)])
+        free = [i for i, pressure in zip(among, pressures, strict=True) if pressure <= most]
+        cached = signals.cached_tokens(call, free)
+        longest = max(cached)
+        best = [i for i, tokens in zip(free, cached, strict=True) if tokens == longest]
+        return self._pressure.choose(call, signals, best)
 
 
 class BestQuote(Router):

@@ -8,6 +8,7 @@ pass itself, in the order of events.
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -17,6 +18,10 @@ from headway.engines.sim.job import Job, TokensKey
 from headway.engines.sim.run import SimRun
 from headway.engines.virtual import Outcome, VirtualCall
 from headway.policy.quote import Quote
+
+COMPARED = 2
+"""Servers that a router with old signals compares for a request (experiments/fleet). Larger: more
+requests go where it was best a moment ago; smaller: that is, one: nobody looks."""
 
 
 class Sight(Protocol):
@@ -71,8 +76,10 @@ class Signals:
         self._servers = servers
         self._age_s = age_s
         self._lets_time_pass = lets_time_pass
+        self._rng = random.Random(0)
         self._passed_s = -math.inf
         self._samples: Sequence[Sample] = ()
+        self._pressures: dict[int, tuple[float, float]] = {}
         self.next_sample_s = 0.0 if age_s else math.inf
         """When the next sample is due."""
 
@@ -83,6 +90,17 @@ class Signals:
             self._let_pass(tick * self._age_s)
             self._samples = [Sample.of(server, tick * self._age_s) for server in self._servers]
             self.next_sample_s = (tick + 1) * self._age_s
+
+    def compared(self, among: Sequence[int]) -> Sequence[int]:
+        """Return which of the servers *among* to compare: all, or two where signals are old.
+
+        Until the next sample all requests would go to the one that was best at the last. Two drawn
+        at random for each request share them out, and mostly avoid the worst (Mitzenmacher, "How
+        Useful Is Old Information?", 2000; vllm-router's ``power_of_two``).
+        """
+        if not self._age_s or len(among) <= COMPARED:
+            return among
+        return sorted(self._rng.sample(among, COMPARED))
 
     def seen(self) -> Sequence[Sight]:
         """Return all servers as they are seen now."""
@@ -97,7 +115,11 @@ class Signals:
         self.seen()
         if self._age_s:
             return [self._samples[i].pressure for i in among]
-        return [self._servers[i].policy.load(self.now_s).pressure for i in among]
+        known = self._pressures  # Of this instant: nothing can change them within it.
+        for i in among:
+            if known.get(i, (-1.0,))[0] != self.now_s:
+                known[i] = self.now_s, self._servers[i].policy.load(self.now_s).pressure
+        return [known[i][1] for i in among]
 
     def cached_tokens(self, call: VirtualCall, among: Iterable[int]) -> list[int]:
         """Return how many tokens of the prompt each server finds in its cache."""
