@@ -164,4 +164,4 @@ def test_the_fullest_instant_is_that_of_a_walk_step_by_step(
         sum(num_tokens + step for num_tokens, left in sizes if left >= step)
         for step in range(1, 41)
     )
-    assert max(held for _, held in kv_ahead(live)) == walked
+    assert max(held for _, held in kv_ahead(live, live.claims)) == walked
