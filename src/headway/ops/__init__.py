@@ -1,1 +1,1 @@
-"""What operators load into Prometheus and Grafana: files, no code."""
+"""What operators load into Prometheus, Grafana and the proxies in front: files, no code."""
