@@ -29,6 +29,7 @@ OTHERS = {
         "--schedule-conservativeness",
         "--schedule-policy",
     },
+    "sglang-router and vllm-router": {"--disable-circuit-breaker", "--disable-retries"},
     "scripts of ours": {"--recording", "--traces", "--table"},
 }
 """Options that the docs name and that are neither ours nor vLLM's, by whose they are."""
