@@ -17,7 +17,7 @@ from headway.study.spec import Load, Machine, RunSpec
 from headway.workloads.arrivals import busiest
 from headway.workloads.schema import WorkloadRequest, write_jsonl
 
-H100, A100 = "llama-3.1-8b@h100", "llama-3.1-8b@a100"
+H100, A100, SLOW = "llama-3.1-8b@h100", "llama-3.1-8b@a100", "llama-3.1-8b@rtx-4090"
 SMALL = ["--workload", "mixed", "--requests", "60", "--kv-tokens", "20000", "--workers", "1"]
 
 
@@ -32,17 +32,18 @@ def test_unequal_servers_and_what_each_did(
 ) -> None:
     """The summary counts by server, and the line below the table says the same."""
     out = tmp_path / "out.json"
-    code = run("simulate", *SMALL, "--rate", "300", "--replica-gpu", f"{H100}:2,{A100}:1",
-               "--router", "pressure", "--retry-elsewhere", "1", "--signal-age", "0.5",
-               "--overload", "refuse", "--json", str(out))  # fmt: skip
+    code = run("simulate", "--workload", "mixed", "--requests", "90", "--kv-tokens", "40000",
+               "--workers", "1", "--rate", "45", "--replica-gpu", f"{H100}:2,{SLOW}:1",
+               "--retry-elsewhere", "1", "--signal-age", "0.5", "--overload", "refuse",
+               "--json", str(out))  # fmt: skip
     assert code == 0
     [found] = json.loads(out.read_text())["runs"]
     fleet = found["fleet"]
     assert len(fleet["routed"]) == len(fleet["refused"]) == 3
-    assert sum(fleet["routed"]) == 60 + fleet["tried_elsewhere"]
+    assert sum(fleet["routed"]) == 90 + fleet["tried_elsewhere"]
     assert sum(fleet["refused"]) == found["outcomes"]["refused"] + fleet["tried_elsewhere"]
     assert 0 < fleet["saved"] <= fleet["tried_elsewhere"]
-    assert found["gpu"] == f"2 x {H100} + 1 x {A100}"
+    assert found["gpu"] == f"2 x {H100} + 1 x {SLOW}"
     said = " ".join(capsys.readouterr().out.split())
     assert f"sent to each server {', '.join(map(str, fleet['routed']))}" in said
     tried, saved = fleet["tried_elsewhere"], fleet["saved"]
