@@ -359,6 +359,7 @@ def no_channel_left_open() -> Iterator[None]:
     """What one test serves is not watched by the next."""
     yield
     os.environ.pop("HEADWAY_CHANNEL", None)
+    os.environ.pop("HEADWAY_LOAD_CHANNEL", None)
 
 
 # -- vLLM's own scheduler under a virtual clock ------------------------------------------------

@@ -25,7 +25,8 @@ from docstring_parser import DocstringStyle, parse
 
 from headway import registry
 from headway.config import Settings
-from headway.engines.vllm import account, channel, edge, embedded, headers, promise
+from headway.engines.vllm import account, channel, edge, embedded, headers, promise, proxy_headers
+from headway.engines.vllm.clock import OLDEST_S
 from headway.metrics import prometheus
 from headway.policy import decide
 from headway.slo import EXPLAIN, Slo
@@ -116,6 +117,27 @@ def _options(preset: Callable[..., Any]) -> Iterator[tuple[str, str, str]]:
         yield f"`{name}`", default, escaped(markdown(meanings[name]))
 
 
+PROXY_HEADERS = (
+    (
+        f"`{proxy_headers.REQUEST_START.decode()}`",
+        "`--request-start`",
+        "When a proxy took the request in: Unix seconds (10 digits), milliseconds (13) or"
+        " microseconds (16), also with decimals and with `t=` before them; of several, separated by"
+        " commas, the earliest counts. Promises run from there. At most"
+        f" {OLDEST_S:g} s ago, an older one counts as that; one of more than"
+        f" {proxy_headers.SENSELESS_S / 3600:g} h ago, or more than {proxy_headers.SKEW_S:g} s in"
+        " the future, is nonsense.",
+    ),
+    (
+        f"`{proxy_headers.ATTEMPT_COUNT.decode()}`",
+        "`--retries-elsewhere N`",
+        "Which try this is, from 1. A refusal of one after N is the last, and its appointment takes"
+        " the room it needs; before, it takes none. Without the header it takes 1/(N + 1) of it.",
+    ),
+)
+"""Headers that say something of a request's way to the server."""
+
+
 def promises_page() -> Iterator[str]:
     """What a request may carry, in the body and in headers."""
     by_field: dict[str, list[str]] = {}
@@ -164,6 +186,14 @@ def promises_page() -> Iterator[str]:
         "3. Nobody in particular.",
         "",
         "A tenant without a table has the share 1 and no target.",
+        "",
+        "## What proxies say",
+        "",
+        *table(("header", "believed with", "meaning"), PROXY_HEADERS),
+        "",
+        "A request without them is served as ever. Nonsense is no mistake of the client's: it is"
+        " ignored, and `headway_request_start_total` counts that of `x-request-start`. Who may set"
+        " them is in [keep it safe](../how-to/secure.md#behind-a-proxy).",
         "",
         "## Endpoints on which promises count",
         "",
@@ -223,6 +253,11 @@ ENVIRONMENT = (
         f"`{channel.CHANNEL_VARIABLE}`",
         "Folder of the channel between scheduler and HTTP server; without it nothing is counted."
         " `headway serve --page` makes one.",
+    ),
+    (
+        f"`{channel.LOAD_CHANNEL_VARIABLE}`",
+        "Folder of the channel for load reports (`endpoint-load-metrics`); without it there are"
+        " only vLLM's own. `headway serve` makes one.",
     ),
     (
         f"`{edge.SLO_FILE_VARIABLE}`",

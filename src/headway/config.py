@@ -13,6 +13,9 @@ from headway.slo import SloBook
 
 LEAST_RECORD_GIB, MOST_RECORD_GIB = 0.001, 100_000
 
+MOST_RETRIES_ELSEWHERE = 100
+"""No proxy asks more servers for one request; a larger number is a mistake."""
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -30,6 +33,11 @@ class Settings:
         budgets: File in which the error budgets of classes and tenants with a target outlive the
             server, one for each server; without it they begin anew at every start. They are
             counted where something is shown (``--page``).
+        request_start: Whether the header ``X-Request-Start`` is believed: promises run from when
+            a proxy took the request in. Only for servers that clients reach through a proxy that
+            sets it.
+        retries_elsewhere: How many other servers a proxy asks after a refusal here. An appointment
+            (``Retry-After``) takes room only as far as the refusal is the last one.
     """
 
     policy: str = registry.DEFAULT
@@ -39,6 +47,8 @@ class Settings:
     record: str | None = None
     record_gib: float = 1.0
     budgets: str | None = None
+    request_start: bool = False
+    retries_elsewhere: int = 0
 
     @classmethod
     def parse(cls, given: Mapping[str, Any] | None) -> Settings:
@@ -62,6 +72,7 @@ class Settings:
             if value is not None and (not isinstance(value, str) or not value):
                 raise UserError(f'"{name}" must name a {what}, not {value!r:.60}.')
         settings._check_record_gib()
+        settings._check_proxies()
         settings.build()
         return settings
 
@@ -72,6 +83,17 @@ class Settings:
             raise UserError(
                 f'"record_gib" must be a number of GiB from {LEAST_RECORD_GIB:g} to'
                 f" {MOST_RECORD_GIB:g}, not {gib!r:.60}."
+            )
+
+    def _check_proxies(self) -> None:
+        if not isinstance(self.request_start, bool):
+            raise UserError(
+                f'"request_start" must be true or false, not {self.request_start!r:.60}.'
+            )
+        most, count = MOST_RETRIES_ELSEWHERE, self.retries_elsewhere
+        if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= most:
+            raise UserError(
+                f'"retries_elsewhere" must be a whole number from 0 to {most}, not {count!r:.60}.'
             )
 
     @property

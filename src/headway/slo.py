@@ -50,8 +50,9 @@ the two read the SLO file at different times, and only the edge knows the API ke
 drops one that it did not write. Without the edge a client can write one where vLLM takes
 sampling parameters whole (``/inference/v1/generate``), so what is in it is checked."""
 
-EXPLAIN_IN_STAMP = "explain"
-"""A key of the stamp beside the promise: the client asked how late it was."""
+EXPLAIN_IN_STAMP, START_IN_STAMP, LAST_TRY_IN_STAMP = "explain", "request_start", "last_try"
+"""Keys of the stamp beside the promise: the client asked how late it was; when its request came to
+a proxy, and how likely this is its last try (:mod:`headway.engines.vllm.proxy_headers`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +125,8 @@ class Slo:
         Raises:
             UserError: It is not one.
         """
-        known = {f.name for f in fields(cls)} | {EXPLAIN_IN_STAMP}
-        return cls(**stamp_fields(stamp, STAMP, known))
+        beside = {EXPLAIN_IN_STAMP, START_IN_STAMP, LAST_TRY_IN_STAMP}
+        return cls(**stamp_fields(stamp, STAMP, beside | {f.name for f in fields(cls)}))
 
 
 AIMS = {"target": None, "tenant": "", "share": 1.0, "tenant_target": None}

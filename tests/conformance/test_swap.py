@@ -491,7 +491,7 @@ def test_stock_ignores_it(capsys: pytest.CaptureFixture[str]) -> None:
     """Plain vLLM has no swap; that is said, not refused."""
     api_server.check(serve_options(policy="stock", swap_gib=1.0))
     told = capsys.readouterr().err
-    assert "ignores --overload, --slo, --swap-gib, --record, --shadow and --budgets" in told
+    assert "ignores --overload, --slo, --swap-gib, --record, --shadow, --budgets" in told
 
 
 def arguments(**given: Any) -> Any:
@@ -500,7 +500,7 @@ def arguments(**given: Any) -> Any:
     common: dict[str, Any] = {
         "scheduler_cls": None, "additional_config": {}, "middleware": [],
         "async_scheduling": False, "kv_transfer_config": None, "max_num_queued_reqs": 100,
-        "scheduling_policy": "fcfs", "long_prefill_token_threshold": 0,
+        "scheduling_policy": "fcfs", "long_prefill_token_threshold": 0, "shutdown_timeout": 0,
     }  # fmt: skip
     return argparse.Namespace(**{**common, **given})
 

@@ -10,7 +10,9 @@ import asyncio
 import hashlib
 import json
 import random
+import re
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -65,6 +67,7 @@ def server(slo_file: Path, teach: Callable[..., None]) -> Iterator[LiveServer]:
     args = ["smollm2", "--overload", "refuse", "--slo", str(slo_file)]
     args += ["--served-model-name", "smollm2", "hasty-model", "--api-key", KEY, HASTY_KEY]
     args += ["--enable-scale-out"]  # For /inference/v1/generate.
+    args += ["--page", "--request-start", "--retries-elsewhere", "1"]
     with LiveServer(args, slo_file.with_name("log"), ready_within_s=900) as running:
         teach(running.url, KEY)
         yield running
@@ -217,6 +220,43 @@ def test_curl(server: LiveServer, extra: list[str], status: int) -> None:
         check=True,
     )
     assert done.stdout == str(status)
+
+
+async def request_starts(server: LiveServer) -> dict[str, float]:
+    """Return what became of the ``X-Request-Start`` headers so far."""
+    async with aiohttp.ClientSession() as session, session.get(server.url + "/metrics") as answer:
+        text = await answer.text()
+    found = re.findall(
+        r'^headway_request_start_total\{.*result="(\w+)"\} (.*)$', text, re.MULTILINE
+    )
+    return {result: float(count) for result, count in found}
+
+
+async def test_time_spent_at_a_proxy_counts(server: LiveServer) -> None:
+    """Two seconds of one second are over: refused at once. Nonsense is served, and counted."""
+    before = await request_starts(server)
+    for path in BODIES:
+        for stream, per_s, form in ((False, 1, "t=%.3f"), (True, 1000, "%d")):
+            body = {**BODIES[path], "stream": stream, "slo": {"ttft_ms": 1000}}
+            start = form % ((time.time() - 2) * per_s)
+            headers = {"X-Request-Start": start, "x-envoy-attempt-count": "2"}
+            status, answer, text = await post(server, path, body, headers)
+            assert status == 429, text
+            assert int(answer["Retry-After"]) >= 1
+    patient = {**BODIES["/v1/completions"], "slo": {"ttft_ms": 60_000}}
+    nonsense = ("soon", "t=-1", "t=0", f"t={time.time() + 3600:.0f}", "9" * 400)
+    for start in (f"t={time.time() - 2:.3f}", *nonsense):
+        headers = {"X-Request-Start": start, "x-envoy-attempt-count": "many"}
+        status, _, text = await post(server, "/v1/completions", patient, headers)
+        assert status == 200, text
+    used, ignored = 2 * len(BODIES) + 1, len(nonsense)
+    for _ in range(100):
+        now = await request_starts(server)
+        if now.get("ignored", 0.0) - before.get("ignored", 0.0) == ignored:
+            break
+        await asyncio.sleep(0.1)
+    assert now["ignored"] - before.get("ignored", 0.0) == ignored
+    assert now["used"] - before.get("used", 0.0) == used
 
 
 async def test_a_changed_file_counts_without_a_restart(server: LiveServer, slo_file: Path) -> None:

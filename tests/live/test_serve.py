@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
-import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import aiohttp
 import pytest
 
 from headway.bench.server import HEADWAY_SERVE, LiveServer, free_port
+from headway.engines.journal import EVERY_S
 
 pytestmark = pytest.mark.live
 
@@ -35,13 +36,13 @@ def server(
 
 
 async def post(
-    server: LiveServer, path: str, body: dict[str, Any]
+    server: LiveServer, path: str, body: dict[str, Any], sent: dict[str, str] | None = None
 ) -> tuple[int, dict[str, str], str]:
     """Return status, headers and text of one request."""
     timeout = aiohttp.ClientTimeout(total=120)
     async with (
         aiohttp.ClientSession(timeout=timeout) as session,
-        session.post(server.url + path, json={"model": "smollm2", **body}) as answer,
+        session.post(server.url + path, json={"model": "smollm2", **body}, headers=sent) as answer,
     ):
         return answer.status, dict(answer.headers), await answer.text()
 
@@ -112,6 +113,64 @@ async def test_a_promise_that_cannot_be_kept_is_429_at_once(
     assert json.loads(text)["error"]["type"] == "rate_limit_exceeded"
 
 
+def loads_of(headers: Mapping[str, str]) -> dict[str, float]:
+    """Return what the answer says of the server's load, in the format TEXT."""
+    form, _, pairs = headers["endpoint-load-metrics"].partition(" ")
+    assert form == "TEXT"
+    return {name: float(value) for name, value in (p.split("=") for p in pairs.split(", "))}
+
+
+async def test_every_answer_reports_the_load(server: LiveServer) -> None:
+    """Where it is asked for: whole answers, streams, refusals and mistakes, once each. A refusal
+    counts as an error of the server; without the question there is no report."""
+    path, ask = "/v1/completions", {"endpoint-load-metrics-format": "text"}
+    short = BODIES[path]
+    for body, expected in (
+        (short, 200),
+        ({**short, "stream": True}, 200),
+        ({**short, "vllm_xargs": {"slo_ttft_ms": 0.001}}, 429),
+        ({**short, "vllm_xargs": {"slo_ttft_ms": -1}}, 400),
+    ):
+        status, headers, text = await post(server, path, body, ask)
+        assert status == expected, text
+        told = loads_of(headers)
+        assert told["rps_fractional"] > 0
+        assert told["application_utilization"] > 0
+    assert told["eps"] > 0
+    as_json = (await post(server, path, short, {**ask, "endpoint-load-metrics-format": "JSON"}))[1]
+    report = json.loads(as_json["endpoint-load-metrics"].removeprefix("JSON "))
+    assert report["named_metrics"].keys() >= {"kv_cache_usage_perc", "num_requests_waiting"}
+    assert "endpoint-load-metrics" not in (await post(server, path, short))[1]
+
+
+async def test_the_reported_load_follows_the_server(server: LiveServer) -> None:
+    """More while eight streams run, on an answer that begins meanwhile; none when they have gone.
+    vLLM's own figures say the same by their names."""
+    ask = {"endpoint-load-metrics-format": "TEXT"}
+    long = {"prompt": "One two three. " * 20, "max_tokens": 400, "ignore_eos": True, "stream": True}
+    streams = [asyncio.create_task(post(server, "/v1/completions", long)) for _ in range(8)]
+    while await num_running(server) < 8:
+        await asyncio.sleep(0.1)
+    await asyncio.sleep(EVERY_S)
+    _, headers, _ = await post(server, "/v1/completions", BODIES["/v1/completions"], ask)
+    busy = loads_of(headers)
+    assert busy["named_metrics.headway_pressure"] > 0
+    assert busy["named_metrics.kv_cache_usage_perc"] > 0
+    for stream in streams:
+        stream.cancel()
+    await asyncio.gather(*streams, return_exceptions=True)
+    while await num_running(server):
+        await asyncio.sleep(0.1)
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(server.url + "/v1/models", headers=ask) as answer,
+    ):
+        idle = loads_of(answer.headers)
+    assert idle["application_utilization"] < busy["application_utilization"]
+    names = ("headway_pressure", "kv_cache_usage_perc", "num_requests_waiting")
+    assert [idle[f"named_metrics.{name}"] for name in names] == [0.0, 0.0, 0.0]
+
+
 async def test_malformed_json_gets_vllms_own_answer(server: LiveServer) -> None:
     """The edge has no opinion on it."""
     async with (
@@ -136,26 +195,6 @@ async def test_a_client_that_hangs_up_frees_the_engine(server: LiveServer) -> No
     while await num_running(server) and time.monotonic() < deadline_s:
         pass
     assert await num_running(server) == 0
-
-
-def test_it_stops_cleanly(tmp_path: Path) -> None:
-    """SIGTERM ends server and engine within seconds, with exit code 0 and a free port."""
-    port = free_port()
-    with LiveServer(["smollm2", "--policy", "stock"], tmp_path / "log", port=port) as running:
-        process = running._process
-        assert process is not None
-        process.terminate()
-        assert process.wait(15) == 0
-        children = subprocess.run(
-            ["ps", "-o", "stat=,args=", "--sid", str(process.pid)],
-            capture_output=True,
-            text=True,
-            check=False,
-        ).stdout.splitlines()
-        assert [line for line in children if not line.startswith("Z")] == []
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as any server does
-        probe.bind(("127.0.0.1", port))
 
 
 def test_a_model_that_is_not_there_ends_with_an_error(tmp_path: Path) -> None:

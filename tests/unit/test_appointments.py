@@ -167,4 +167,5 @@ def test_who_may_still_be_served_elsewhere_is_not_expected() -> None:
     book, one = Appointments(), request()
     one.last_try = 0.0
     assert book.book(one, 0.5, 0.0, 0.0) == LEAD_S
-    assert len(book) == 0 and not book.keeps(arrival(LEAD_S))
+    assert len(book) == 0
+    assert not book.keeps(arrival(LEAD_S))

@@ -12,7 +12,7 @@ from headway.kit.curve_gate import CurveGate
 from headway.kit.ledger import KvLedger
 from headway.kit.simple import FixedChunk, FreeBlocks, Youngest
 from headway.latency.fixed import FixedModel
-from headway.policy.admit import MooreHodgson, prefill_time
+from headway.policy.admit import claim_work, prefill_time
 from headway.policy.batch import InOrder, StepFill
 from headway.policy.chunk import SlackChunk
 from headway.policy.live_requests import LiveRequests
@@ -300,7 +300,7 @@ def test_what_claims_share_is_counted_once(slo: Slo, num_paying: int) -> None:
     assert scene.live.shared_tokens() == {f"ask{i}": 464 for i in range(num_paying, 3)}
     chunker = FixedChunk(64)
     prefill = prefill_time(scene.draft, chunker)
-    jobs = MooreHodgson()._jobs(scene.draft, prefill)
+    jobs = claim_work(scene.draft.given, prefill)
     work_s = {job.key: job.work_s for job in jobs}
     asks = [scene.live.requests[f"ask{i}"] for i in range(3)]
     whole = [prefill.work_s(ask, 192 if i < num_paying else 464) for i, ask in enumerate(asks)]

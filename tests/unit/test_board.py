@@ -34,6 +34,21 @@ def test_the_window_forgets_and_the_total_does_not() -> None:
     assert sum(row["late_s"].values()) == pytest.approx(0.0)
 
 
+def test_the_load_of_several_schedulers_is_their_mean() -> None:
+    """What routers are told, on the page: not the sum, as of requests."""
+    board = Board()
+    for engine, pressure in (("0", 0.2), ("1", 1.0)):
+        message = counts(SchedulerCounts(), 5.0, engine)
+        message["now"]["load"] = {"pressure": pressure, "prefill_backlog_s": 3.0, "kv_share": 0.5}
+        message["now"]["running"] = 2
+        board.take(message)
+    now = board.state(5.0)["now"]
+    assert now["running"] == 4
+    assert now["load"] == pytest.approx(
+        {"pressure": 0.6, "prefill_backlog_s": 3.0, "kv_share": 0.5}
+    )
+
+
 def test_what_was_expected_stands_beside_what_was_kept() -> None:
     """Over all deciles and all schedulers, of the last minutes."""
     board = Board()

@@ -17,7 +17,13 @@ from types import SimpleNamespace
 import pytest
 
 from headway.engines.vllm import channel, mailbox
-from headway.engines.vllm.channel import CHANNEL_VARIABLE, Receiver, Sender, private_channel
+from headway.engines.vllm.channel import (
+    CHANNEL_VARIABLE,
+    LOAD_CHANNEL_VARIABLE,
+    Receiver,
+    Sender,
+    private_channel,
+)
 from headway.engines.vllm.watch import watch_of
 from headway.errors import UserError
 
@@ -246,10 +252,14 @@ def test_the_folder_is_private(tmp_path: Path, sender: Sender) -> None:
     assert mode == 0o700
 
 
-def test_a_folder_that_cannot_be_is_a_sentence(tmp_path: Path) -> None:
-    """It names the variable."""
+@pytest.mark.parametrize("variable", [CHANNEL_VARIABLE, LOAD_CHANNEL_VARIABLE])
+def test_a_folder_that_cannot_be_is_a_sentence(
+    variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It names the variable that names the folder."""
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=CHANNEL_VARIABLE):
+    monkeypatch.setenv(variable, str(tmp_path / "file" / "below"))
+    with pytest.raises(UserError, match=f"^{variable}: "):
         Sender(tmp_path / "file" / "below")
 
 
@@ -271,17 +281,18 @@ def test_nothing_is_watched_unless_asked(monkeypatch: pytest.MonkeyPatch, tmp_pa
     watch_of(core, config).close()  # type: ignore[arg-type, union-attr]  # What one let go of, the next may have.
 
 
-def test_serve_names_a_channel_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("variable", [CHANNEL_VARIABLE, LOAD_CHANNEL_VARIABLE])
+def test_serve_names_a_channel_of_its_own(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A new folder for each server, unless the operator named one."""
-    monkeypatch.setenv(CHANNEL_VARIABLE, "")
-    private_channel()
-    folder = os.environ[CHANNEL_VARIABLE]
+    monkeypatch.setenv(variable, "")
+    private_channel(variable)
+    folder = os.environ[variable]
     assert stat.S_IMODE(os.stat(folder).st_mode) == 0o700
-    private_channel()
-    assert os.environ[CHANNEL_VARIABLE] == folder
+    private_channel(variable)
+    assert os.environ[variable] == folder
     running = Sender(folder, "0")
     with pytest.raises(UserError, match="another server uses the folder"):
-        private_channel()
+        private_channel(variable)
     running.close()
 
 

@@ -13,7 +13,8 @@ import pytest
 
 import headway
 from headway.cli.main import COMMANDS, main
-from headway.engines.vllm import api_server, edge, embedded
+from headway.engines.vllm import api_server, edge, embedded, leaving
+from headway.engines.vllm.channel import LOAD_CHANNEL_VARIABLE
 from headway.errors import HeadwayError, UserError
 
 
@@ -48,6 +49,7 @@ def parsed(**changes: Any) -> argparse.Namespace:
         "scheduling_policy": "fcfs",
         "long_prefill_token_threshold": 0,
         "kv_transfer_config": None,
+        "shutdown_timeout": 0,
     }
     return argparse.Namespace(**{**given, **changes})
 
@@ -100,6 +102,12 @@ def test_every_command_exists(name: str, capsys: pytest.CaptureFixture[str]) -> 
         (["serve", "m", "--scheduler-cls", "x.Y"], "--policy stock"),
         (["serve", "m", "--scheduling-policy=priority"], "priority"),
         (["serve", "m", "--swap-gib", "-1"], "--swap-gib"),
+        (["serve", "m", "--retries-elsewhere", "101"], "from 0 to 100"),
+        (["serve", "m", "--retries-elsewhere=-1"], "from 0 to 100"),
+        (["serve", "m", "--retries-elsewhere", "two"], "two"),
+        (["serve", "m", "--grace", "-1"], "0 to 3600"),
+        (["serve", "m", "--grace", "soon"], "--grace"),
+        (["serve", "m", "--grace", "5", "--shutdown-timeout=5"], "one of them"),
         (["serve", "./no/such/folder"], "no such file"),
         (["serve", "/no/such/folder", "--policy", "stock"], "no such file"),
     ],
@@ -201,10 +209,31 @@ def test_headway_is_plugged_in(
     args = parsed(middleware=["their.Middleware"])
     api_server._plug_in(args, options(overload="refuse", slo_file=file))
     assert args.scheduler_cls == scheduler
-    assert args.middleware == ["their.Middleware", api_server.EDGE]
+    ours = [api_server.EDGE, api_server.LOAD_REPORTS, api_server.LEAVING]
+    assert args.middleware == ["their.Middleware", *ours]
+    assert Path(api_server.os.environ[LOAD_CHANNEL_VARIABLE]).is_dir()
     settings = {"overload": "refuse", "slo_file": str(file)}
     assert json.loads(json.dumps(args.additional_config)) == {"headway": settings}
     assert api_server.os.environ[edge.SLO_FILE_VARIABLE] == str(file)
+
+
+@pytest.mark.parametrize(
+    ("grace_s", "vllm_args", "parsed_s", "expected_s"),
+    [(None, (), 0, 20), (5, (), 0, 5), (None, ("--shutdown-timeout", "0"), 0, 0), (None, (), 9, 9)],
+)
+def test_vllm_hears_of_the_grace(
+    grace_s: int | None,
+    vllm_args: tuple[str, ...],
+    parsed_s: int,
+    expected_s: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By default, by our option, by vLLM's own, and by vLLM's own in a file of options."""
+    monkeypatch.setattr(api_server, "_schedules_ahead", lambda args: False)
+    monkeypatch.setenv(edge.SLO_FILE_VARIABLE, "")
+    args = parsed(shutdown_timeout=parsed_s)
+    api_server._plug_in(args, options(grace_s=grace_s, vllm_args=vllm_args))
+    assert args.shutdown_timeout == expected_s + leaving.ENGINE_ENDS_WITHIN_S
 
 
 @pytest.mark.parametrize(("given", "bound"), [(None, 2 * api_server.MOST_IN_FLIGHT), (5, 5)])
@@ -240,8 +269,23 @@ def test_without_vllm_the_sentence_says_what_to_install(monkeypatch: pytest.Monk
 
 def test_stock_says_what_it_ignores(capsys: pytest.CaptureFixture[str]) -> None:
     """Plain vLLM knows no promises; nothing is dropped in silence."""
-    api_server.check(options(policy="stock", overload="refuse"))
-    assert "ignores" in capsys.readouterr().err
+    for ignored in ({"overload": "refuse"}, {"request_start": True}, {"retries_elsewhere": 1}):
+        api_server.check(options(policy="stock", **ignored))
+        said = capsys.readouterr().err
+        assert "ignores" in said
+        assert all(f"--{name.replace('_', '-')}" in said for name in ignored)
+
+
+def test_what_proxies_say_is_believed_by_option() -> None:
+    """Of the command line, over the same setting in JSON."""
+    given = {"headway": {"retries_elsewhere": 3, "request_start": True}}
+    asked = options(retries_elsewhere=0).settings()
+    assert api_server.merged_config(given, asked)["headway"] == {
+        "retries_elsewhere": 0,
+        "request_start": True,
+    }
+    assert options(request_start=True).settings() == {"request_start": True}
+    assert options().settings() == {}
 
 
 def test_the_embedded_model_gets_defaults_a_user_may_override(

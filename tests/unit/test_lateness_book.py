@@ -72,6 +72,23 @@ def test_a_wait_with_too_little_free_kv_is_told_apart() -> None:
     assert causes(late) == pytest.approx({"queueing": 1.5, "kv_wait": 0.5, "prefill": 0.5})
 
 
+def test_what_passed_before_it_reached_the_server_is_told_apart() -> None:
+    """A second at a proxy, one of waiting, one of prefill: each a third of the 1.5 s late.
+
+    Steps before it came leave no KV short for it.
+    """
+    books = book()
+    books.arrived("z", Slo(), 0.0, 10)
+    step(books, 0.0, 1.0, "z", admitted="z", free_tokens=99)
+    books.arrived("a", Slo(ttft_s=1.5), 0.0, 100)
+    books.reached("a", 1.0)
+    step(books, 1.0, 2.0, "z")
+    step(books, 2.0, 3.0, "za", admitted="a")
+    late = books.finished("a", 3.0, 1, ended_well=True)
+    assert late.ttft_s == 3.0
+    assert causes(late) == pytest.approx({"elsewhere": 0.5, "queueing": 0.5, "prefill": 0.5})
+
+
 def test_a_step_beyond_its_plan_is_the_models_error() -> None:
     """A step planned for 0.5 s takes 1 s: half of the prefill it delayed is model error."""
     books = book()

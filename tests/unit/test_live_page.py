@@ -65,7 +65,7 @@ async def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     monkeypatch.delenv("VLLM_API_KEY", raising=False)
     made = Server()
     yield made
-    made.view._close()
+    made.view._subscription.close()
 
 
 async def told(server: Server, folder: Path) -> None:
@@ -204,7 +204,7 @@ async def test_the_api_key_covers_every_route(
     server = Server(api_key=["secret", "second"])
     headers = {"authorization": given} if given is not None else {}
     status, answer, _ = await server.get(path, **headers)
-    server.view._close()
+    server.view._subscription.close()
     assert status == expected
     assert ("www-authenticate" in answer) == (expected == 401)
 

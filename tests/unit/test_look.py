@@ -33,6 +33,7 @@ def test_top_shows_classes_and_who_is_late() -> None:
     text = console.export_text()
     console.file.close()
     assert "50.0%" in text
+    assert "0 running, 0 waiting, pressure 0%" in text
     assert "1/2" in text
     assert "late-[bold]1" in text
     assert "2.00 s" in text

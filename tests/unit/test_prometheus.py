@@ -91,6 +91,15 @@ def test_the_last_word_before_idle_says_that_nobody_is_left(told: tuple[Watch, K
     assert sum(sum(c["outcomes"].values()) for c in last["counts"]["classes"].values()) == 4
 
 
+def test_the_load_is_told_while_there_is_any(told: tuple[Watch, Kept]) -> None:
+    """Before the first step there is some; in the end nobody is left."""
+    first, last = told[1].messages[0], told[1].messages[-1]
+    assert value(exposition({"0": first}), "headway_pressure") > 0
+    assert value(exposition({"0": last}), "headway_pressure") == 0
+    first["now"]["load"]["prefill_backlog_s"] = 1.5
+    assert value(exposition({"0": first}), "headway_prefill_backlog_seconds") == 1.5
+
+
 def test_recording_and_shadow_show_where_they_are_switched_on(told: tuple[Watch, Kept]) -> None:
     """Without them no row; with them lines by result, and the share each policy would keep."""
     plain = told[1].messages[-1]

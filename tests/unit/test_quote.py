@@ -17,7 +17,7 @@ from headway.latency.laptop import LAPTOP
 from headway.latency.model import StepShape
 from headway.policy.live_requests import LiveRequests
 from headway.policy.log import encode_lines, rows_of
-from headway.policy.quote import NEWCOMER, Load, kv_ahead
+from headway.policy.quote import NEWCOMER, ServerLoad, kv_ahead
 from headway.policy.scheduler import Scheduler
 from headway.request import Request
 from headway.slo import NO_PROMISE, Slo
@@ -88,7 +88,7 @@ def test_an_idle_server_is_free_and_promises_what_it_can() -> None:
     policy = core()
     run = served(policy)
     for name in ("a", "b"):
-        assert policy.load(run.now_s) == Load(0.0, 0.0, 0.0)
+        assert policy.load(run.now_s) == ServerLoad(0.0, 0.0, 0.0)
         quote = policy.quote(100, 0, CHAT, run.now_s)
         assert quote.feasible
         assert 0.5 < quote.slack_s <= 1.0
@@ -164,4 +164,4 @@ def test_the_fullest_instant_is_that_of_a_walk_step_by_step(
         sum(num_tokens + step for num_tokens, left in sizes if left >= step)
         for step in range(1, 41)
     )
-    assert max(held for _, held in kv_ahead(live)) == walked
+    assert max(held for _, held in kv_ahead(live, live.claims)) == walked

@@ -72,6 +72,17 @@ def capacity(
     for other in ("rate", "growth", "gpu_hour_cost"):
         if is_given(other):
             raise UserError(f"--{other.replace('_', '-')} goes with --replicas auto.")
+    find_rates(wanted, start, json_path, given)
+
+
+def find_rates(
+    wanted: Sequence[float], start: str, json_path: Path | None, given: dict[str, Any]
+) -> None:
+    """Print and write the highest rate at which each policy keeps each share *wanted*.
+
+    Raises:
+        UserError: A value is not allowed.
+    """
     base = spec_of(given)
     policies = policies_of(given["policy"], base.engine, base.overload, dict(base.options))
     tuned = [policy for policy in policies if policy in STOCK_WAYS[1:]]

@@ -42,9 +42,27 @@ import click
     help="Keep error budgets through restarts in this file.",
 )
 @click.option(
+    "--request-start",
+    is_flag=True,
+    help="Let promises run from the X-Request-Start header, which a proxy must set.",
+)
+@click.option(
+    "--retries-elsewhere",
+    type=int,
+    metavar="N",
+    help="How many other servers a proxy asks after a refusal here (default: 0).",
+)
+@click.option(
     "--shadow",
     metavar="NAME",
     help="Compare with this policy on live traffic, by simulation; on /metrics.",
+)
+@click.option(
+    "--grace",
+    "grace_s",
+    type=int,
+    metavar="SECONDS",
+    help="How long running answers may go on after SIGTERM (default: 20).",
 )
 @click.option("--page", is_flag=True, help="Show /headway, and Headway's metrics on /metrics.")
 @click.argument("vllm_args", nargs=-1, type=click.UNPROCESSED, metavar="[VLLM ARGUMENTS]...")
@@ -56,7 +74,10 @@ def serve(
     swap_gib: float | None,
     record: Path | None,
     budgets: Path | None,
+    request_start: bool,
+    retries_elsewhere: int | None,
     shadow: str | None,
+    grace_s: int | None,
     page: bool,
     vllm_args: tuple[str, ...],
 ) -> None:
@@ -70,6 +91,18 @@ def serve(
     if model.startswith("-"):
         raise click.UsageError("Name the model first: headway serve MODEL [options].")
     options = server.ServeOptions(
-        model, policy, overload, slo_file, vllm_args, swap_gib, page, record, shadow, budgets
+        model,
+        policy,
+        overload,
+        slo_file,
+        vllm_args,
+        swap_gib,
+        page,
+        record,
+        shadow,
+        budgets,
+        request_start,
+        retries_elsewhere,
+        grace_s,
     )
     server.serve(options)

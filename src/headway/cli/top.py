@@ -64,7 +64,8 @@ def screen(state: Json) -> Group:
     now, model = state["now"], state["model"]
     head = (
         f"policy {state['policy']}, overload {state['overload']}; {now['running']} running,"
-        f" {now['waiting']} waiting; longest step {format_s(now['longest_step_s'])};"
+        f" {now['waiting']} waiting, pressure {now['load']['pressure']:.0%};"
+        f" longest step {format_s(now['longest_step_s'])};"
         f" a plan takes {_span(model['plan_s']['p50'])} (p99 {_span(model['plan_s']['p99'])});"
         f" heard of {state['age_s']:.0f} s ago"
     )

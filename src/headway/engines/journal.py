@@ -13,11 +13,11 @@ from array import array
 from collections.abc import Sequence
 from multiprocessing.util import Finalize
 
-from headway.policy.events import Arrived, Event, Finished, StepDone
+from headway.policy.events import Arrived, Event, Finished, StepDone, StepScheduled
 from headway.policy.live_requests import LiveRequests
 from headway.policy.log import Entry
 from headway.policy.plan import StepPlan
-from headway.policy.quote import Load, Quote
+from headway.policy.quote import Quote, ServerLoad
 from headway.policy.scheduler import Scheduler
 from headway.policy.view import EngineView
 from headway.slo import Slo
@@ -30,7 +30,14 @@ EVERY_S = 0.5
 
 
 class Reader:
-    """Who wants to know what happens; one that only reads need not tell or close anything."""
+    """Who wants to know what happens; one that only reads need not tell or close anything.
+
+    Attributes:
+        reads_steps: Whether plans and steps are wanted too, or only arrivals and ends. Where nobody
+            wants them, they are not kept.
+    """
+
+    reads_steps = True
 
     def read(self, entries: Sequence[Entry]) -> None:
         """Take in what happened, in order; nothing in an entry changes any more."""
@@ -56,6 +63,7 @@ class Journal:
         self.live: LiveRequests = core.live
         """The core's live requests."""
         self._readers = readers
+        self._keeps_steps = any(reader.reads_steps for reader in readers)
         self._entries: list[Entry] = []
         self._tell_at_s = -math.inf
         # A process of vLLM's may end without telling its scheduler.
@@ -63,6 +71,8 @@ class Journal:
 
     def plan(self, view: EngineView, now_s: float) -> StepPlan:
         """Return the core's plan."""
+        if not self._keeps_steps:
+            return self.core.plan(view, now_s)
         begun_s = time.perf_counter()
         plan = self.core.plan(view, now_s)
         self._entries.append((view, now_s, plan, time.perf_counter() - begun_s))
@@ -70,11 +80,13 @@ class Journal:
 
     def observe(self, event: Event) -> None:
         """Let the core hear of *event*, and the readers when it is time."""
-        self._entries.append(event)
+        is_end = isinstance(event, (Arrived, Finished))
+        if is_end or self._keeps_steps:
+            self._entries.append(event)
         self.core.observe(event)
-        if isinstance(event, StepDone) and event.at_s >= self._tell_at_s:
-            self._tell(event.at_s, is_idle=False)
-        elif isinstance(event, Arrived | Finished):
+        if isinstance(event, (StepScheduled, StepDone)) and event.at_s >= self._tell_at_s:
+            self._tell(event.at_s, is_idle=False)  # Also before a step: it may take long.
+        elif is_end:
             _hand(self._entries, self._readers)
             if isinstance(event, Finished) and not self.live.requests:
                 self._tell(event.at_s, is_idle=True)  # No step may follow for a long time.
@@ -91,7 +103,7 @@ class Journal:
         """Return the core's quote, which is no entry: it changes nothing."""
         return self.core.quote(num_prompt_tokens, known_prefix, slo, now_s)
 
-    def load(self, now_s: float) -> Load:
+    def load(self, now_s: float) -> ServerLoad:
         """Return how busy the core is, which is no entry either."""
         return self.core.load(now_s)
 

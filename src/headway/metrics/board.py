@@ -17,6 +17,7 @@ from typing import Any
 from headway.metrics.aims_rows import budget_of, tenant_rows
 from headway.metrics.causes import CAUSES
 from headway.metrics.deciles import whole_of
+from headway.metrics.server_load import mean_load
 from headway.metrics.tally import (
     GAP_BOUNDS_S,
     PAUSE_BOUNDS_S,
@@ -48,9 +49,9 @@ may still grow."""
 PAST_EVERY_S = 5.0
 """Seconds between two whole counts that are kept to compare with."""
 
-OF_ONE = ("late", "multipliers")
+OF_ONE = ("late", "multipliers", "load")
 """Of the present, what is not the sum of what several schedulers say: :meth:`Board.late` has who is
-late."""
+late, and the load is their mean."""
 
 SHADOW_KEPT_S = 1800.0
 """Seconds after which a shadow that was not heard of again has no figure any more."""
@@ -151,8 +152,11 @@ class Board:
         total: Json = {}
         for message in self.latest.values():
             total = combine(total, {k: v for k, v in message["now"].items() if k not in OF_ONE})
-        spans_s = [m["now"]["longest_step_s"] for m in self.latest.values()]
-        return {**total, "longest_step_s": max(spans_s)} if spans_s else {}
+        if not total:
+            return {}
+        nows = [m["now"] for m in self.latest.values()]
+        longest_s = max(now["longest_step_s"] for now in nows)
+        return {**total, "longest_step_s": longest_s, "load": mean_load(n["load"] for n in nows)}
 
     def late(self) -> list[Json]:
         """Return the live requests that the schedulers told to be late, the latest first."""

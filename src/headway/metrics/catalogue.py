@@ -153,6 +153,12 @@ _METRICS: tuple[MetricSpec, ...] = (
         (), _one("counts", "asides"),
     ),
     MetricSpec(
+        "headway_request_start_total", "counter",
+        "Requests with an X-Request-Start header where it is believed (--request-start): used, or"
+        " ignored because it is no instant, in the future or more than an hour ago.",
+        ("result",), _table("counts", "request_starts"),
+    ),
+    MetricSpec(
         "headway_kv_tokens", "gauge",
         "The KV cache in tokens. held + reserved + free is the whole cache; reserved is free room"
         " that running requests are predicted to need, lent is what they will need beyond it. An"
@@ -166,6 +172,18 @@ _METRICS: tuple[MetricSpec, ...] = (
     MetricSpec(
         "headway_requests_waiting", "gauge",
         "Requests that wait, preempted ones included.", (), _one("now", "waiting"),
+    ),
+    MetricSpec(
+        "headway_pressure", "gauge",
+        "How much of the server is spoken for: 0 when idle, about 1 when a claim that comes now"
+        " just fits, more when not all fit. The larger of what prompts take until they are due"
+        " and of what everybody will hold of the KV cache; what routers choose a server by.",
+        (), _one("now", "load", "pressure"),
+    ),
+    MetricSpec(
+        "headway_prefill_backlog_seconds", "gauge",
+        "Seconds that the prompts take which wait or are in progress.",
+        (), _one("now", "load", "prefill_backlog_s"),
     ),
     MetricSpec(
         "headway_computed_tokens_total", "counter",

@@ -32,6 +32,7 @@ import math
 from collections.abc import Mapping
 
 CAUSES: Mapping[str, str] = {
+    "elsewhere": "had not reached this server yet (headway serve --request-start)",
     "queueing": "waited for its turn although its prompt would have fitted into free KV",
     "kv_wait": "waited while less KV was free than its prompt needs",
     "prefill": "its prompt was being computed, in chunks and beside others",

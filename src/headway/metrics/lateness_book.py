@@ -61,6 +61,14 @@ class LatenessBook:
         self.live[request_id] = live
         return live
 
+    def reached(self, request_id: str, at_s: float) -> None:
+        """A request has just arrived that reached this server at *at_s*, maybe later."""
+        live = self.live[request_id]
+        live.elsewhere_s = max(at_s - live.arrived_at_s, 0.0)
+        if live.elsewhere_s:
+            live.open_s["elsewhere"] = live.elsewhere_s
+            live.since_s = at_s
+
     def preempted(self, request_id: str, at_s: float, *, swapped: bool = False) -> None:
         """A running request lost its place; *swapped* when the host keeps its KV."""
         live = self.live.get(request_id)
@@ -205,7 +213,7 @@ class LatenessBook:
         """Tell apart the seconds before the first start in which KV was short."""
         started_s = at_s if live.first_start_at_s is None else live.first_start_at_s
         waited_s = open_s.get("queueing", 0.0)
-        short_s = self._short_of_kv_s(live.arrived_at_s, started_s, live)
+        short_s = self._short_of_kv_s(live.arrived_at_s + live.elsewhere_s, started_s, live)
         open_s["kv_wait"] = min(short_s, waited_s)
         open_s["queueing"] = waited_s - open_s["kv_wait"]
 

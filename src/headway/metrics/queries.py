@@ -34,6 +34,9 @@ QUERIES: Mapping[str, str] = {
         "sum by (tenant) (rate(headway_tenant_engine_seconds_total[5m]))"
         " / on () group_left sum(rate(headway_tenant_engine_seconds_total[5m]))"
     ),
+    "X-Request-Start headers ignored per second": (
+        'sum(rate(headway_request_start_total{result="ignored"}[5m]))'
+    ),
     "Share of steps beyond their bound": (
         "sum(rate(headway_steps_beyond_bound_total[5m]))"
         " / sum(rate(headway_steps_bounded_total[5m]))"

@@ -34,6 +34,7 @@ class LiveLateness:
     kept; ``pause_late_s`` what pauses cost, which counts when only they broke the promise.
     ``longest_gap_s`` leaves out what it shares with others while in step. ``lost_to`` is the cause
     a pause is charged to while the request is preempted: ``swap`` when its KV was kept on the host.
+    ``elsewhere_s`` passed before it reached this server.
     ``payer`` counts what its tenant gets; ``None`` where no tenant is known of.
     """
 
@@ -43,6 +44,7 @@ class LiveLateness:
     arrived_at_s: float
     num_prompt_tokens: int
     since_s: float
+    elsewhere_s: float = 0.0
     predicted_output_tokens: int = 0
     stage: Stage = Stage.QUEUED
     is_running: bool = False

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from headway.metrics.budgets import ErrorBudgets
@@ -19,20 +19,23 @@ from headway.metrics.kv_split import kv_split
 from headway.metrics.lateness_book import LatenessBook
 from headway.metrics.overdue import overdue
 from headway.metrics.request_lateness import Lateness, LiveLateness
+from headway.metrics.server_load import IDLE
 from headway.metrics.tally import (
     PLAN_BOUNDS_S,
     RATIO_BOUNDS,
     STEP_BOUNDS_S,
     Histogram,
     Tallies,
+    outcome_of,
     promise_of,
 )
 from headway.metrics.tenant_counts import TenantCounts
 from headway.policy.events import Arrived, Finished, StepDone, StepScheduled
 from headway.policy.live_requests import LiveRequests
 from headway.policy.plan import StepPlan
+from headway.policy.quote import ServerLoad
 from headway.policy.view import EngineView
-from headway.request import NATURAL_ENDS, Request
+from headway.request import Request
 
 SCHEMA = 1
 
@@ -141,8 +144,8 @@ class SchedulerCounts:
         live = self.book.live.get(event.request_id)
         if live is None:
             return None
-        ended_well = event.reason in NATURAL_ENDS
-        outcome = _outcome(event.reason)
+        outcome = outcome_of(event.reason)
+        ended_well = outcome == "finished"
         num_output_tokens = request.num_output_tokens
         lateness = self.book.finished(
             event.request_id,
@@ -202,7 +205,11 @@ class SchedulerCounts:
     # -- what is told -----------------------------------------------------------------------
 
     def snapshot(
-        self, live: LiveRequests, at_s: float, multipliers: Mapping[str, float] | None = None
+        self,
+        live: LiveRequests,
+        at_s: float,
+        multipliers: Mapping[str, float] | None = None,
+        load: ServerLoad = IDLE,
     ) -> dict[str, Any]:
         """Return all counts and the present state as JSON's types; costs a scan of the live.
 
@@ -211,6 +218,7 @@ class SchedulerCounts:
 
         Args:
             multipliers: What each group with a target weighs beside the others, by its name.
+            load: How busy the scheduler says it is.
         """
         longest_s, self.longest_step_s = self.longest_step_s, 0.0
         num_late, late = overdue(self.book.live.values(), at_s)
@@ -240,18 +248,12 @@ class SchedulerCounts:
                 "waiting": live.num_waiting + len(live.hindered),
                 "longest_step_s": longest_s,
                 "kv": kv_split(live, self._view),
+                "load": asdict(load),
                 "num_late": num_late,
                 "late": late,
                 "multipliers": dict(multipliers or {}),
             },
         }
-
-
-def _outcome(reason: str) -> str:
-    """Return which of :data:`~headway.metrics.tally.OUTCOMES` the end of a request is."""
-    if reason in NATURAL_ENDS:
-        return "finished"
-    return reason if reason in ("refused", "rejected", "aborted") else "failed"
 
 
 def bound_of(plan: StepPlan) -> float:
@@ -264,6 +266,9 @@ def _told(
 ) -> dict[str, Any]:
     """Return the story of a request that broke its promise; no text of its prompt is in it."""
     arrived_at_s = live.arrived_at_s
+    story = [[at - arrived_at_s, what] for at, what in request.story]
+    if live.elsewhere_s:
+        story.insert(1, [live.elsewhere_s, "reached this server"])
     return {
         "schema": SCHEMA,
         "kind": "broken",
@@ -285,5 +290,5 @@ def _told(
         "num_preemptions": live.num_preemptions,
         "late_s": lateness.total_late_s,
         "by_cause_s": {cause: seconds for cause, seconds in lateness.late_s.items() if seconds},
-        "story": [[at - arrived_at_s, what] for at, what in request.story],
+        "story": story,
     }

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from headway.metrics.causes import CAUSES
+from headway.request import NATURAL_ENDS
 from headway.slo import Slo
 from headway.slo_rules import PROMISES, SPANS
 
@@ -41,6 +42,13 @@ MAX_CLASSES = 64
 """Classes told apart; further ones are counted together as :data:`OTHER_CLASS`."""
 
 OTHER_CLASS = "other"
+
+
+def outcome_of(reason: str) -> str:
+    """Return which of :data:`OUTCOMES` the end of a request is."""
+    if reason in NATURAL_ENDS:
+        return "finished"
+    return reason if reason in ("refused", "rejected", "aborted") else "failed"
 
 
 class Histogram:

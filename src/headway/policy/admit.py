@@ -125,12 +125,17 @@ class PrefillTime:
         return num_tokens * (self.token_s + self.pair_s * before)
 
 
-def claim_work(given: Inputs, prefill: PrefillTime) -> list[DueWork]:
+def claim_work(
+    given: Inputs, prefill: PrefillTime, waiting: Iterable[Request] | None = None
+) -> list[DueWork]:
     """Return one job a claim that waits or whose prompt is in progress.
 
     Its work ends anywhere in a step, and its token comes out when the step ends.
 
     What several have in common with a prompt in progress is the work of the first of them.
+
+    Args:
+        waiting: Of the claims that wait those that are asked about, by default all.
     """
     running = [r for r in given.live.prefilling.values() if r.has_claim]
     shared = given.live.shared_tokens()
@@ -143,7 +148,7 @@ def claim_work(given: Inputs, prefill: PrefillTime) -> list[DueWork]:
             r.slo.tenant in given.heavy,
             r.order,
         )
-        for r in (*running, *given.live.claims)
+        for r in (*running, *(given.live.claims if waiting is None else waiting))
     ]
 
 

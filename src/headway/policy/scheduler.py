@@ -12,7 +12,7 @@ from headway.policy.events import Event
 from headway.policy.live_requests import LiveRequests
 from headway.policy.plan import StepPlan
 from headway.policy.planner import Planner
-from headway.policy.quote import Load, Quote, load_of, quote_of
+from headway.policy.quote import Quote, ServerLoad, load_of, quote_of
 from headway.policy.view import EngineView
 from headway.slo import Slo
 
@@ -54,7 +54,7 @@ class Scheduler:
         """
         return quote_of(self.known, self._view, num_prompt_tokens, known_prefix, slo, now_s)
 
-    def load(self, now_s: float) -> Load:
+    def load(self, now_s: float) -> ServerLoad:
         """Say how busy the server is; nothing changes."""
         return load_of(self.known, self._view, now_s)
 

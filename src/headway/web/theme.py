@@ -35,6 +35,7 @@ PHASE_NAMES = {
 }
 
 CAUSE_COLOURS = {
+    "elsewhere": "#5d6470",
     "queueing": "#8d99ae",
     "kv_wait": "#4c6fb1",
     "prefill": "#e0a030",
@@ -46,6 +47,7 @@ CAUSE_COLOURS = {
     "other": "#d9dde4",
 }
 CAUSE_NAMES = {
+    "elsewhere": "before it reached the server",
     "queueing": "waiting for a turn",
     "kv_wait": "waiting for KV cache",
     "prefill": "prompt computed in pieces",

@@ -21,8 +21,9 @@ from headway import registry
 from headway.config import Settings
 from headway.engines.vllm import embedded, recorder, shadow_process, start_checks
 from headway.engines.vllm.budget_file import check_budgets
-from headway.engines.vllm.channel import private_channel
+from headway.engines.vllm.channel import LOAD_CHANNEL_VARIABLE, private_channel
 from headway.engines.vllm.edge import SLO_FILE_VARIABLE
+from headway.engines.vllm.leaving import shutdown_timeout_s
 from headway.engines.vllm.start_checks import additional_config, last_value, mistyped
 from headway.engines.vllm.vllm_names import moved, refuse_options
 from headway.errors import UserError
@@ -32,7 +33,9 @@ STOCK = "stock"
 """The policy name that means: vLLM alone, nothing of Headway in it."""
 
 EDGE = "headway.engines.vllm.edge.SloEdge"
+LOAD_REPORTS = "headway.engines.vllm.load_report.LoadReports"
 LIVE_VIEW = "headway.engines.vllm.observe.LiveView"
+LEAVING = "headway.engines.vllm.leaving.Leaving"
 ASYNC_SCHEDULER = "headway.vllm.Scheduler"
 SYNC_SCHEDULER = "headway.vllm.SyncScheduler"
 
@@ -58,6 +61,9 @@ class ServeOptions:
             its metrics bring the page with them.
         budgets: File in which error budgets outlive the server, or ``None``; the page comes with
             it too.
+        request_start: Whether ``X-Request-Start`` is believed.
+        retries_elsewhere: How many other servers a proxy asks after a refusal, or ``None``.
+        grace_s: How long running answers may go on after SIGTERM, or ``None`` for the default.
     """
 
     model: str
@@ -70,6 +76,9 @@ class ServeOptions:
     record: Path | None = None
     shadow: str | None = None
     budgets: Path | None = None
+    request_start: bool = False
+    retries_elsewhere: int | None = None
+    grace_s: int | None = None
 
     @property
     def is_stock(self) -> bool:
@@ -84,6 +93,8 @@ class ServeOptions:
             "slo_file": str(self.slo_file.absolute()) if self.slo_file else None,
             "record": str(self.record.absolute()) if self.record else None,
             "budgets": str(self.budgets.absolute()) if self.budgets else None,
+            "request_start": True if self.request_start else None,
+            "retries_elsewhere": self.retries_elsewhere,
         }
         return {key: value for key, value in given.items() if value is not None}
 
@@ -116,8 +127,12 @@ def check(options: ServeOptions) -> None:
         raise UserError(f"--policy {options.policy!r} is not known; the policies are: {allowed}.")
     if options.is_stock:
         ours = (options.overload, options.slo_file, options.swap_gib, options.record)
-        if any(ours) or options.shadow or options.budgets:
-            named = "--overload, --slo, --swap-gib, --record, --shadow and --budgets"
+        more = (options.shadow, options.budgets, options.request_start, options.retries_elsewhere)
+        if any(ours) or any(more) or options.grace_s is not None:
+            named = (
+                "--overload, --slo, --swap-gib, --record, --shadow, --budgets, --request-start,"
+                " --retries-elsewhere and --grace"
+            )
             print(f"headway: --policy stock ignores {named}.", file=sys.stderr)
     else:
         if options.shadow is not None and options.shadow not in registry.names():
@@ -127,6 +142,7 @@ def check(options: ServeOptions) -> None:
         scheduler = last_value("--scheduler-cls", given)
         _refuse_others(scheduler, last_value("--scheduling-policy", given) or "fcfs")
         _settings_of(additional_config(given), options)
+        shutdown_timeout_s(options.grace_s, 0 if last_value("--shutdown-timeout", given) else None)
     gib = options.swap_gib
     if gib is not None and not (math.isfinite(gib) and gib > 0):
         raise UserError(f"--swap-gib must be a number of GiB greater than 0, not {gib}.")
@@ -188,12 +204,17 @@ def _plug_in(args: argparse.Namespace, options: ServeOptions) -> None:
         os.environ[SLO_FILE_VARIABLE] = settings.slo_file
     if args.max_num_queued_reqs is None:
         args.max_num_queued_reqs = MOST_IN_FLIGHT * args.data_parallel_size
-    args.middleware = [*args.middleware, EDGE]
+    private_channel(LOAD_CHANNEL_VARIABLE)
+    args.middleware = [*args.middleware, EDGE, LOAD_REPORTS]
     if options.page or options.shadow is not None or settings.budgets is not None:
         private_channel()
         args.middleware.append(LIVE_VIEW)
     if options.shadow is not None:
         shadow_process.start(settings, options.shadow)
+    args.middleware.append(LEAVING)  # The last is the outermost.
+    is_said = args.shutdown_timeout or last_value("--shutdown-timeout", options.vllm_args)
+    own_s = args.shutdown_timeout if is_said else None
+    args.shutdown_timeout = shutdown_timeout_s(options.grace_s, own_s)
     if options.swap_gib is not None:
         _plug_in_swap(args, options.swap_gib)
     args.scheduler_cls = ASYNC_SCHEDULER if _schedules_ahead(args) else SYNC_SCHEDULER

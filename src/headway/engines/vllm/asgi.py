@@ -18,6 +18,11 @@ def path_of(scope: Scope) -> str:
     return path[len(root) :] if root and path.startswith(root) else path
 
 
+def starts(message: Message) -> bool:
+    """Return whether *message* is the start of an answer."""
+    return bool(message["type"] == "http.response.start")
+
+
 def grown(start: Message, num_bytes: int) -> Message:
     """Return the start of an answer that becomes so much longer, where it says how long it is."""
     headers = [

@@ -59,11 +59,11 @@ def engine_client(scope: MutableMapping[str, Any]) -> Any:
     return getattr(scope["app"].state, "engine_client", None) if "app" in scope else None
 
 
-def slo_file_of(client: Any) -> str | None:
-    """Return the file that the scheduler's settings name, if they name one."""
+def settings_of(client: Any) -> Mapping[str, Any]:
+    """Return the scheduler's settings (:class:`headway.config.Settings`) as they were given."""
     config = getattr(getattr(client, "vllm_config", None), "additional_config", None)
     settings = config.get("headway") if isinstance(config, Mapping) else None
-    return settings.get("slo_file") if isinstance(settings, Mapping) else None
+    return settings if isinstance(settings, Mapping) else {}
 
 
 def attach_to(client: Any) -> None:

@@ -31,6 +31,10 @@ CHANNEL_VARIABLE = "HEADWAY_CHANNEL"
 """Environment variable that names the folder; set by ``headway serve``. Without it nothing is
 observed and nothing is sent."""
 
+LOAD_CHANNEL_VARIABLE = "HEADWAY_LOAD_CHANNEL"
+"""The same for load reports (:mod:`headway.engines.vllm.load_signal`): a folder of its own, so that
+a server without a page counts nothing else for them."""
+
 MAX_MESSAGE_BYTES = 150_000
 """A larger message is dropped and counted; Linux takes datagrams of up to about 200 kB."""
 
@@ -194,10 +198,10 @@ def open_folder(folder: str | Path) -> str:
         owner = path.stat().st_uid
     except OSError as error:
         raise UserError(
-            f"{CHANNEL_VARIABLE}: cannot use the folder {folder}: {error.strerror}."
+            f"{_variable_of(folder)}: cannot use the folder {folder}: {error.strerror}."
         ) from None
     if owner != os.getuid():
-        raise UserError(f"{CHANNEL_VARIABLE}: the folder {folder} belongs to another user.")
+        raise UserError(f"{_variable_of(folder)}: the folder {folder} belongs to another user.")
     return str(path)
 
 
@@ -214,7 +218,7 @@ def claim(folder: str | Path, engine: str) -> int:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise UserError(
-            f"{CHANNEL_VARIABLE}: cannot use the folder {folder}: {error.strerror}."
+            f"{_variable_of(folder)}: cannot use the folder {folder}: {error.strerror}."
         ) from None
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -222,7 +226,7 @@ def claim(folder: str | Path, engine: str) -> int:
         owner = os.pread(fd, 20, 0).decode("latin-1").strip()
         os.close(fd)
         raise UserError(
-            f"{CHANNEL_VARIABLE}: another server uses the folder {folder} (process {owner});"
+            f"{_variable_of(folder)}: another server uses the folder {folder} (process {owner});"
             " give each server a folder of its own."
         ) from None
     os.ftruncate(fd, 0)
@@ -230,17 +234,23 @@ def claim(folder: str | Path, engine: str) -> int:
     return fd
 
 
-def private_channel() -> None:
-    """Name a new folder as this server's channel, unless one is named; it goes with the process.
+def _variable_of(folder: str | Path) -> str:
+    """Return the variable that names *folder*."""
+    is_load = os.environ.get(LOAD_CHANNEL_VARIABLE) == str(folder)
+    return LOAD_CHANNEL_VARIABLE if is_load else CHANNEL_VARIABLE
+
+
+def private_channel(variable: str = CHANNEL_VARIABLE) -> None:
+    """Name a new folder in *variable*, unless one is named; it goes with the process.
 
     Raises:
         UserError: One is named, and another server uses it.
     """
-    named = os.environ.get(CHANNEL_VARIABLE)
+    named = os.environ.get(variable)
     if named:
         # Here it is a sentence; in the engine, a traceback.
         os.close(claim(open_folder(named), "0"))
         return
     folder = tempfile.mkdtemp(prefix="headway-")
-    os.environ[CHANNEL_VARIABLE] = folder
+    os.environ[variable] = folder
     atexit.register(shutil.rmtree, folder, ignore_errors=True)

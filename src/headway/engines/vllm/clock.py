@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
-from vllm.v1.request import Request
+if TYPE_CHECKING:  # The HTTP edge, which needs no engine, reads OLDEST_S here.
+    from vllm.v1.request import Request
 
 OLDEST_S = 60.0
 """A request is not believed to be older: the two clocks may have been set apart."""

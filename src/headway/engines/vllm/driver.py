@@ -26,7 +26,9 @@ from headway.engines.vllm.clock import WallClock
 from headway.engines.vllm.external import External
 from headway.engines.vllm.hindered import Hindrances
 from headway.engines.vllm.kv_groups import kv_groups, room_of, view_of, whole_hits
+from headway.engines.vllm.load_signal import load_signal_of
 from headway.engines.vllm.model_roofline import roofline
+from headway.engines.vllm.proxy_headers import ProxyHeaders
 from headway.engines.vllm.queue import gated
 from headway.engines.vllm.recorder import recording_of
 from headway.engines.vllm.steering import Steering
@@ -58,10 +60,12 @@ class HeadwayMixin(Steering):
         counts = recording.counts if recording is not None else None
         budgets = self.headway_settings.budgets
         self.headway_watch = watch_of(core, self.vllm_config, counts, budgets)
-        readers = [r for r in (recording, self.headway_watch) if r is not None]
+        signal = load_signal_of(core, self.vllm_config)
+        readers = [r for r in (recording, self.headway_watch, signal) if r is not None]
         self.headway: Core | Journal = Journal(core, *readers) if readers else core
         self.headway_plan = StepPlan(0)
         self.headway_book = self.headway_settings.book()
+        self._proxies = ProxyHeaders.believed_by(given or {})
         self._stock_max_step_tokens = self.max_num_scheduled_tokens
         self._external = External(self)
         self._hindrances = Hindrances(self, self._external)
@@ -103,26 +107,31 @@ class HeadwayMixin(Steering):
             self._sessions.add(request.request_id)
             return
         params = request.sampling_params
+        extra_args = params.extra_args if params is not None else None
         mistake = None
         slo = NO_PROMISE
         try:
-            extra_args = params.extra_args if params is not None else None
             slo = self.headway_book.resolve(extra_args)
             account.watch(self.headway_watch, request.request_id, extra_args)
         except UserError as error:
             mistake = str(error)
         now_s = self.headway_clock.now_s()
+        reached_at_s = min(self.headway_clock.arrived_at_s(request), now_s)
+        way = self._proxies.told_in(extra_args, request.arrival_time)
         self.headway.observe(
             Arrived(
                 now_s,
                 request.request_id,
-                min(self.headway_clock.arrived_at_s(request), now_s),
+                reached_at_s - way.age_s,
                 request.num_prompt_tokens,
                 max(request.max_tokens, 1),
                 slo,
                 *self._prefixes.find(request.request_id, request, request.num_tokens),
+                way.last_try,
             )
         )
+        if self.headway_watch is not None and way.start is not None:
+            self.headway_watch.forwarded(request.request_id, way.start, reached_at_s)
         self._hindrances.look_at([request.request_id])
         if mistake is not None:
             self._end(request.request_id, RequestStatus.FINISHED_ABORTED, wire.invalid(mistake))

@@ -16,17 +16,18 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any
 
 from headway.engines.vllm import account
 from headway.engines.vllm.answers import http_error
 from headway.engines.vllm.api_keys import accepts, is_allowed
-from headway.engines.vllm.asgi import App, Message, Receive, Scope, Send, path_of
-from headway.engines.vllm.call import Bystander, attach_to, current, engine_client, slo_file_of
+from headway.engines.vllm.asgi import App, Message, Receive, Scope, Send, path_of, starts
+from headway.engines.vllm.call import Bystander, attach_to, current, engine_client, settings_of
 from headway.engines.vllm.headers import api_key_of
 from headway.engines.vllm.promise import RequestedPromise, asked_of
+from headway.engines.vllm.proxy_headers import ProxyHeaders
 from headway.engines.vllm.request_body import can_matter, parsed
 from headway.engines.wire import Invalid, Refused, parse, parse_account
 from headway.errors import UserError
@@ -68,12 +69,20 @@ class SloEdge:
 
     Args:
         now_s: A monotonic clock; says when to look at the SLO file again.
+        unix_now_s: The wall clock, which proxies write into headers.
     """
 
-    def __init__(self, app: App, now_s: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        app: App,
+        now_s: Callable[[], float] = time.monotonic,
+        unix_now_s: Callable[[], float] = time.time,
+    ) -> None:
         self._app = app
         self._now_s = now_s
+        self._unix_now_s = unix_now_s
         self._watched: WatchedBook | None = None
+        self._proxies = ProxyHeaders()
         self._is_ready = False
         self._has_complained = False
         slo_file = os.environ.get(SLO_FILE_VARIABLE)
@@ -84,7 +93,7 @@ class SloEdge:
         """Serve one ASGI connection."""
         client = engine_client(scope)
         if not self._is_ready and client is not None:  # At the start: a bad file ends it there.
-            self._watch(slo_file_of(client))
+            self._take(settings_of(client))
         attach_to(client)
         if not _is_generation(scope):
             await self._pass_by(scope, receive, send)
@@ -92,7 +101,8 @@ class SloEdge:
         if client is None and not self._has_complained:
             self._has_complained = True
             logger.error("%s", NO_CLIENT)
-        exchange = _Exchange(await self._book(), scope, receive, send)
+        beside = self._proxies.found_in(scope.get("headers", ()), self._unix_now_s())
+        exchange = _Exchange(await self._book(), beside, scope, receive, send)
         token = current.set(exchange)
         try:
             await self._app(scope, exchange.receive, exchange.send)
@@ -114,10 +124,14 @@ class SloEdge:
         finally:
             current.reset(token)
 
-    def _watch(self, slo_file: str | None) -> None:
+    def _take(self, settings: Mapping[str, Any]) -> None:
         self._is_ready = True
-        if slo_file:
-            self._watched = WatchedBook(slo_file, self._now_s())
+        self._proxies = ProxyHeaders.believed_by(settings)
+        if self._watched is None and (slo_file := settings.get("slo_file")):
+            self._watch(slo_file)
+
+    def _watch(self, slo_file: str) -> None:
+        self._watched = WatchedBook(slo_file, self._now_s())
 
     async def _book(self) -> SloBook | None:
         return await self._watched.at(self._now_s()) if self._watched is not None else None
@@ -128,9 +142,18 @@ class _Exchange:
 
     Args:
         book: The operator's promises; ``None`` where there is no SLO file.
+        beside: What goes into the stamp beside whatever was promised.
     """
 
-    def __init__(self, book: SloBook | None, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(
+        self,
+        book: SloBook | None,
+        beside: Mapping[str, Any],
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        self._beside = beside
         self._book = book or SloBook.empty()
         self._has_file = book is not None
         self._headers = [(name, value) for name, value in scope.get("headers", ())]
@@ -157,8 +180,8 @@ class _Exchange:
         """Put the promise into *params*, vLLM's ``SamplingParams`` of an engine's call.
 
         What was judged counts, whatever else *params* hold; what was not judged is no promise.
-        Where nothing was asked for, nobody in particular pays, and no file says what others
-        hold, nothing is written.
+        Where nothing was asked for, nobody in particular pays, no file says what others hold, and
+        no proxy's header counts, nothing is written.
         """
         asked = self._asked or RequestedPromise(self._book.unjudged)
         given = params.extra_args or {}
@@ -166,10 +189,11 @@ class _Exchange:
         if (
             asked == RequestedPromise(NO_PROMISE)
             and not self._has_file
+            and not self._beside
             and len(others) == len(given)
         ):
             return
-        stamp = asked.slo.stamp()
+        stamp = {**asked.slo.stamp(), **self._beside}
         if asked.explain:
             stamp[EXPLAIN_IN_STAMP] = True
         params.extra_args = {**others, STAMP: stamp}
@@ -233,7 +257,7 @@ class _Exchange:
             return
         if self._passing:
             await self._send(message)
-        elif self._problem is not None and (self._held or _starts(message)):
+        elif self._problem is not None and (self._held or starts(message)):
             await self._answer(self._held[0] if self._held else message)
         elif self._must_hold(message):
             self._held.append(message)
@@ -245,7 +269,7 @@ class _Exchange:
             await self._send(message)
 
     def _must_hold(self, message: Message) -> bool:
-        if _starts(message):
+        if starts(message):
             return bool(message["status"] == HTTPStatus.OK)
         return (
             message["type"] == "http.response.body"
@@ -272,7 +296,3 @@ class _Exchange:
 
 def _is_generation(scope: Scope) -> bool:
     return scope["type"] == "http" and scope["method"] == "POST" and path_of(scope) in PATHS
-
-
-def _starts(message: Message) -> bool:
-    return bool(message["type"] == "http.response.start")

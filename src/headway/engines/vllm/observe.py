@@ -8,7 +8,6 @@ check it themselves: as a bearer token, or as the password of the browser's own 
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import os
@@ -20,7 +19,8 @@ from urllib.parse import parse_qs
 
 from headway.engines.vllm.api_keys import is_allowed
 from headway.engines.vllm.asgi import App, Message, Receive, Scope, Send, grown, path_of
-from headway.engines.vllm.channel import CHANNEL_VARIABLE, Receiver
+from headway.engines.vllm.channel import CHANNEL_VARIABLE
+from headway.engines.vllm.subscription import Subscription
 from headway.metrics.board import BROKEN_KEPT, Board
 from headway.metrics.prometheus import exposition
 
@@ -60,7 +60,7 @@ class LiveView:
         self._app = app
         self._folder = os.environ.get(CHANNEL_VARIABLE)
         self._board = Board()
-        self._receiver: Receiver | None = None
+        self._subscription = Subscription(self._folder, self._board.take) if self._folder else None
         if not self._folder:
             logger.warning(
                 "LiveView has nothing to show: name a folder in %s. /headway is a 404 until then.",
@@ -69,14 +69,12 @@ class LiveView:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
-        if not self._folder:
+        if self._subscription is None:
             await self._app(scope, receive, send)
             return
-        if self._receiver is None:
-            self._receiver = Receiver(self._folder)
-            asyncio.get_running_loop().add_reader(self._receiver.fileno(), self._hear)
+        self._subscription.open()
         if scope["type"] == "lifespan":
-            await self._live_through(scope, receive, send)
+            await self._subscription.live_through(self._app, scope, receive, send)
             return
         path = path_of(scope) if scope["type"] == "http" else ""
         if path.rstrip("/") == METRICS and scope["method"] == "GET":
@@ -85,24 +83,6 @@ class LiveView:
             await self._answer(path, scope, send)
         else:
             await self._app(scope, receive, send)
-
-    async def _live_through(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the server's life on, and let go of the socket at its end."""
-        try:
-            await self._app(scope, receive, send)
-        finally:
-            self._close()
-
-    def _close(self) -> None:
-        receiver, self._receiver = self._receiver, None
-        if receiver is not None:
-            asyncio.get_running_loop().remove_reader(receiver.fileno())
-            receiver.close()
-
-    def _hear(self) -> None:
-        if self._receiver is not None:
-            for message in self._receiver.receive():
-                self._board.take(message)
 
     def _metrics(self) -> bytes:
         return exposition(self._board.told(time.time()))

@@ -19,7 +19,10 @@ from typing import Any
 
 from headway.errors import UserError
 
-OWN_OPTIONS = ("--policy", "--overload", "--slo", "--swap-gib", "--record", "--shadow", "--page")
+OWN_OPTIONS = (
+    *("--policy", "--overload", "--slo", "--swap-gib", "--record", "--budgets", "--shadow"),
+    *("--request-start", "--retries-elsewhere", "--grace", "--page"),
+)
 
 DEFAULT_PORT = 8000
 """vLLM's."""

@@ -46,6 +46,7 @@ class Watch(Counted):
         self._sender = sender
         self._engine = engine
         self._recorded = recorded
+        self._request_starts = {"used": 0, "ignored": 0}
         self._explained: set[str] = set()
         self.accounts: dict[str, dict[str, Any]] = {}
         """What the clients of explained requests that have ended are told, until it is sent."""
@@ -53,6 +54,16 @@ class Watch(Counted):
     def explain(self, request_id: str) -> None:
         """Keep the account of a live request, for its client, when it ends."""
         self._explained.add(request_id)
+
+    def forwarded(self, request_id: str, start: str, reached_at_s: float) -> None:
+        """Count what became of a proxy's word on when a live request started.
+
+        Args:
+            start: ``"used"`` or ``"ignored"``.
+            reached_at_s: When the request reached this server.
+        """
+        self._request_starts[start] += 1
+        self.observed.book.reached(request_id, reached_at_s)
 
     def ended(self, request: Request, broken: dict[str, Any] | None) -> None:
         """Keep what somebody asked to be told."""
@@ -70,11 +81,13 @@ class Watch(Counted):
             self._budgets.tell(at_s + self.observed.unix_at_zero_s)
         if not self._sender.find_readers():
             return
-        times = self._core.known.targets.times
-        snapshot = self.observed.snapshot(self._core.live, at_s, times)
+        core = self._core
+        times = core.known.targets.times
+        snapshot = self.observed.snapshot(core.live, at_s, times, core.load(at_s))
         snapshot["engine"] = self._engine
         snapshot["unix_s"] = time.time()
-        snapshot["length_coverage_target"] = self._core.known.lengths.coverage_target
+        snapshot["length_coverage_target"] = core.known.lengths.coverage_target
+        snapshot["counts"]["request_starts"] = dict(self._request_starts)
         snapshot["counts"]["dropped"] = dict(self._sender.dropped)
         if self._recorded is not None:
             snapshot["counts"]["recorded"] = dict(self._recorded)

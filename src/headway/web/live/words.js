@@ -1,6 +1,7 @@
 // The words of the page: spans, shares, promises, causes.
 
 export const CAUSES = {
+  elsewhere: ["before it reached the server", "#5d6470"],
   queueing: ["waiting for a turn", "#8d99ae"],
   kv_wait: ["waiting for KV cache", "#4c6fb1"],
   prefill: ["prompt computed in pieces", "#e0a030"],
