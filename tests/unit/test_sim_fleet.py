@@ -15,6 +15,7 @@ from headway.engines.virtual import VirtualCall, VirtualEngine
 from headway.errors import UserError
 from headway.latency.fixed import FixedModel
 from headway.latency.laptop import LAPTOP
+from headway.policy.events import Arrived, Event
 
 
 def server(index: int, num_blocks: int = 400) -> SimRun:
@@ -100,3 +101,95 @@ def test_an_empty_fleet_is_a_mistake() -> None:
     """The sentence says how many servers were asked for."""
     with pytest.raises(UserError, match="at least one server, not 0"):
         Fleet(server, RoundRobin(), 0)
+
+
+PROMISE = {"slo_ttft_ms": 500, "slo_tbt_ms": 500}
+
+
+def refusing(index: int) -> SimRun:
+    """A server that says no; the second is ten times as fast as the first."""
+    core = registry.build("headway", overload="refuse", latency=FixedModel(LAPTOP.coefficients()))
+    speed = 1.0 if index else 0.1
+    return SimRun(
+        VirtualEngine(num_blocks=400), lambda shape: LAPTOP.predict_s(shape) * 0.2 / speed, core
+    )
+
+
+def hard(num: int = 40, abort_after_s: float | None = None) -> list[VirtualCall]:
+    return [
+        VirtualCall(
+            f"r{i:02d}",
+            0.1 * i,
+            300,
+            5,
+            PROMISE,
+            abort_at_s=None if abort_after_s is None else 0.1 * i + abort_after_s,
+        )
+        for i in range(num)
+    ]
+
+
+class FirstServer(RoundRobin):
+    """Everything goes to the first server that was not tried."""
+
+    def choose(self, call: VirtualCall, signals: Signals, among: Sequence[int]) -> int:
+        return among[0]
+
+
+def test_what_one_server_refuses_another_serves() -> None:
+    """At the refusal's instant, with the clock of the first arrival."""
+    servers: list[SimRun] = []
+
+    def noting(index: int) -> SimRun:
+        servers.append(refusing(index))
+        return servers[-1]
+
+    alone = Fleet(refusing, FirstServer(), 2).run(hard())
+    both = Fleet(noting, FirstServer(), 2, num_retries=1).run(hard())
+    assert alone.routed == [40, 0]
+    assert alone.elsewhere == ()
+    assert len(both.elsewhere) == both.routed[1] == both.refused[0] > 5
+    served = [name for name in both.elsewhere if both.outcomes[name].finish_reason == "stop"]
+    assert len(served) > 5
+    for name in both.elsewhere:
+        first, last = servers[0].outcomes[name], both.outcomes[name]
+        assert last is servers[1].outcomes[name]
+        assert last.call.arrived_at_s == first.call.arrived_at_s
+        assert first.ended_at_s is not None
+        assert last.ended_at_s is not None
+        assert last.ended_at_s >= first.ended_at_s
+
+
+def test_the_core_is_told_which_try_is_the_last() -> None:
+    """0 while another server will be asked, 1 at the last; the arrival is the first one's."""
+    heard: list[tuple[str, int, float, float, float]] = []
+
+    def noting(index: int) -> SimRun:
+        run = refusing(index)
+        observe = run.policy.observe
+
+        def hear(event: Event) -> None:
+            if isinstance(event, Arrived):
+                row = (event.request_id, index, event.last_try, event.arrived_at_s, event.at_s)
+                heard.append(row)
+            observe(event)
+
+        run.policy.observe = hear  # type: ignore[method-assign]
+        return run
+
+    result = Fleet(noting, FirstServer(), 2, num_retries=5).run(hard())
+    assert {(index, last) for _, index, last, _, _ in heard} == {(0, 0.0), (1, 1.0)}
+    first = {name: (came_s, at_s) for name, index, _, came_s, at_s in heard if index == 0}
+    again = {name: (came_s, at_s) for name, index, _, came_s, at_s in heard if index == 1}
+    assert set(again) == set(result.elsewhere)
+    for name, (came_s, at_s) in again.items():
+        assert came_s == first[name][0]
+        assert at_s > first[name][1]
+
+
+def test_nobody_asks_elsewhere_for_a_client_that_is_gone() -> None:
+    """A client that hung up before it heard of the refusal is not tried again."""
+    stays = Fleet(refusing, FirstServer(), 2, num_retries=1).run(hard())
+    goes = Fleet(refusing, FirstServer(), 2, num_retries=1).run(hard(abort_after_s=0.02))
+    assert stays.elsewhere
+    assert goes.elsewhere == ()

@@ -64,8 +64,6 @@ def size_fleets(
     """
     # Two stand for any number, so that what needs several servers may be asked for.
     base = spec_of({**given, "replicas": "2"})
-    if base.engine != "sim":
-        raise UserError("--replicas auto needs --engine sim.")
     policies = policies_of(given["policy"], base.engine, base.overload, dict(base.options))
     seeds, workers = seeds_of(given["seeds"]), whole("--workers", given["workers"])
     cost = None

@@ -42,7 +42,7 @@ def fleet_lines(groups: Sequence[tuple[str, Sequence[Run]]]) -> Iterator[str]:
         tried = sum(one["tried_elsewhere"] for one in found)
         if tried:
             saved = sum(one["saved"] for one in found)
-            line += f"; {tried} requests tried elsewhere, {saved} of their promises kept"
+            line += f"; tried elsewhere {tried}, of them kept {saved}"
         yield f"{line}."
 
 

@@ -50,6 +50,8 @@ def fleet_of(given: Mapping[str, Any]) -> dict[str, Any]:
         groups = replica_gpus_of(given["replica_gpu"])
         total = sum(count for _, count in groups)
         found |= {"gpu": groups[0][0], "replica_gpus": groups, "num_replicas": total}
+    if given["engine"] == "vllm" and found["num_replicas"] > 1:
+        raise UserError("--engine vllm runs one server; several need --engine sim.")
     if found["num_retries"] and found["num_replicas"] == 1:
         raise UserError("--retry-elsewhere needs another server: give --replicas or --replica-gpu.")
     return found

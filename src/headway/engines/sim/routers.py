@@ -114,19 +114,20 @@ class LongestPrefix(Router):
 class BestQuote(Router):
     """The server that quotes the promise with the most time to spare.
 
-    Each is asked about this very request, now. Where nobody says yes, the one that would be late
-    by the least; of several, that with least work.
+    Each is asked about this very request, now. Where nobody says yes, as :class:`LeastPressure`,
+    and where several have as much to spare.
     """
 
     def __init__(self) -> None:
-        self._work = LeastWork()
+        self._pressure = LeastPressure()
 
     def choose(self, call: VirtualCall, signals: Signals, among: Sequence[int]) -> int:
-        """Return the first of those that say yes, else of all, with the most slack."""
-        quotes = signals.quotes(call, among)
-        work = self._work.work_tokens(signals, among)
-        keys = [(not q.feasible, -q.slack_s, w) for q, w in zip(quotes, work, strict=True)]
-        return _least(among, keys)
+        """Return the one that says yes with the most slack."""
+        quotes = dict(zip(among, signals.quotes(call, among), strict=True))
+        able = {i: quote.slack_s for i, quote in quotes.items() if quote.feasible}
+        most_s = max(able.values(), default=0.0)
+        best = [i for i, slack_s in able.items() if slack_s == most_s]
+        return best[0] if len(best) == 1 else self._pressure.choose(call, signals, best or among)
 
 
 ROUTERS: dict[str, Callable[[], Router]] = {

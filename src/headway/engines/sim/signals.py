@@ -96,11 +96,12 @@ class Signals:
 
         Until the next sample all requests would go to the one that was best at the last. Two drawn
         at random for each request share them out, and mostly avoid the worst (Mitzenmacher, "How
-        Useful Is Old Information?", 2000; vllm-router's ``power_of_two``).
+        Useful Is Old Information?", 2000; vllm-router's ``power_of_two``). In the order drawn, so
+        that of two alike either may come first.
         """
         if not self._age_s or len(among) <= COMPARED:
             return among
-        return sorted(self._rng.sample(among, COMPARED))
+        return self._rng.sample(among, COMPARED)
 
     def seen(self) -> Sequence[Sight]:
         """Return all servers as they are seen now."""
