@@ -11,6 +11,7 @@ import pytest
 from headway import registry
 from headway.engines.sim.fleet import Fleet
 from headway.engines.sim.routers import (
+    MATCHED_SHARE,
     PRESSURE_GUARD,
     BestQuote,
     LeastPressure,
@@ -83,11 +84,13 @@ def test_least_pressure_then_least_work() -> None:
 
 def test_the_longest_prefix_unless_its_server_is_much_busier() -> None:
     """Within the guard the cache counts, beyond it nobody asks."""
-    near = Said([0.1, 0.1 + PRESSURE_GUARD / 2, 0.1], [0, 900, 16])
+    near = Said([0.1, 0.1 + PRESSURE_GUARD / 2, 0.1], [0, 90, 60])
     assert LongestPrefix().choose(CALL, near, range(3)) == 1  # type: ignore[arg-type]
-    far = Said([0.1, 0.11 + PRESSURE_GUARD, 0.1], [0, 900, 16])
+    far = Said([0.1, 0.11 + PRESSURE_GUARD, 0.1], [0, 90, 60])
     assert LongestPrefix().choose(CALL, far, range(3)) == 2  # type: ignore[arg-type]
     assert far.asked == [0, 2]
+    common = Said([0.3, 0.2, 0.25], [int(100 * MATCHED_SHARE) - 1, 0, 0])
+    assert LongestPrefix().choose(CALL, common, range(3)) == 1  # type: ignore[arg-type]
     alike = Said([0.3, 0.2, 0.25], [64, 64, 64])
     assert LongestPrefix().choose(CALL, alike, range(3)) == 1  # type: ignore[arg-type]
 

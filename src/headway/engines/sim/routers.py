@@ -5,6 +5,7 @@ Ties go to the first of the servers. What a router sees of them may be old (``si
 
 from __future__ import annotations
 
+import random
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -15,10 +16,19 @@ from headway.engines.virtual import VirtualCall
 GUESSED_OUTPUT_TOKENS = 256
 """What an unfinished request counts beside its prompt, since nobody knows its output's length."""
 
-PRESSURE_GUARD = 0.25
+PRESSURE_GUARD = 2.0
 """How much more pressure than the least a server may have that is chosen for what it has cached
 (experiments/fleet). Larger: a popular prefix makes one server slow; smaller: prompts are computed
 on servers that have not seen them."""
+
+MATCHED_SHARE = 0.5
+"""The share of a prompt that a server must have cached to be chosen for it (experiments/fleet).
+Larger: prompts are computed again that a server has most of; smaller: everybody goes to the server
+that first computed a common head."""
+
+MOST_ASKED = 8
+"""Servers that are asked for a quote of one request: each answer costs its server about what a plan
+costs. Larger: more questions than plans; smaller: a yes may be missed."""
 
 
 class Router(Protocol):
@@ -91,9 +101,10 @@ class LeastPressure(Router):
 class LongestPrefix(Router):
     """The server that has most of the prompt cached, of those not much busier than the others.
 
-    Of several, as :class:`LeastPressure`. Cache-aware routing with a load guard, as SGLang's
-    router and llm-d's prefix scorer do it. Differs: the caches themselves are asked, not a guess
-    of what they hold, and load is the server's own pressure, not a count of its requests.
+    Of several, and where no such server has half of it, as :class:`LeastPressure`. Cache-aware
+    routing as in SGLang's router (``--cache-threshold``, ``--balance-abs-threshold``). Differs:
+    the caches themselves are asked, not a guess of what they hold, and load is the server's own
+    pressure, not a count of its requests.
     """
 
     def __init__(self, guard: float = PRESSURE_GUARD) -> None:
@@ -107,6 +118,8 @@ class LongestPrefix(Router):
         free = [i for i, pressure in zip(among, pressures, strict=True) if pressure <= most]
         cached = signals.cached_tokens(call, free)
         longest = max(cached)
+        if longest < MATCHED_SHARE * call.num_prompt_tokens:
+            return self._pressure.choose(call, signals, among)
         best = [i for i, tokens in zip(free, cached, strict=True) if tokens == longest]
         return self._pressure.choose(call, signals, best)
 
@@ -114,16 +127,18 @@ class LongestPrefix(Router):
 class BestQuote(Router):
     """The server that quotes the promise with the most time to spare.
 
-    Each is asked about this very request, now. Where nobody says yes, as :class:`LeastPressure`,
-    and where several have as much to spare.
+    Each is asked about this very request, now; of many :data:`MOST_ASKED`, drawn at random. Where
+    nobody says yes, and where several have as much to spare, as :class:`LeastPressure`.
     """
 
     def __init__(self) -> None:
         self._pressure = LeastPressure()
+        self._rng = random.Random(0)
 
     def choose(self, call: VirtualCall, signals: Signals, among: Sequence[int]) -> int:
         """Return the one that says yes with the most slack."""
-        quotes = dict(zip(among, signals.quotes(call, among), strict=True))
+        asked = among if len(among) <= MOST_ASKED else self._rng.sample(among, MOST_ASKED)
+        quotes = dict(zip(asked, signals.quotes(call, asked), strict=True))
         able = {i: quote.slack_s for i, quote in quotes.items() if quote.feasible}
         most_s = max(able.values(), default=0.0)
         best = [i for i, slack_s in able.items() if slack_s == most_s]
