@@ -44,8 +44,8 @@ class LiveLateness:
     arrived_at_s: float
     num_prompt_tokens: int
     since_s: float
-    elsewhere_s: float = 0.0
     predicted_output_tokens: int = 0
+    elsewhere_s: float = 0.0
     stage: Stage = Stage.QUEUED
     is_running: bool = False
     num_preemptions: int = 0
