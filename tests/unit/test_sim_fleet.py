@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import pytest
 
 from headway import registry
-from headway.engines.sim.fleet import Fleet
+from headway.engines.sim.fleet import Dispatch, Fleet
 from headway.engines.sim.routers import LeastKv, LeastWork, RoundRobin, Router
 from headway.engines.sim.run import SimRun
 from headway.engines.sim.signals import Signals
-from headway.engines.virtual import VirtualCall, VirtualEngine
+from headway.engines.virtual import Outcome, VirtualCall, VirtualEngine
 from headway.errors import UserError
 from headway.latency.fixed import FixedModel
 from headway.latency.laptop import LAPTOP
@@ -193,3 +194,45 @@ def test_nobody_asks_elsewhere_for_a_client_that_is_gone() -> None:
     goes = Fleet(refusing, FirstServer(), 2, num_retries=1).run(hard(abort_after_s=0.02))
     assert stays.elsewhere
     assert goes.elsewhere == ()
+
+
+class Scripted:
+    """A server at which one thing happens, at a given instant."""
+
+    def __init__(self, due_s: float, refuses: VirtualCall | None = None) -> None:
+        self.due_s = due_s
+        self.refused: list[str] = []
+        self.outcomes: dict[str, Outcome] = {}
+        self.got: list[tuple[str, float, bool]] = []
+        self._refuses = refuses
+
+    def advance(self, until_s: float) -> None:
+        if self._refuses is not None:
+            name = self._refuses.request_id
+            self.refused.append(name)
+            self.outcomes[name] = Outcome(self._refuses, ended_at_s=self.due_s)
+        self.due_s = math.inf
+
+    def submit(self, call: VirtualCall, at_s: float, last_try: float) -> None:
+        self.got.append((call.request_id, at_s, last_try == 1.0))
+
+
+def test_all_that_happens_at_an_instant_happens_before_a_refusal_is_sent_on() -> None:
+    """The router sees the other server after its own step, which ends then too."""
+    call = VirtualCall("r", 0.5, 10, 1)
+    servers = [Scripted(2.0, refuses=call), Scripted(2.0), Scripted(2.5)]
+    seen: list[list[float]] = []
+
+    class Looking(FirstServer):
+        def choose(self, call: VirtualCall, signals: Signals, among: Sequence[int]) -> int:
+            seen.append([server.due_s for server in servers])
+            return super().choose(call, signals, among)
+
+    signals = Signals(servers, 0.0, lets_time_pass=False)  # type: ignore[arg-type]
+    dispatch = Dispatch(servers, Looking(), signals, 2)  # type: ignore[arg-type]
+    for server in servers:
+        dispatch.watch(servers.index(server))
+    dispatch.pass_time(3.0)
+    assert seen == [[math.inf, math.inf, 2.5]]
+    assert servers[1].got == [("r", 2.0, True)]
+    assert dispatch.tried == {"r": [0, 1]}

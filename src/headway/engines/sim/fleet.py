@@ -127,8 +127,13 @@ class Dispatch:
         servers[chosen].submit(call, now_s, 1.0 if is_last else 0.0)
         self.routed[chosen] += 1
         if self._num_tries > 1:
-            heapq.heappush(self._due, (servers[chosen].due_s, chosen))
+            self.watch(chosen)
         return chosen
+
+    def watch(self, index: int) -> None:
+        """Note when something happens next at a server."""
+        if self._servers[index].due_s < math.inf:
+            heapq.heappush(self._due, (self._servers[index].due_s, index))
 
     def pass_time(self, until_s: float) -> None:
         """Let time pass at all servers, event by event, sending on what is refused.
@@ -153,8 +158,7 @@ class Dispatch:
         if due_s > self._signals.next_sample_s:
             self._signals.sample_if_due(due_s)
         server.advance(due_s)
-        if server.due_s < math.inf:
-            heapq.heappush(self._due, (server.due_s, index))
+        self.watch(index)
         for name in server.refused[self._num_refused[index] :]:
             outcome = server.outcomes[name]
             self._refused.append((outcome.ended_at_s or 0.0, index, outcome.call))
