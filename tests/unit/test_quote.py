@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import astuple
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -147,6 +149,24 @@ def test_kv_that_is_spoken_for_is_pressure() -> None:
     assert share < 0.5 < tight_share
     assert pressure < 0.8 < tight_pressure
     assert tight_slack_s < slack_s
+
+
+@pytest.mark.parametrize("num_tokens", [1, 40])
+@pytest.mark.parametrize("asks", [ASKS, {}, {"slo_ttft_ms": 1000, "slo_tbt_ms": 21}])
+def test_a_step_without_room_for_prompts_is_a_load_like_any_other(
+    asks: dict[str, int], num_tokens: int
+) -> None:
+    """As many streams as a step has tokens, or gaps that leave no time for a prompt."""
+    policy = core()
+    engine = VirtualEngine(num_blocks=400, max_num_batched_tokens=num_tokens)
+    run = SimRun(engine, FixedModel(LAPTOP.coefficients()).predict_s, policy)
+    for i in range(90):
+        run.submit(VirtualCall(f"r{i:03d}", 0.01 * i, 3, 400, xargs=asks))
+    for at_s in range(1, 12):
+        run.advance(float(at_s))
+        load = policy.load(run.now_s)
+        assert all(0.0 <= value < math.inf for value in astuple(load))
+        assert not math.isnan(policy.quote(5, 0, CHAT, run.now_s).slack_s)
 
 
 @given(st.lists(st.tuples(st.integers(1, 300), st.integers(1, 40)), min_size=1, max_size=12))

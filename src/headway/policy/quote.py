@@ -38,6 +38,15 @@ MOST_LOOKED_AT = 64
 over it. With 256 running and 1,000 waiting it takes 0.4 ms instead of 2.9 (LOG.md, *Fleets*).
 Larger: a step waits longer for it, twice a second; smaller: the load is that of other requests."""
 
+MOST_PRESSURE = 100.0
+"""The most pressure that is told: a number without a bound is none to those who read it, and where
+no step has room for a prompt there is one (tests/unit/test_quote.py). Larger: graphs show nothing
+else; smaller: routers no longer tell full servers apart."""
+
+MOST_BACKLOG_S = 86_400.0
+"""The same of the backlog: a day (tests/unit/test_quote.py). Larger: graphs show nothing else;
+smaller: a long queue is told too short."""
+
 NEWCOMER = "?"
 """The name of who is asked about; no request has it while this is decided."""
 
@@ -88,6 +97,15 @@ class _AsDecided:
         return gap_s is not None and gap_s < self.least_gap_s
 
 
+class _GoesOn(SlackChunk):
+    """Steps that take some prompt, however little gaps leave: sooner or later they must."""
+
+    def largest(
+        self, draft: Draft, shape: StepShape, prefix: int, most: int, must_go_on: bool = False
+    ) -> int:
+        return super().largest(draft, shape, prefix, most, must_go_on=True)
+
+
 @dataclass(frozen=True, slots=True)
 class _Asked:
     """What both answers go by: a draft that is thrown away, and the speed of prompts in it."""
@@ -99,7 +117,7 @@ class _Asked:
     def of(cls, known: Known, view: EngineView, now_s: float) -> _Asked:
         given = replace(inputs_of(known, view, now_s), price=_AsDecided(known.price))
         draft = Draft(given, AlwaysRecompute(), pressure=1.0)
-        return cls(draft, prefill_time(draft, SlackChunk()))
+        return cls(draft, prefill_time(draft, _GoesOn()))
 
     def jobs(self) -> list[DueWork]:
         return claim_work(self.draft.given, self.prefill)
@@ -129,7 +147,9 @@ def load_of(known: Known, view: EngineView | None, now_s: float) -> ServerLoad:
     unhurried_s = sum(map(prefill.work_s, others)) * each_other
     unhurried_s += sum(prefill.work_s(r) for r in live.prefilling.values() if not r.has_claim)
     backlog_s = unhurried_s + sum(work_s for _, work_s in work)
-    own_s = known.claim_tokens * (prefill.token_s + prefill.pair_s * known.claim_tokens / 2)
+    own, own_s = known.claim_tokens, 0.0
+    if own:
+        own_s = own * (prefill.token_s + prefill.pair_s * own / 2)
     patience_s = known.price.typical_ttft_s or UNHURRIED_S
     work += [(patience_s, own_s), (UNHURRIED_S, unhurried_s)]
     total_s = pressure = 0.0
@@ -139,8 +159,8 @@ def load_of(known: Known, view: EngineView | None, now_s: float) -> ServerLoad:
             pressure = max(pressure, total_s / due_s)
     fullest = max((held for _, held in kv_ahead(live, claims, each)), default=0.0)
     return ServerLoad(
-        max(pressure, fullest / given.room_tokens),
-        backlog_s,
+        min(max(pressure, fullest / max(given.room_tokens, 1)), MOST_PRESSURE),
+        min(backlog_s, MOST_BACKLOG_S),
         given.held_share if live.num_running else 0.0,
     )
 
