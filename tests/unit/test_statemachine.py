@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import astuple
+
 import pytest
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
@@ -115,6 +118,17 @@ def test_scheduler(fake_engine, policy: str) -> None:  # type: ignore[no-untyped
             if hasattr(self, "engine"):
                 self.engine.core.validate()
                 assert set(self.engine.core.live.requests) == set(self.engine.jobs)
+
+        @invariant()
+        def it_can_be_asked(self) -> None:
+            """At any instant, of any policy, with numbers for answers."""
+            if hasattr(self, "engine"):
+                core, now_s = self.engine.core, self.engine.now_s
+                told = astuple(core.load(now_s))
+                assert all(0.0 <= value < math.inf for value in told), told
+                for slo in (Slo(ttft_s=1.0, tbt_s=0.05), Slo(jct_s=3.0), NO_PROMISE):
+                    quote = core.quote(40, 3, slo, now_s)
+                    assert quote.feasible <= (quote.slack_s >= 0.0), quote
 
         def teardown(self) -> None:
             if not hasattr(self, "engine"):
