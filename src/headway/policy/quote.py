@@ -30,7 +30,7 @@ from headway.slo import Slo
 
 UNHURRIED_S = 10.0
 """Seconds of prompts without a live promise that count as a full server: they have no due time, and
-somebody waits for them all the same (experiments/fleet). Larger: routers see late that nobody is
+somebody waits for them all the same. No run of its value. Larger: routers see late that nobody is
 promised anything and everybody waits; smaller: best effort keeps claims away."""
 
 MOST_LOOKED_AT = 64

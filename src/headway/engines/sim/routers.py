@@ -17,13 +17,13 @@ GUESSED_OUTPUT_TOKENS = 256
 """What an unfinished request counts beside its prompt, since nobody knows its output's length."""
 
 PRESSURE_GUARD = 2.0
-"""How much more pressure than the least a server may have that is chosen for what it has cached
-(experiments/fleet). Larger: a popular prefix makes one server slow; smaller: prompts are computed
-on servers that have not seen them."""
+"""How much more pressure than the least a server may have that is chosen for what it has cached;
+chosen on one seed (experiments/fleet is still to be run). Larger: a popular prefix makes one server
+slow; smaller: prompts are computed on servers that have not seen them."""
 
 MATCHED_SHARE = 0.5
-"""The share of a prompt that a server must have cached to be chosen for it (experiments/fleet).
-Larger: prompts are computed again that a server has most of; smaller: everybody goes to the server
+"""The share of a prompt that a server must have cached to be chosen for it; chosen on one seed
+(experiments/fleet is still to be run). Larger: prompts are computed again that a server has most of; smaller: everybody goes to the server
 that first computed a common head."""
 
 MOST_ASKED = 8
