@@ -23,8 +23,8 @@ slow; smaller: prompts are computed on servers that have not seen them."""
 
 MATCHED_SHARE = 0.5
 """The share of a prompt that a server must have cached to be chosen for it; chosen on one seed
-(experiments/fleet is still to be run). Larger: prompts are computed again that a server has most of; smaller: everybody goes to the server
-that first computed a common head."""
+(experiments/fleet is still to be run). Larger: prompts are computed again that a server has most
+of; smaller: everybody goes to the server that first computed a common head."""
 
 MOST_ASKED = 8
 """Servers that are asked for a quote of one request: each answer costs its server about what a plan
