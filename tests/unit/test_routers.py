@@ -50,6 +50,9 @@ class Said:
     def compared(self, among: Sequence[int]) -> Sequence[int]:
         return among
 
+    def drawn(self, among: Sequence[int]) -> Sequence[int]:
+        return among
+
     def seen(self) -> list[Shown]:
         return [Shown(num) for num in self.work or [0] * 9]
 

@@ -85,14 +85,18 @@ class LeastKv(Router):
 
 
 class LeastPressure(Router):
-    """The server with the least pressure, as it says itself; of several, that with least work."""
+    """The server with less pressure, as it says itself, of two drawn at random.
+
+    Of two with as much, that with less work. A server knows of a request when its next step is
+    planned, so that what it says is always a little old.
+    """
 
     def __init__(self) -> None:
         self._work = LeastWork()
 
     def choose(self, call: VirtualCall, signals: Signals, among: Sequence[int]) -> int:
-        """Return the first of those with the least pressure and work."""
-        among = signals.compared(among)
+        """Return the one of two with less pressure."""
+        among = signals.drawn(among)
         pressures = signals.pressures(among)
         work = self._work.work_tokens(signals, among)
         return _least(among, list(zip(pressures, work, strict=True)))

@@ -20,8 +20,8 @@ from headway.engines.virtual import Outcome, VirtualCall
 from headway.policy.quote import Quote
 
 COMPARED = 2
-"""Servers that a router with old signals compares for a request (experiments/fleet). Larger: more
-requests go where it was best a moment ago; smaller: that is, one: nobody looks."""
+"""Servers that are compared for a request by what they were a moment ago (experiments/fleet).
+Larger: more requests go where it was best then; smaller, that is, one: nobody looks."""
 
 
 class Sight(Protocol):
@@ -92,16 +92,18 @@ class Signals:
             self.next_sample_s = (tick + 1) * self._age_s
 
     def compared(self, among: Sequence[int]) -> Sequence[int]:
-        """Return which of the servers *among* to compare: all, or two where signals are old.
+        """Return which of the servers *among* to compare: all, or where signals are old two."""
+        return self.drawn(among) if self._age_s else among
 
-        Until the next sample all requests would go to the one that was best at the last. Two drawn
-        at random for each request share them out, and mostly avoid the worst (Mitzenmacher, "How
-        Useful Is Old Information?", 2000; vllm-router's ``power_of_two``). In the order drawn, so
-        that of two alike either may come first.
+    def drawn(self, among: Sequence[int]) -> Sequence[int]:
+        """Return two of the servers *among*, drawn at random, all where they are not more.
+
+        Until it is known what a server was sent, all requests would go to the one that looked best
+        before. Two drawn for each request share them out, and mostly avoid the worst (Mitzenmacher,
+        "How Useful Is Old Information?", 2000; vllm-router's ``power_of_two``). In the order drawn,
+        so that of two alike either may come first.
         """
-        if not self._age_s or len(among) <= COMPARED:
-            return among
-        return self._rng.sample(among, COMPARED)
+        return among if len(among) <= COMPARED else self._rng.sample(among, COMPARED)
 
     def seen(self) -> Sequence[Sight]:
         """Return all servers as they are seen now."""
