@@ -102,12 +102,27 @@ def test_the_fewest_servers_are_found(start: int, needed: int, most: int) -> Non
 
     def kept_at(count: int) -> float:
         tried.add(count)
-        return 1.0 if count >= needed else 0.5
+        return 1.0 if count >= needed else 0.8 * count / needed
 
     found = fewest_servers(kept_at, 0.9, min(start, most), most)
     assert found == (needed if needed <= most else None)
     if needed <= most:
         assert {needed, needed - 1} - {0} <= tried
+
+
+def test_more_servers_may_keep_less() -> None:
+    """Where doubling brings nothing twice in a row, fewer are tried, and no more than are."""
+    tried: list[int] = []
+
+    def kept_at(count: int) -> float:
+        tried.append(count)
+        return {1: 0.2, 2: 0.7, 3: 0.9, 4: 0.95, 5: 0.93}.get(count, 0.4)
+
+    assert fewest_servers(kept_at, 0.9, 8, 1000) == 3
+    assert max(tried) == 32
+    assert fewest_servers(kept_at, 0.96, 8, 1000) is None
+    assert max(tried) == 32
+    assert min(tried) == 1
 
 
 def trace(times_s: list[float]) -> list[WorkloadRequest]:
@@ -187,14 +202,16 @@ def test_routing_by_prefix_is_compared_where_prompts_begin_alike(
 def test_an_impossible_target_is_no_number(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The most tried are named, and what they keep."""
+    """Those that keep the most are named, and what they keep."""
     slo = tmp_path / "slo.toml"
     slo.write_text('default = "a"\n[classes.a]\nttft_s = 0.001\n')
     path = tmp_path / "few.jsonl"
     write_jsonl(path, trace([0.0, 1.0, 2.0, 3.0, 4.0]))
     found = size(tmp_path, "--trace", str(path), "--slo", str(slo), "--target", "0.9")
     assert found["fleets"][0]["servers"] is None
-    assert "over 5" in capsys.readouterr().out
+    assert found["fleets"][0]["kept_by_servers"].keys() >= {"1"}
+    said = " ".join(capsys.readouterr().out.split())
+    assert "no number of servers tried, up to 4, keeps 90%; 1 server kept the most, 0.0%." in said
 
 
 @pytest.mark.parametrize(

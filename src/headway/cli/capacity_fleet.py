@@ -94,11 +94,11 @@ def size_fleets(
     title = title_of(replace(base, machine=replace(base.machine, num_replicas=1)))
     console.print(_table(found, cost, title))
     long = too_long(requests_of(base.load), smallest_cache_tokens(base.machine))
-    labels = [f"{spec.policy} on {_servers(_shown(size))}" for spec, size in found]
+    labels = [f"{spec.policy} on {_servers(size.num_shown)}" for spec, size in found]
     runs = [size.runs for _, size in found]
     say(console, long.lines(smallest_cache_tokens(base.machine)))
     say(console, target_lines(list(zip(labels, runs, strict=True))))
-    say(console, _savings(found))
+    say(console, (*_misses(found), *_savings(found)))
     read = {} if trace is None else {"trace": trace.facts()}
     facts = {"rate_rps": demand.rate_rps, "said": demand.said}
     rows = [_document(spec, size, cost) for spec, size in found]
@@ -163,8 +163,8 @@ def _table(found: Sequence[tuple[RunSpec, FleetSize]], cost: float | None, title
             spec.policy,
             spec.machine.router,
             f"{size.target:.0%}",
-            str(size.num_servers or f"over {_shown(size)}"),
-            f"{size.kept[_shown(size)]:.1%}",
+            str(size.num_servers or "none"),
+            f"{size.kept[size.num_shown]:.1%}",
             *(_or_none(value, form) for value, form in _figures(size, cost)),
         )
     return table
@@ -185,12 +185,19 @@ def _cost_of_1000(size: FleetSize, cost: float) -> float | None:
     return None if size.gpu_s_per_kept is None else 1000 * size.gpu_s_per_kept * cost / 3600
 
 
-def _shown(size: FleetSize) -> int:
-    return size.num_servers or max(size.kept)
-
-
 def _servers(count: int) -> str:
     return f"{count} server{'s' if count != 1 else ''}"
+
+
+def _misses(found: Sequence[tuple[RunSpec, FleetSize]]) -> Iterator[str]:
+    """Yield a sentence where no number of servers was enough."""
+    for spec, size in found:
+        if size.num_servers is None:
+            yield (
+                f"{spec.policy} by {spec.machine.router}: no number of servers tried, up to"
+                f" {max(size.kept)}, keeps {size.target:.0%};"
+                f" {_servers(size.num_shown)} kept the most, {size.kept[size.num_shown]:.1%}."
+            )
 
 
 def _savings(found: Sequence[tuple[RunSpec, FleetSize]]) -> Iterator[str]:
@@ -204,7 +211,7 @@ def _savings(found: Sequence[tuple[RunSpec, FleetSize]]) -> Iterator[str]:
             continue
         label = f"{spec.policy} at {size.target:.0%}: routing by prefix"
         if size.num_servers is None:
-            yield f"{label} needs {_servers(other.num_servers)}, {spec.machine.router} more."
+            yield f"{label} needs {_servers(other.num_servers)}."
         elif size.num_servers > other.num_servers:
             saved = size.num_servers - other.num_servers
             yield f"{label} saves {saved} of {_servers(size.num_servers)}."

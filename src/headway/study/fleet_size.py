@@ -18,6 +18,9 @@ from headway.workloads.schema import WorkloadRequest
 MOST_SERVERS = 1024
 """The search ends here: beyond, a deployment is several of them."""
 
+LEAST_GAIN = 0.001
+"""A share of promises. Twice as many servers that keep less more than this are not the way."""
+
 RunSeeds = Callable[[RunSpec], Sequence[Run]]
 """Returns the summaries of a run over all seeds."""
 
@@ -29,14 +32,16 @@ class FleetSize:
     Attributes:
         target: The share.
         kept: The share that each number of servers tried keeps, mean over the seeds.
-        num_servers: The fewest that keep the target; ``None`` where the most tried do not.
-        runs: The runs with so many servers, one a seed; with the most tried where none does.
+        num_servers: The fewest that keep the target; ``None`` where none of those tried does.
+        num_shown: As many, else those that keep the most.
+        runs: The runs with so many servers as are shown, one a seed.
         gpu_s_per_kept: GPU-seconds for each promise kept with so many, while requests arrive.
     """
 
     target: float
     kept: Mapping[int, float]
     num_servers: int | None
+    num_shown: int
     runs: Sequence[Run]
     gpu_s_per_kept: float | None
 
@@ -60,14 +65,17 @@ def size_of(spec: RunSpec, target: float, seeds: Sequence[int], run_seeds: RunSe
     profile = profiles.load(spec.machine.gpu)
     start = min(math.ceil(work_s(requests, profile) / span_s(requests)), most)
     fewest = fewest_servers(kept_at, target, start, most)
-    runs = found[fewest or most]
+    shares = {count: mean_attainment(found[count]) for count in sorted(found)}
+    shown = fewest or max(shares, key=lambda count: shares[count])
+    runs = found[shown]
     kept = sum(run["num_attained"] for run in runs)
     busy_s = sum(span_s(requests_of(spec.at(spec.load.rate_rps, seed).load)) for seed in seeds)
-    gpu_s = (fewest or most) * gpus_of(profile) * busy_s
+    gpu_s = shown * gpus_of(profile) * busy_s
     return FleetSize(
         target,
-        {count: mean_attainment(found[count]) for count in sorted(found)},
+        shares,
         fewest,
+        shown,
         runs,
         gpu_s / kept if kept else None,
     )
@@ -76,16 +84,25 @@ def size_of(spec: RunSpec, target: float, seeds: Sequence[int], run_seeds: RunSe
 def fewest_servers(
     kept_at: Callable[[int], float], target: float, start: int, most: int
 ) -> int | None:
-    """Return the fewest servers of which *target* is kept, ``None`` if *most* do not keep it.
+    """Return the fewest servers of which *target* is kept, ``None`` if none was found.
 
-    Doubles from *start* until the target is kept, then bisects. More servers need not keep more
-    each time; one number that keeps the target is found whose predecessor does not.
+    Doubles from *start* until the target is kept, *most* are tried or twice as many bring nothing,
+    twice in a row; else halves from *start*: where prompts begin alike, more servers that share
+    them out by load alone keep less. Then bisects. One number that keeps the target is found whose
+    predecessor does not.
     """
-    low, high = 0, max(start, 1)
+    low, high, flat = 0, max(start, 1), 0
     while kept_at(high) < target:
-        if high >= most:
-            return None
+        gain = kept_at(high) - kept_at(low) if low else 1.0
+        flat = 0 if gain >= LEAST_GAIN else flat + 1
+        if high >= most or flat == 2:
+            low, high = 0, start // 2
+            while high and kept_at(high) < target:
+                high //= 2
+            break
         low, high = high, min(2 * high, most)
+    if not high:
+        return None
     while high - low > 1:
         middle = (low + high) // 2
         if kept_at(middle) >= target:
