@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from told import Silent
 
 from headway.slo import EXPLAIN_IN_STAMP, STAMP, SloBook
 
@@ -22,18 +23,6 @@ from headway.engines.vllm import bare, compat
 from headway.engines.vllm.watch import Watch
 
 LOGGER = "vllm.headway"
-
-
-class Silent:
-    """A sender nobody listens to."""
-
-    has_readers = False
-
-    def find_readers(self) -> int:
-        return 0
-
-    def close(self) -> None:
-        pass
 
 
 def start(lab: Any, *, asynchronous: bool = False, **headway: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from asgi import told_engine
+from told import Silent
 
 from headway.engines.vllm.edge import SLO_FILE_VARIABLE
 from headway.slo import STAMP, START_IN_STAMP
@@ -48,18 +49,6 @@ def start(lab: Any, **headway: Any) -> Any:
     watch = run.scheduler.headway_watch = Watch(core, Silent())  # type: ignore[arg-type]
     run.scheduler.headway = Journal(core, watch)
     return run
-
-
-class Silent:
-    """A sender nobody listens to."""
-
-    has_readers = False
-
-    def find_readers(self) -> int:
-        return 0
-
-    def close(self) -> None:
-        pass
 
 
 def sent(call: Any, settings: dict[str, Any], *headers: tuple[bytes, bytes]) -> Any:

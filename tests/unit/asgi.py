@@ -10,6 +10,25 @@ from typing import Any
 from headway.engines.vllm.edge import SloEdge
 
 
+class Answer:
+    """What an application sent, message by message."""
+
+    def __init__(self) -> None:
+        self.sent: list[Any] = []
+
+    @property
+    def status(self) -> int:
+        return int(self.sent[0]["status"])
+
+    @property
+    def headers(self) -> dict[bytes, bytes]:
+        return dict(self.sent[0]["headers"])
+
+    @property
+    def text(self) -> str:
+        return b"".join(m.get("body", b"") for m in self.sent[1:]).decode()
+
+
 async def exchange(
     app: Any, scope: dict[str, Any], body: bytes = b""
 ) -> tuple[int, dict[bytes, bytes], bytes]:

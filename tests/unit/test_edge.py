@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from asgi import Answer
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -86,14 +87,14 @@ async def respond(send: Any, status: int, body: bytes) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-class Exchange:
+class Exchange(Answer):
     """A client and a server with the edge between them."""
 
     def __init__(
         self, engine: FakeEngine, handler: Handler, body: bytes, path: str = CHAT, pieces: int = 1
     ) -> None:
+        super().__init__()
         self.engine = engine
-        self.sent: list[dict[str, Any]] = []
         self.seen_by_app: bytes | None = None
         self.hang_up = asyncio.Event()
         size = max(1, -(-len(body) // pieces))
@@ -141,18 +142,6 @@ class Exchange:
     async def run(self) -> Exchange:
         await SloEdge(self.app)(self.scope, self.receive, self.send)
         return self
-
-    @property
-    def status(self) -> int:
-        return int(self.sent[0]["status"])
-
-    @property
-    def headers(self) -> dict[bytes, bytes]:
-        return dict(self.sent[0]["headers"])
-
-    @property
-    def text(self) -> str:
-        return b"".join(m.get("body", b"") for m in self.sent[1:]).decode()
 
 
 class Tripping(Exchange):

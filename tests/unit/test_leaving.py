@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from asgi import Answer
 
 from headway.engines.vllm import leaving
 from headway.engines.vllm.leaving import ENGINE_ENDS_WITHIN_S, Leaving, shutdown_timeout_s
@@ -63,12 +64,12 @@ class Server:
         return Client(self, {"type": "http", "method": method, "path": path, **scope})
 
 
-class Client:
+class Client(Answer):
     """One request of a client, its connection, and the answer as it arrives."""
 
     def __init__(self, server: Server, scope: dict[str, Any]) -> None:
         self.incoming = [{"type": "http.request", "body": b"{}", "more_body": False}]
-        self.sent: list[Any] = []
+        super().__init__()
         self.receive: Any = None
         self.send: Any = None
         self.is_complete, self.may_go_on, self.reads = (asyncio.Event() for _ in range(3))
@@ -96,18 +97,6 @@ class Client:
         self.sent.append(message)
         if message["type"].endswith(".body") and not message.get("more_body", False):
             self.is_complete.set()
-
-    @property
-    def status(self) -> int:
-        return int(self.sent[0]["status"])
-
-    @property
-    def headers(self) -> dict[bytes, bytes]:
-        return dict(self.sent[0]["headers"])
-
-    @property
-    def text(self) -> str:
-        return b"".join(m.get("body", b"") for m in self.sent[1:]).decode()
 
     async def has_begun(self) -> Client:
         """Wait until the application has seen the request, and its answer is on the way."""

@@ -128,6 +128,10 @@ class GapPrices:
         if is_due and self._claims and given.latency.is_warm:
             self._decided_at_step = given.step
             self._decide(given, shape)
+        return self.bound_s(given)
+
+    def bound_s(self, given: Inputs) -> float:
+        """Return :meth:`limit_s` as it was last decided."""
         return next(given.live.claim_gaps.irange(self.least_gap_s), math.inf)
 
     def is_dear(self, request: Request) -> bool:

@@ -88,13 +88,11 @@ class _AsDecided:
 
     def __init__(self, price: GapPrices) -> None:
         self.least_gap_s = price.least_gap_s
+        self.is_dear = price.is_dear
+        self._bound_s = price.bound_s
 
     def limit_s(self, given: Inputs, shape: StepShape) -> float:
-        return next(given.live.claim_gaps.irange(self.least_gap_s), math.inf)
-
-    def is_dear(self, request: Request) -> bool:
-        gap_s = request.promised_gap_s
-        return gap_s is not None and gap_s < self.least_gap_s
+        return self._bound_s(given)
 
 
 class _GoesOn(SlackChunk):
@@ -118,9 +116,6 @@ class _Asked:
         given = replace(inputs_of(known, view, now_s), price=_AsDecided(known.price))
         draft = Draft(given, AlwaysRecompute(), pressure=1.0)
         return cls(draft, prefill_time(draft, _GoesOn()))
-
-    def jobs(self) -> list[DueWork]:
-        return claim_work(self.draft.given, self.prefill)
 
     def due_s(self, request: Request) -> float:
         """Return the seconds until a newcomer's first token must be under way."""
@@ -212,7 +207,8 @@ def quote_of(
 
 def _prefill_slack(asked: _Asked, request: Request) -> tuple[float, bool]:
     """Return the least time to spare with a newcomer, and whether it pushes nobody out."""
-    given, prefill, jobs = asked.draft.given, asked.prefill, asked.jobs()
+    given, prefill = asked.draft.given, asked.prefill
+    jobs = claim_work(given, prefill)
     turns = [(r.order, prefill.work_s(r)) for r in given.fair]
     own = DueWork(
         NEWCOMER,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,7 +20,7 @@ MOST_SERVERS = 1024
 """The search ends here: beyond, a deployment is several of them."""
 
 LEAST_GAIN = 0.001
-"""A share of promises. Twice as many servers that keep less more than this are not the way."""
+"""A share of promises. Twice as many servers bring nothing where they do not keep so much more."""
 
 RunSeeds = Callable[[RunSpec], Sequence[Run]]
 """Returns the summaries of a run over all seeds."""
@@ -103,13 +104,8 @@ def fewest_servers(
         low, high = high, min(2 * high, most)
     if not high:
         return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        if kept_at(middle) >= target:
-            high = middle
-        else:
-            low = middle
-    return high
+    between = range(low + 1, high)
+    return low + 1 + bisect_left(between, True, key=lambda count: kept_at(count) >= target)
 
 
 def work_s(requests: Sequence[WorkloadRequest], profile: Profile) -> float:

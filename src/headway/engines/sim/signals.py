@@ -114,7 +114,7 @@ class Signals:
         return self._samples
 
     def pressures(self, among: Iterable[int]) -> list[float]:
-        """Return the pressures of servers; see :class:`~headway.policy.quote.Load`."""
+        """Return the pressures of servers; see :class:`~headway.policy.quote.ServerLoad`."""
         self.seen()
         if self._age_s:
             return [self._samples[i].pressure for i in among]
