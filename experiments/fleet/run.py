@@ -18,9 +18,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import click
 
+from headway.engines.sim import routers, signals
 from headway.latency import profile as profiles
 from headway.study.highest_rate import highest_rate
 from headway.study.named_rows import Task, measure_missing
@@ -69,6 +71,16 @@ CACHED = (
     ("quote", 1.0),
 )
 
+VARIED = {
+    "PRESSURE_GUARD": (routers, (0.5, 1.0, 2.0, 4.0), "prefix"),
+    "MATCHED_SHARE": (routers, (0.0, 0.25, 0.5, 0.75), "prefix"),
+    "COMPARED": (signals, (1, 2, 4, 8), "pressure"),
+    "MOST_ASKED": (routers, (1, 2, 4, 8), "quote"),
+}
+"""Constants of the routers: where each stands, the values tried, and the router it belongs to."""
+
+VARIED_SEEDS, VARIED_TIMES = 3, 1.3
+
 MANY = (("round-robin", 0.0), ("least-work", 1.0), ("pressure", 1.0), ("quote", 1.0))
 
 
@@ -97,6 +109,11 @@ class Case:
     age_s: float
     overload: str = "demote"
     num_retries: int = 0
+
+    def served_with(self, name: str, value: float, seed: int, load_s: float) -> dict[str, Any]:
+        """Return :meth:`served` with another value of a constant of :data:`VARIED`."""
+        with mock.patch.object(VARIED[name][0], name, value):
+            return self.served(seed, load_s)
 
     def served(self, seed: int, load_s: float) -> dict[str, Any]:
         """Return what is kept, and what came of the requests."""
@@ -155,6 +172,18 @@ def many() -> Iterator[tuple[str, Case]]:
             yield name, Case("mixed", 64, fleet, MANY_TIMES, router, age_s)
 
 
+def varied(seeds: int, load_s: float) -> Iterator[Task]:
+    """Yield a row a value of each constant, on loads its router is for."""
+    for name, (_, values, router) in VARIED.items():
+        for workload in ("agents",) if router == "prefix" else ("mixed",):
+            for fleet in FLEETS:
+                case = Case(workload, 8, fleet, VARIED_TIMES, router, 1.0)
+                for value in values:
+                    for seed in range(min(seeds, VARIED_SEEDS)):
+                        row = f"varied|{name}|{workload}|{fleet}|{value:g}|{seed}"
+                        yield row, case.served_with, (name, value, seed, load_s)
+
+
 def tasks(seeds: int, load_s: float) -> Iterator[Task]:
     """Yield the name of each row and what makes it, seed by seed, the large fleets last."""
     for found in (list(cases()), list(many())):
@@ -163,6 +192,7 @@ def tasks(seeds: int, load_s: float) -> Iterator[Task]:
                 takes_long = case.workload == "turns" or case.num_servers > 8
                 if seed < FEW_SEEDS or not takes_long:
                     yield f"{name}|{seed}", case.served, (seed, load_s)
+    yield from varied(seeds, load_s)
 
 
 def carried_rps(workload: str, gpu: str) -> float:

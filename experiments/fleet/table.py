@@ -104,6 +104,22 @@ def retries(rows: Rows) -> Iterator[str]:
     yield ""
 
 
+def varied(rows: Rows) -> Iterator[str]:
+    """Yield what each value of a router's constant keeps."""
+    cells: Cells = by_case(rows, "varied")
+    yield "## Constants of the routers, at 1.3 times and an age of 1 s: kept, %"
+    yield ""
+    yield "| constant | workload | fleet | kept, by value |"
+    yield "|---|---|---|---|"
+    for load in dict.fromkeys(case[:-1] for case in cells):
+        values = [case[-1] for case in cells if case[:-1] == load]
+        texts = [
+            f"{value}: {100 * float(kept(cells, (*load, value)).mean()):.1f}" for value in values
+        ]
+        yield f"| `{load[0]}` | {load[1]} | {load[2]} | {', '.join(texts)} |"
+    yield ""
+
+
 def main() -> None:
     """Write the tables."""
     rows = json.loads((HERE / "results.json").read_text("utf-8"))
@@ -116,7 +132,7 @@ def main() -> None:
     lines = ["# Fleets", ""]
     for kind, heads, what in kinds:
         lines += table(rows, kind, heads, what)
-    lines += [*gains(rows), *retries(rows)]
+    lines += [*gains(rows), *retries(rows), *varied(rows)]
     (HERE / "results.md").write_text("\n".join(lines), "utf-8")
 
 

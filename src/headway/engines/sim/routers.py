@@ -111,14 +111,13 @@ class LongestPrefix(Router):
     pressure, not a count of its requests.
     """
 
-    def __init__(self, guard: float = PRESSURE_GUARD) -> None:
-        self._guard = guard
+    def __init__(self) -> None:
         self._pressure = LeastPressure()
 
     def choose(self, call: VirtualCall, signals: Signals, among: Sequence[int]) -> int:
         """Return the one with the longest prefix within the guard."""
         pressures = signals.pressures(among)
-        most = min(pressures) + self._guard
+        most = min(pressures) + PRESSURE_GUARD
         free = [i for i, pressure in zip(among, pressures, strict=True) if pressure <= most]
         cached = signals.cached_tokens(call, free)
         longest = max(cached)
