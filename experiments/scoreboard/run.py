@@ -12,7 +12,8 @@ best settings, the presets that were best at some load, and the default policy r
 The results beside it were made with ``--tuning-seeds 1 --ground
 "azure-2023-code;mixed;retrieval;arxiv;sharegpt-8k;long-outputs"``.
 
-Writes results.json and results.md beside itself, ground by ground; a stopped run goes on.
+Writes results.json and results.md beside itself, ground by ground. A ground that is in results.json
+is not played again; within a ground a stopped run goes on from results.part.
 """
 
 from __future__ import annotations
@@ -28,11 +29,14 @@ from read import OURS, Row, markdown
 from rich.console import Console
 
 from headway.cli.values import progress
+from headway.metrics.define import DEFINITION
+from headway.metrics.kept import read_json
 from headway.study.paper_grid import ATTAINMENT, Grid, NamedPolicy, mean_of, run_grid
 from headway.study.spec import STOCK_WAYS, RunSpec
 from headway.study.sweep import FinishedRuns, Run, run_all
 
 HERE = Path(__file__).parent
+RESULTS = HERE / "results.json"
 STOCK = tuple(NamedPolicy(name, name) for name in STOCK_WAYS)
 NEAR = 0.01
 """A preset this close to the best of them at a load of the tuning seeds is played in full."""
@@ -128,19 +132,34 @@ def main(
     every = list(range(seeds))
     ledger = FinishedRuns(HERE / "results.part")
     board = Board(every, every[:tuning_seeds], requests, workers, ledger, Console())
-    rows: list[Row] = []
+    rows = played(requests)
     for mode in overload.split(","):
         for ground in grounds(traces):
-            if any(part in ground.name for part in wanted.split(";")):
+            is_wanted = any(part in ground.name for part in wanted.split(";"))
+            if is_wanted and not any((ground.name, mode) == (r.ground, r.overload) for r in rows):
                 rows += board.play(ground, mode)
                 write(rows, requests)
     click.echo(markdown(rows))
 
 
+def played(requests: int) -> list[Row]:
+    """Return the rows that are there, counted as promises are counted now."""
+    if not RESULTS.exists():
+        return []
+    document = read_json(RESULTS)
+    same = (document.get("definition"), document["requests"]) == (DEFINITION, requests)
+    return [Row(**row) for row in document["rows"]] if same else []
+
+
 def write(rows: Sequence[Row], requests: int) -> None:
     """Write what is there so far."""
-    document = {"schema": 2, "requests": requests, "rows": [asdict(row) for row in rows]}
-    (HERE / "results.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    document = {
+        "schema": 3,
+        "definition": DEFINITION,
+        "requests": requests,
+        "rows": [asdict(row) for row in rows],
+    }
+    RESULTS.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     (HERE / "results.md").write_text(markdown(rows), encoding="utf-8")
 
 
