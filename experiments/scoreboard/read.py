@@ -1,29 +1,39 @@
 """What a finished board says: a table a ground, and the verdicts on the default policy.
 
-``python experiments/scoreboard/read.py`` writes results.md, and README's table, from results.json.
+``python experiments/scoreboard/read.py`` writes results.md, README's table and its chart, from
+results.json.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
+from chart import mean_line, svg
 
+from headway.metrics.define import DEFINITION
+from headway.metrics.kept import read_json
 from headway.study.highest_rate import crossing
 
 OURS = ("headway", "slack")
 """The default policy, and its predecessor: the same with a fixed quantile of the lengths."""
 
+ROOT = Path(__file__).parents[2]
+CHART = ROOT / "docs" / "assets" / "kept.svg"
+
 MARKS = ("<!-- scoreboard -->", "<!-- /scoreboard -->")
+OLDER = "Not played again yet: 99 % of the gaps in time, however long the others"
 STOCK = ("stock", "stock-static", "stock-hindsight")
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A contender at a load of a ground; ``attainment`` is the mean over seeds."""
+    """A contender at a load of a ground; ``attainment`` is the mean over seeds.
+
+    ``definition`` is the reading of a kept promise (:mod:`headway.metrics.define`).
+    """
 
     ground: str
     overload: str
@@ -34,6 +44,7 @@ class Row:
     per_seed: list[float]
     goodput_rps: float
     settings: list[str]
+    definition: str = "plain"
 
 
 Kept = dict[str, dict[float, float]]
@@ -42,12 +53,32 @@ Kept = dict[str, dict[float, float]]
 
 def markdown(rows: Sequence[Row]) -> str:
     """Return the verdicts, then a table a ground."""
-    played = list(dict.fromkeys((row.ground, row.overload) for row in rows))
-    parts = ["## Headway against each", "", *_verdicts(rows, played), ""]
-    for ground, overload in played:
-        here = [row for row in rows if (row.ground, row.overload) == (ground, overload)]
-        parts += [f"### {ground}, {overload}", "", *_table(here), ""]
+    parts: list[str] = []
+    for title, of_it in (("Headway against each", by_today), (OLDER, by_before)):
+        some = [row for row in rows if of_it(row)]
+        played = list(dict.fromkeys((row.ground, row.overload) for row in some))
+        if not played:
+            continue
+        parts += [f"## {title}", "", *_verdicts(some, played), ""]
+        for ground, overload in played:
+            here = [row for row in some if (row.ground, row.overload) == (ground, overload)]
+            parts += [f"### {ground}, {overload}", "", *_table(here), ""]
     return "\n".join(parts)
+
+
+def by_today(row: Row) -> bool:
+    """Return whether *row* counts promises as they are counted now."""
+    return row.definition == DEFINITION
+
+
+def by_before(row: Row) -> bool:
+    """Return whether *row* counts by an older reading."""
+    return not by_today(row)
+
+
+def load_rows(path: Path) -> list[Row]:
+    """Return the rows of a file."""
+    return [Row(**row) for row in read_json(path)["rows"]]
 
 
 def _verdicts(rows: Sequence[Row], played: Sequence[tuple[str, str]]) -> list[str]:
@@ -161,21 +192,40 @@ def readme_table(rows: Sequence[Row], load: float = 2.0) -> str:
 
 def write_readme(rows: Sequence[Row]) -> None:
     """Put the table between its marks in the project's README."""
-    path = Path(__file__).parents[2] / "README.md"
+    path = ROOT / "README.md"
     before, mark, rest = path.read_text(encoding="utf-8").partition(MARKS[0])
     _, end, after = rest.partition(MARKS[1])
     text = f"{before}{mark}\n\n{readme_table(rows)}\n\n{end}{after}"
     path.write_text(text, encoding="utf-8")
 
 
+def write_chart(rows: Sequence[Row]) -> None:
+    """Draw what is kept against the load, the mean of the grounds of demote mode."""
+    demoted = [row for row in rows if row.overload == "demote"]
+    grounds = dict.fromkeys(row.ground for row in demoted)
+    boards = [kept_by(whole([r for r in demoted if r.ground == ground])) for ground in grounds]
+    lines = {
+        "Headway": ("#2f80ed", [board[OURS[0]] for board in boards]),
+        "vLLM, tuned in hindsight": ("#b36b00", [best_of_stock(board) for board in boards]),
+        "vLLM, as it comes": ("#d0453a", [board["stock"] for board in boards]),
+    }
+    drawn = svg(
+        {name: (colour, mean_line(found)) for name, (colour, found) in lines.items()},
+        f"Promises kept against load, the mean of {len(boards)} kinds of traffic",
+        "load, in multiples of what a well-set first come, first served carries",
+    )
+    CHART.write_text(drawn, encoding="utf-8")
+
+
 @click.command()
 def main() -> None:
     """Write the tables again."""
     path = Path(__file__).parent / "results.json"
-    document = json.loads(path.read_text(encoding="utf-8"))
-    rows = [Row(**row) for row in document["rows"]]
+    rows = load_rows(path)
     (path.parent / "results.md").write_text(markdown(rows), encoding="utf-8")
-    write_readme(rows)
+    of_today = [row for row in rows if by_today(row)] or rows
+    write_readme(of_today)
+    write_chart(of_today)
     click.echo(markdown(rows))
 
 

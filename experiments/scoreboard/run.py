@@ -13,7 +13,8 @@ The results beside it were made with ``--tuning-seeds 1 --ground
 "azure-2023-code;mixed;retrieval;arxiv;sharegpt-8k;long-outputs"``.
 
 Writes results.json and results.md beside itself, ground by ground. A ground that is in results.json
-is not played again; within a ground a stopped run goes on from results.part.
+by today's definition of a kept promise is not played again; within a ground a stopped run goes on
+from results.part.
 """
 
 from __future__ import annotations
@@ -25,12 +26,11 @@ from pathlib import Path
 
 import click
 from grounds import LOADS, TRACES, Ground, everybody, grounds, unit_rps
-from read import OURS, Row, markdown
+from read import OURS, Row, load_rows, markdown
 from rich.console import Console
 
 from headway.cli.values import progress
 from headway.metrics.define import DEFINITION
-from headway.metrics.kept import read_json
 from headway.study.paper_grid import ATTAINMENT, Grid, NamedPolicy, mean_of, run_grid
 from headway.study.spec import STOCK_WAYS, RunSpec
 from headway.study.sweep import FinishedRuns, Run, run_all
@@ -93,6 +93,7 @@ class Board:
                 per_seed=[run["attainment"] or 0.0 for run in runs],
                 goodput_rps=sum(run["goodput_rps"] for run in runs) / len(runs),
                 settings=sorted({run["settings"] for run in runs}),
+                definition=DEFINITION,
             )
             for (label, _, rate), runs in {**looked, **whole}.items()
         ]
@@ -132,30 +133,22 @@ def main(
     every = list(range(seeds))
     ledger = FinishedRuns(HERE / "results.part")
     board = Board(every, every[:tuning_seeds], requests, workers, ledger, Console())
-    rows = played(requests)
+    rows = load_rows(RESULTS) if RESULTS.exists() else []
     for mode in overload.split(","):
         for ground in grounds(traces):
             is_wanted = any(part in ground.name for part in wanted.split(";"))
-            if is_wanted and not any((ground.name, mode) == (r.ground, r.overload) for r in rows):
-                rows += board.play(ground, mode)
+            here = [row for row in rows if (row.ground, row.overload) == (ground.name, mode)]
+            if is_wanted and not any(row.definition == DEFINITION for row in here):
+                played = board.play(ground, mode)
+                rows = [row for row in rows if row not in here] + played
                 write(rows, requests)
     click.echo(markdown(rows))
-
-
-def played(requests: int) -> list[Row]:
-    """Return the rows that are there, counted as promises are counted now."""
-    if not RESULTS.exists():
-        return []
-    document = read_json(RESULTS)
-    same = (document.get("definition"), document["requests"]) == (DEFINITION, requests)
-    return [Row(**row) for row in document["rows"]] if same else []
 
 
 def write(rows: Sequence[Row], requests: int) -> None:
     """Write what is there so far."""
     document = {
         "schema": 3,
-        "definition": DEFINITION,
         "requests": requests,
         "rows": [asdict(row) for row in rows],
     }
