@@ -143,6 +143,26 @@ def test_it_preempts_at_most_a_quarter_as_often_as_first_come_first_served() -> 
     assert ours.num_preempted <= theirs.num_preempted / 4
 
 
+def test_who_becomes_critical_together_is_begun_in_time() -> None:
+    """Twelve prompts wait for their books with KV free; together they take nine steps.
+
+    Each alone would take one: by that reckoning (``urgency`` "own") most begin too late.
+    """
+    engine = VirtualEngine(num_blocks=350, max_num_batched_tokens=128, max_num_seqs=64)
+    chat = {"slo_ttft_ms": 500, "slo_tbt_ms": 100}
+    served = [VirtualCall("owner", 0.0, 3000, 200, {}, max_output_tokens=1000)]
+    served += [VirtualCall(f"r{i}", 1.0, 80, 120, chat, max_output_tokens=1000) for i in range(18)]
+    num_late = {}
+    for urgency in ("own", "queue"):
+        watch = Watch(engine, "cacheopt", urgency=urgency)
+        watch.serve(served)
+        ttfts_s = [watch.run.outcomes[c.request_id].emitted_at_s[0] - 1.0 for c in served[1:]]
+        assert sum(ttft_s > 0.4 for ttft_s in ttfts_s) == 12, "the books had room"
+        num_late[urgency] = sum(ttft_s > 0.5 for ttft_s in ttfts_s)
+    assert num_late["queue"] == 0
+    assert num_late["own"] >= 8
+
+
 @pytest.mark.parametrize(
     "components",
     ["", *COMPONENTS, *(",".join(c for c in COMPONENTS if c != out) for out in COMPONENTS)],
@@ -169,6 +189,7 @@ def test_each_component_alone_and_each_left_out(components: str) -> None:
         ({"sweet_spot_tokens": 0}, ["sweet_spot_tokens"]),
         ({"chunk_tokens": "all"}, ["chunk_tokens"]),
         ({"max_wait_s": 0}, ["max_wait_s"]),
+        ({"urgency": "late"}, ["urgency", "queue, own"]),
     ],
 )
 def test_a_wrong_option_is_one_sentence(options: dict[str, Any], words: list[str]) -> None:

@@ -64,6 +64,7 @@ _HEADWAY = NamedPolicy("headway", "headway")
 _OPTIONS: dict[str, tuple[float, ...]] = {
     "alpha": (0.5, 0.8),
     "beta": (0.01, 0.1),
+    "chunk_tokens": (256, 512),
     "reserve_blocks": (0, 32, 64),
     "look_ahead_steps": (1, 4, 8),
     "buffer_tokens": (0, 64),
@@ -84,6 +85,7 @@ CACHEOPT = Experiment(
     ),
     contenders=(
         _CACHEOPT,
+        *variants(_CACHEOPT, {"cacheopt, 512 tokens a step": {"chunk_tokens": 512}}),
         _HEADWAY,
         *STOCK,
         *(NamedPolicy(n, n) for n in ("sarathi", "s3", "rlp", "orca", "pastfuture")),
@@ -112,6 +114,13 @@ CACHEOPT = Experiment(
                 f"{name} {value:g}": {name: value}
                 for name, values in _OPTIONS.items()
                 for value in values
+            },
+        ),
+        *variants(
+            _CACHEOPT,
+            {
+                "urgency queue": {"urgency": "queue"},
+                "urgency queue, chunk_tokens 512": {"urgency": "queue", "chunk_tokens": 512},
             },
         ),
         *(

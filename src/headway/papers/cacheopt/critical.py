@@ -17,6 +17,9 @@ PROBE_TOKENS = 512
 """Size of the chunk that tells what a prompt token costs now."""
 
 
+WINDOW = 128
+"""Waiting claims compared with each other, by due time; who is due later competes later."""
+
 MINIMUM_TOKENS = 16
 """B of §3.3, one block: what a critical request is given beyond what it holds."""
 
@@ -33,21 +36,33 @@ class Reserve(Part):
 
 
 class Critical(Part):
-    """Tells slack and who is critical; what a step and a prompt token cost is asked once a plan."""
+    """Tells slack and who is critical; what a step and a prompt token cost is asked once a plan.
 
-    def __init__(self) -> None:
+    Args:
+        counts_queue: Whether a slack counts the prompts due before the request's own, and every
+            step that all of them take. Otherwise its own prompt is taken to need one step: then
+            requests that become critical together, and prompts longer than a step, begin too late.
+        budget_tokens: Of a step; the engine's when ``None``.
+    """
+
+    def __init__(self, counts_queue: bool = False, budget_tokens: int | None = None) -> None:
+        self._counts_queue = counts_queue
+        self._budget_tokens = budget_tokens
         self._known_costs_s: tuple[float, float] | None = None
+        self._known_ahead: dict[str, int] | None = None
 
     def begin(self, draft: Draft) -> None:
-        """Forget what steps and tokens cost in the last plan."""
+        """Forget what steps and tokens cost in the last plan, and who was before whom."""
         self._known_costs_s = None
+        self._known_ahead = None
 
     def slack_s(self, draft: Draft, request: Request, even_if_lost: bool = False) -> float:
         """Return seconds from the step being planned to when *request* must have begun.
 
         Due time less the predicted time still needed: the decodes of the step its token comes
-        out of, and its prompt. ``inf`` without a live promise, or, where a lost promise still
-        counts, without any.
+        out of, and its prompt; with the queue counted, also the prompts due before it and the
+        decodes of every step that all of them take. ``inf`` without a live promise, or, where a
+        lost promise still counts, without any.
         """
         if not (request.has_claim or (even_if_lost and request.slo.is_promise)):
             return math.inf
@@ -58,7 +73,11 @@ class Critical(Part):
         if request.state is not State.RUNNING:
             tokens = request.num_tokens
         step_s, token_s = self._costs_s(draft)
-        return due_s - draft.given.ref_s - step_s - max(tokens, 0) * token_s
+        num_steps, tokens = 1, max(tokens, 0)
+        if tokens and self._counts_queue:
+            tokens += self._ahead_tokens(draft, request)
+            num_steps = math.ceil(tokens / self._room_tokens(draft))
+        return due_s - draft.given.ref_s - num_steps * step_s - tokens * token_s
 
     def holds(self, draft: Draft, request: Request) -> bool:
         """Return whether *request* is critical."""
@@ -75,6 +94,25 @@ class Critical(Part):
                 due_s, request.arrived_at_s + slo.jct_s - request.steps_left * draft.given.step_s
             )
         return due_s
+
+    def _room_tokens(self, draft: Draft) -> int:
+        """Return the prompt tokens that a step has room for beside its decodes."""
+        engine = draft.given.view.max_step_tokens
+        return max(min(self._budget_tokens or engine, engine) - draft.shape.num_decodes, 1)
+
+    def _ahead_tokens(self, draft: Draft, request: Request) -> int:
+        """Return the prompt tokens of live promises that are due before *request*."""
+        if self._known_ahead is None:
+            live, ahead = draft.given.live, 0
+            prompts = [
+                *((r, r.remaining_prefill_tokens) for r in live.prefilling.values() if r.has_claim),
+                *((r, r.num_tokens) for r in live.claims.islice(0, WINDOW)),
+            ]
+            self._known_ahead = {}
+            for r, num_tokens in sorted(prompts, key=lambda p: (p[0].due_at_s, p[0].order)):
+                self._known_ahead[r.request_id] = ahead
+                ahead += num_tokens
+        return self._known_ahead.get(request.request_id, 0)
 
     def _costs_s(self, draft: Draft) -> tuple[float, float]:
         """Return the seconds of a step with the decodes alone, and of one prompt token more."""

@@ -6,12 +6,9 @@ from collections.abc import Iterator
 from heapq import merge
 
 from headway.kit.parts import Prioritizer
-from headway.papers.cacheopt.critical import Critical
+from headway.papers.cacheopt.critical import WINDOW, Critical
 from headway.policy.draft import Draft
 from headway.request import Request
-
-WINDOW = 128
-"""Waiting claims compared with each other, by due time; who is due later competes later."""
 
 
 class AsTheyCame(Prioritizer):

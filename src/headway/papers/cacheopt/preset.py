@@ -30,7 +30,7 @@ from typing import Any
 from headway.errors import UserError
 from headway.kit.ledger import KvLedger
 from headway.kit.lengths import SlidingHistogram
-from headway.kit.options import count_from_0, positive_s, positive_tokens, share
+from headway.kit.options import count_from_0, one_of, positive_s, positive_tokens, share
 from headway.kit.parts import Parts
 from headway.kit.simple import plain_parts
 from headway.papers.cacheopt.batching import MinimumFirst
@@ -58,6 +58,7 @@ def parts(
     gap_bucket_s: float = 0.05,
     remaining_bucket_tokens: int = 64,
     max_wait_s: float = 300.0,
+    urgency: str = "own",
 ) -> Parts:
     """The paper's components; each can be switched off, as in its ablations.
 
@@ -71,21 +72,21 @@ def parts(
         sweet_spot_tokens: The length of C5; profiled when ``None``.
         gap_bucket_s, remaining_bucket_tokens: Widths of C4's buckets.
         max_wait_s: Bound on how long a request may wait for its turn.
+        urgency: A slack counts its own prompt (``"own"``), or all due before too (``"queue"``).
 
     Raises:
         UserError: An option is not what it must be.
     """
-    on = _components(components)
-    critical = Critical()
+    on, chunk = _components(components), _or_none("chunk_tokens", chunk_tokens)
+    critical = Critical(one_of("urgency", urgency, ("queue", "own")) == "queue", chunk)
     may_pay = critical if "B" in on else None
     count_from_0("reserve_blocks", reserve_blocks)
-    steps = positive_tokens("look_ahead_steps", look_ahead_steps)
     book = LendingBook(count_from_0("buffer_tokens", buffer_tokens))
     lending, kept = LendingLedger(book), Reserve()
     ledger, lends = (lending, book) if "C2" in on else (KvLedger(), None)
     gap_s = positive_s("gap_bucket_s", gap_bucket_s)
     remaining = positive_tokens("remaining_bucket_tokens", remaining_bucket_tokens)
-    lengths = SlidingHistogram()
+    lengths, steps = SlidingHistogram(), positive_tokens("look_ahead_steps", look_ahead_steps)
     padded = HoeffdingPadding(lengths, share("alpha", alpha), positive_s("beta", beta))
     batcher = MinimumFirst(ledger, critical, kept)
     built: dict[str, dict[str, Any]] = {
@@ -97,7 +98,7 @@ def parts(
         "B": {"prioritizer": CriticalFirst(critical), "batcher": batcher},
     }
     preset = replace(
-        plain_parts(_or_none("chunk_tokens", chunk_tokens)),
+        plain_parts(chunk),
         predictor=lengths,
         prioritizer=AsTheyCame(),
         max_wait_s=positive_s("max_wait_s", max_wait_s),
