@@ -1,3 +1,3 @@
 """Headway: an SLO-aware scheduler for LLM servers. It keeps tokens on schedule."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
