@@ -15,13 +15,13 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 @pytest.mark.parametrize("asynchronous", [False, True])
 @pytest.mark.parametrize("policy", registry.names())
 def test_abort_storm(lab: Any, policy: str, asynchronous: bool) -> None:
-    """200 requests, half hung up on at random instants: all books return to their start."""
+    """100 requests, half hung up on at random instants: all books return to their start."""
     import dataclasses
 
     rng = Random(11)
     calls = [
         dataclasses.replace(c, abort_at_s=c.arrived_at_s + rng.expovariate(0.3)) if i % 2 else c
-        for i, c in enumerate(lab.mixed(200, 6.0, 4))
+        for i, c in enumerate(lab.mixed(100, 6.0, 4))
     ]
     engine = lab.Engine(
         num_blocks=90,
@@ -32,7 +32,7 @@ def test_abort_storm(lab: Any, policy: str, asynchronous: bool) -> None:
     run = lab.start(engine)
     outcomes = run.run(calls)
     lab.is_clean(run)
-    assert sum(o.finish_reason == "abort" for o in outcomes.values()) > 30
+    assert sum(o.finish_reason == "abort" for o in outcomes.values()) > 15
     lab.all_served({i: o for i, o in outcomes.items() if o.call.abort_at_s is None})
 
 

@@ -17,7 +17,7 @@ from headway.errors import UserError
 from headway.workloads.readers import read
 from headway.workloads.reading import Reading, ReadOptions
 
-CASES = int(os.environ.get("HEADWAY_FUZZ_CASES", "300"))
+CASES = int(os.environ.get("HEADWAY_FUZZ_CASES", "100"))
 """Damaged files of each shape; 100,000 were tried before this was written down."""
 
 PIECES = (
