@@ -26,6 +26,10 @@ COMMANDS = {
     "top": ("headway.cli.top:top", "Watch a running server in the terminal."),
     "explain": ("headway.cli.explain:explain", "Tell where a late request's seconds went."),
     "calibrate": ("headway.cli.calibrate:calibrate", "Make a step-time profile."),
+    "verify": (
+        "headway.cli.verify:verify",
+        "Measure Headway beside stock vLLM here, for an issue.",
+    ),
     "demo": ("headway.cli.demo:demo", "Serve a real model here, with and without Headway."),
 }
 """Name → (module:command, one line of help)."""
