@@ -94,7 +94,7 @@ def mixed_plan(
     workload = arriving(demo_workload(count, MIXED_SEED), rate_rps)
     plan = Plan(
         workload, SloBook(slos), rate_rps=rate_rps, seed=MIXED_SEED, timeout_s=TIMEOUT_S,
-        send_slo="ms",
+        warm_up=False,
     )  # fmt: skip
     return plan, slos
 
