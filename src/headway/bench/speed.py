@@ -13,11 +13,14 @@ from dataclasses import dataclass
 
 import aiohttp
 
+from headway.bench.access import Access
 from headway.errors import HeadwayError
 from headway.workloads.schema import WorkloadRequest
 
 PROMPT_TOKENS = 1000
 STREAMS = 8
+NUM_IDS = 30_000
+"""Token ids that prompts are made of; the smallest vocabularies of today's models have 32,000."""
 STREAM_TOKENS = 40
 TIMEOUT_S = 300.0
 
@@ -41,20 +44,19 @@ class Speed:
         return round(load * len(workload) / work_s, 2)
 
 
-async def measure_speed(url: str, model: str) -> Speed:
+async def measure_speed(url: str, model: str, access: Access | None = None) -> Speed:
     """Time one long prompt and eight short streams on an idle vLLM server.
 
     Raises:
         HeadwayError: The server does not answer.
     """
-    timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
     try:
-        async with aiohttp.ClientSession(timeout=timeout) as session:
+        async with (access or Access()).session(TIMEOUT_S) as session:
 
             async def complete(first_id: int, num_prompt: int, num_output: int) -> None:
                 body = {
                     "model": model,
-                    "prompt": [100 + (first_id + 7 * i) % 40000 for i in range(num_prompt)],
+                    "prompt": [100 + (first_id + 7 * i) % NUM_IDS for i in range(num_prompt)],
                     "max_tokens": num_output,
                     "ignore_eos": True,
                 }

@@ -26,6 +26,10 @@ COMMANDS = {
     "top": ("headway.cli.top:top", "Watch a running server in the terminal."),
     "explain": ("headway.cli.explain:explain", "Tell where a late request's seconds went."),
     "calibrate": ("headway.cli.calibrate:calibrate", "Make a step-time profile."),
+    "verify": (
+        "headway.cli.verify:verify",
+        "Measure Headway beside stock vLLM here, for an issue.",
+    ),
     "demo": ("headway.cli.demo:demo", "Serve a real model here, with and without Headway."),
 }
 """Name → (module:command, one line of help)."""
@@ -53,8 +57,23 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
 
 
+def tell_version(ctx: click.Context, _: click.Parameter, is_asked: bool) -> None:
+    """Print the versions of Headway and of vLLM, which is not imported for it, and end."""
+    if not is_asked or ctx.resilient_parsing:
+        return
+    from headway.bench.provenance import vllm_version
+
+    vllm = vllm_version()
+    beside = f"vLLM {vllm}" if vllm else "vLLM is not installed"
+    click.echo(f"headway, version {headway.__version__} ({beside})")
+    ctx.exit()
+
+
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(headway.__version__, prog_name="headway")
+@click.option(
+    "--version", is_flag=True, expose_value=False, is_eager=True, callback=tell_version,
+    help="Show the versions of Headway and vLLM and exit.",
+)  # fmt: skip
 def cli() -> None:
     """Headway keeps tokens on schedule: an SLO-aware scheduler for LLM servers."""
 

@@ -183,6 +183,7 @@ class Board:
             "ready": True,
             "policy": newest.get("policy"),
             "overload": newest.get("overload"),
+            "features": newest.get("features") or {},
             "num_engines": len(self.latest),
             "unix_s": now_unix_s,
             "age_s": max(now_unix_s - newest["unix_s"], 0.0),

@@ -30,7 +30,19 @@ class Cheaper(SwapChoice):
         return "swap" if swap_s(draft, victim) < recompute_s(draft, victim) else "recompute"
 
 
-SWAPS: dict[str, type[SwapChoice]] = {"cheaper": Cheaper, "recompute": AlwaysRecompute}
+class WhereverPossible(SwapChoice):
+    """Whatever it costs: for trying out that a copy loses nothing, where recompute is cheaper."""
+
+    def how(self, draft: Draft, victim: Request) -> str:
+        """Return ``"swap"`` where the host has room for the victim's KV."""
+        return "swap" if copyable_blocks(draft, victim) else "recompute"
+
+
+SWAPS: dict[str, type[SwapChoice]] = {
+    "cheaper": Cheaper,
+    "recompute": AlwaysRecompute,
+    "always": WhereverPossible,
+}
 """What a preset's option ``swap`` may be."""
 
 

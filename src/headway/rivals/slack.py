@@ -28,7 +28,8 @@ def parts(max_wait_s: float = 300.0, confidence: float = 0.5, swap: str = "recom
         max_wait_s: Bound on how long best effort may wait for its turn.
         confidence: The quantile of the output lengths to reserve by.
         swap: ``"cheaper"`` copies a victim's KV to the host where that takes fewer seconds than
-            computing it again; ``"recompute"`` never does.
+            computing it again; ``"recompute"`` never does;
+            ``"always"`` does where the host has room, to try it out.
     """
     ledger = KvLedger()
     return Parts(

@@ -58,13 +58,12 @@ class Page:
             )
         )  # fmt: skip
 
-    def document(self, title: str, more_style: str = "") -> str:
-        """Return the page as HTML, Plotly's script included."""
+    def document(self, title: str, more_style: str = "", *, has_figures: bool = True) -> str:
+        """Return the page as HTML, Plotly's script included where it has figures."""
+        script = f"<script>{get_plotlyjs()}</script>" if has_figures else ""
         return (
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
             f"<title>Headway: {escape(title)}</title><style>{STYLE}{more_style}</style>"
-            f"<script>{get_plotlyjs()}</script></head><body><main>\n"
-            + "\n".join(self.parts)
-            + "\n</main></body></html>\n"
+            f"{script}</head><body><main>\n" + "\n".join(self.parts) + "\n</main></body></html>\n"
         )

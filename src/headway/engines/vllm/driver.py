@@ -59,7 +59,7 @@ class HeadwayMixin(Steering):
         recording = recording_of(self.headway_settings, guess, self.vllm_config)
         counts = recording.counts if recording is not None else None
         budgets = self.headway_settings.budgets
-        self.headway_watch = watch_of(core, self.vllm_config, counts, budgets)
+        self.headway_watch = watch_of(core, self, counts, budgets)
         signal = load_signal_of(core, self.vllm_config)
         readers = [r for r in (recording, self.headway_watch, signal) if r is not None]
         self.headway: Core | Journal = Journal(core, *readers) if readers else core

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ class Watch(Counted):
         engine: The name of this scheduler among several (data parallel rank).
         recorded: Lines of the recording so far, where there is one.
         budgets: Where error budgets outlive this process, if they do.
+        features: Tells what the engine was found to have; asked once, when somebody looks.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class Watch(Counted):
         engine: str = "0",
         recorded: Mapping[str, int] | None = None,
         budgets: Path | None = None,
+        features: Callable[[], dict[str, Any]] = dict,
     ) -> None:
         # Of one instant: a clock that is set later does not tear a window apart.
         super().__init__(core, unix_at_zero_s=time.time() - time.monotonic())
@@ -46,6 +49,7 @@ class Watch(Counted):
         self._sender = sender
         self._engine = engine
         self._recorded = recorded
+        self._features = cache(features)
         self._request_starts = {"used": 0, "ignored": 0}
         self._explained: set[str] = set()
         self.accounts: dict[str, dict[str, Any]] = {}
@@ -86,6 +90,7 @@ class Watch(Counted):
         snapshot = self.observed.snapshot(core.live, at_s, times, core.load(at_s))
         snapshot["engine"] = self._engine
         snapshot["unix_s"] = time.time()
+        snapshot["features"] = self._features()
         snapshot["length_coverage_target"] = core.known.lengths.coverage_target
         snapshot["counts"]["request_starts"] = dict(self._request_starts)
         snapshot["counts"]["dropped"] = dict(self._sender.dropped)
@@ -102,13 +107,14 @@ class Watch(Counted):
 
 def watch_of(
     core: Scheduler,
-    vllm_config: Any,
+    scheduler: Any,
     recorded: Mapping[str, int] | None = None,
     budgets: str | None = None,
 ) -> Watch | None:
     """Return what watches *core*, when the environment names a channel.
 
     Args:
+        scheduler: vLLM's, that *core* plans for.
         budgets: The setting of that name.
 
     Raises:
@@ -122,6 +128,9 @@ def watch_of(
                 CHANNEL_VARIABLE,
             )
         return None
-    engine = str(vllm_config.parallel_config.data_parallel_index)
+    from headway.engines.vllm.features import features_of
+
+    engine = str(scheduler.vllm_config.parallel_config.data_parallel_index)
     path = None if budgets is None else path_of(budgets, engine)
-    return Watch(core, Sender(folder, engine), engine, recorded, path)
+    features = partial(features_of, scheduler)
+    return Watch(core, Sender(folder, engine), engine, recorded, path, features)
