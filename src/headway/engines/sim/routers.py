@@ -17,18 +17,21 @@ GUESSED_OUTPUT_TOKENS = 256
 """What an unfinished request counts beside its prompt, since nobody knows its output's length."""
 
 PRESSURE_GUARD = 2.0
-"""How much more pressure than the least a server may have that is chosen for what it has cached;
-chosen on one seed (experiments/fleet is still to be run). Larger: a popular prefix makes one server
-slow; smaller: prompts are computed on servers that have not seen them."""
+"""How much more pressure than the least a server may have that is chosen for what it has cached
+(experiments/fleet: with 1 agents keep 98.8 % of unequal servers, with 2 and 4 99.6; turns lose 8
+points with 4). Larger: a popular prefix makes one server slow; smaller: prompts are computed on
+servers that have not seen them."""
 
 MATCHED_SHARE = 0.5
-"""The share of a prompt that a server must have cached to be chosen for it; chosen on one seed
-(experiments/fleet is still to be run). Larger: prompts are computed again that a server has most
-of; smaller: everybody goes to the server that first computed a common head."""
+"""The share of a prompt that a server must have cached to be chosen for it (experiments/fleet: agents
+keep 89 to 98 % with a quarter, 99.6 to 100 with half and with three quarters). Larger: prompts are
+computed again that a server has most of; smaller: everybody goes to the server that first computed
+a common head."""
 
 MOST_ASKED = 8
 """Servers that are asked for a quote of one request: each answer costs its server about what a plan
-costs. Larger: more questions than plans; smaller: a yes may be missed."""
+costs (experiments/fleet: four do as well, two keep 0.4 points less where servers are unequal).
+Larger: more questions than plans; smaller: a yes may be missed."""
 
 
 class Router(Protocol):
