@@ -23,10 +23,10 @@ points with 4). Larger: a popular prefix makes one server slow; smaller: prompts
 servers that have not seen them."""
 
 MATCHED_SHARE = 0.5
-"""The share of a prompt that a server must have cached to be chosen for it (experiments/fleet: agents
-keep 89 to 98 % with a quarter, 99.6 to 100 with half and with three quarters). Larger: prompts are
-computed again that a server has most of; smaller: everybody goes to the server that first computed
-a common head."""
+"""The share of a prompt that a server must have cached to be chosen for it (experiments/fleet:
+agents keep 89 to 98 % with a quarter, 99.6 to 100 with half and with three quarters). Larger:
+prompts are computed again that a server has most of; smaller: everybody goes to the server that
+first computed a common head."""
 
 MOST_ASKED = 8
 """Servers that are asked for a quote of one request: each answer costs its server about what a plan

@@ -20,9 +20,9 @@ from headway.engines.virtual import Outcome, VirtualCall
 from headway.policy.quote import Quote
 
 COMPARED = 2
-"""Servers that are compared for a request by what they were a moment ago (experiments/fleet: of eight
-unequal servers one drawn keeps 93.5 %, the better of two 95.7, of four 95.3, of all 86.3). Larger:
-more requests go where it was best then; smaller, that is, one: nobody looks."""
+"""Servers that are compared for a request by what they were a moment ago (experiments/fleet: of
+eight unequal servers one drawn keeps 93.5 %, the better of two 95.7, of four 95.3, of all 86.3).
+Larger: more requests go where it was best then; smaller, that is, one: nobody looks."""
 
 
 class Sight(Protocol):
