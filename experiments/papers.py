@@ -1,9 +1,10 @@
-"""Write results.md from what ``headway paper NAME`` measured.
+"""Write results.md, and the table of docs/papers.md, from what ``headway paper NAME`` measured.
 
     python experiments/papers.py cacheopt paper-out
     python experiments/papers.py accelgen paper-out
 
-Copies the figures (not the single runs) to NAME/results.json beside it.
+Copies the figures (not the single runs) to NAME/results.json beside it. Without a folder everything
+is written again from the figures kept there.
 """
 
 from __future__ import annotations
@@ -17,12 +18,16 @@ from typing import Any
 
 import click
 
+from headway.metrics.define import PLAIN, definition_of
+from headway.study import claims_table
+from headway.study.claims import Verdict
 from headway.study.experiments import ACCELGEN, CACHEOPT, Experiment
-from headway.study.paper_grid import FIGURES, Figure
+from headway.study.gains import Gain, Unit, largest
+from headway.study.paper_grid import FIGURE, Row
 
 HERE = Path(__file__).parent
-FIGURE = {figure.label: figure for figure in FIGURES}
-Row = dict[str, Any]
+PAGE = HERE.parent / "docs" / "papers.md"
+NOTHING = claims_table.NOTHING
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +42,11 @@ class Layout:
     experiment: Experiment
     columns: Mapping[str, Callable[[Row], str]]
     compared: Sequence[str]
+
+
+def _or_dash(row: Row, label: str, form: str) -> str:
+    value = row.get(label)
+    return NOTHING if value is None else form.format(value)
 
 
 _KEPT: dict[str, Callable[[Row], str]] = {
@@ -57,12 +67,16 @@ LAYOUTS = {
             "TTFT p95": lambda r: f"{r['TTFT p95']:.2f} s",
             "gap p95": lambda r: f"{1000 * r['gap p95']:.0f} ms",
             "gap p99": lambda r: f"{1000 * r['gap p99']:.0f} ms",
+            "longest gap p95": lambda r: _or_dash(r, "longest gap of a request, p95", "{:.2f} s"),
+            "mean gap p95": lambda r: _or_dash(r, "mean gap of a request, p95", "{:.3f} s"),
             "longest gap": lambda r: f"{r['longest gap']:.1f} s",
             "preempted": lambda r: f"{r['preemptions']:.0f}",
         },
         (
             "gap p95",
             "gap p99",
+            "longest gap of a request, p95",
+            "mean gap of a request, p95",
             "longest gap",
             "TTFT p95",
             "TTFT attainment",
@@ -109,8 +123,6 @@ def table(rows: Sequence[Row], layout: Layout) -> list[str]:
 def against_each(rows: Sequence[Row], ours: str, layout: Layout) -> list[str]:
     """Return our largest gain over each baseline, and over the best of them, per figure."""
     baselines = layout.experiment.baselines
-    at = {(r["policy"], r["workload"], r["rate_rps"]): r for r in rows}
-    loads = sorted({(r["workload"], r["rate_rps"]) for r in rows})
     lines = [
         "| figure | " + " | ".join(baselines) + " | the best of them |",
         "|---|" + "---:|" * (len(baselines) + 1),
@@ -118,23 +130,16 @@ def against_each(rows: Sequence[Row], ours: str, layout: Layout) -> list[str]:
     for label in layout.compared:
         figure, cells = FIGURE[label], []
         for group in [[b] for b in baselines] + [list(baselines)]:
-            best = max((_gain(at, figure, ours, group, load), load) for load in loads)
-            unit = f"{best[0]:+.0f} points" if figure.is_share else f"{best[0]:.2f} ×"
-            cells.append(f"{unit} ({best[1][0]}, {best[1][1]:g}/s)")
-        claim = layout.experiment.published.get(label)
-        name = f"{label} (published {claim})" if claim else label
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+            unit: Unit = "points" if figure.is_share else "factor"
+            best = largest(rows, figure, unit, ours, group)
+            cells.append(NOTHING if best is None else _largest(best, unit))
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
     return lines
 
 
-def _gain(at: dict[Any, Row], figure: Figure, ours: str, group: Sequence[str], load: Any) -> float:
-    mine = at[ours, *load][figure.label]
-    theirs = [at[b, *load][figure.label] for b in group]
-    if figure.is_share:
-        return 100.0 * (mine - max(theirs))
-    if figure.less_is_better:
-        return min(theirs) / max(mine, 1e-9)
-    return mine / max(*theirs, 1e-9)
+def _largest(gain: Gain, unit: Unit) -> str:
+    amount = f"{gain.gain:+.0f} points" if unit == "points" else f"{gain.gain:.2f} ×"
+    return f"{amount} ({gain.workload}, {gain.rate_rps:g}/s)"
 
 
 def changes(rows: Sequence[Row], base: str) -> list[str]:
@@ -159,16 +164,80 @@ def changes(rows: Sequence[Row], base: str) -> list[str]:
     return lines
 
 
+def claims_lines(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return rows of verdicts as a table."""
+    head = [f"| {' | '.join(claims_table.HEAD)} |", "|---|---|---:|---|---|---|---|"]
+    return [*head, *(f"| {' | '.join(row)} |" for row in rows)]
+
+
+def verdicts_of(document: Mapping[str, Any], experiment: Experiment) -> list[Verdict]:
+    """Return the verdicts on the claims; of old figures, gaps kept are those by the old reading."""
+    tables = {name: document[name] for name in experiment.tables() if name in document}
+    if definition_of(document) == PLAIN:
+        for name, rows in tables.items():
+            tables[name] = [
+                {_OLD.get(label, label): value for label, value in row.items()} for row in rows
+            ]
+    return experiment.verdicts(tables)
+
+
+_OLD = {"TBT attainment": "TBT attainment, plain"}
+
+
+def provenance(document: Mapping[str, Any], experiment: Experiment) -> list[str]:
+    """Return what must be known of the figures in *document*, a sentence each."""
+    seeds = ", ".join(str(seed) for seed in document["seeds"])
+    said = [f"Seeds {seeds}. The day's baselines: {', '.join(experiment.of_their_day)}."]
+    if definition_of(document) == PLAIN:
+        said.append(
+            "**These are the runs kept so far.** They were made before"
+            " [decision 10](decisions/0010-no-freeze-is-kept.md): a gap promise was kept by 99 % of"
+            " the gaps alone, and some figures were not counted yet."
+        )
+    played = {row["policy"] for row in document["main"]}
+    rivals = (*experiment.of_their_day, *experiment.of_today)
+    missing = [f"`{name}`" for name in rivals if name not in played]
+    for verdict in verdicts_of(document, experiment):
+        names = [one.reading.name for one in verdict.findings if one.outcome is None]
+        if names and verdict.policy == experiment.ours:
+            missing.append(f"{verdict.claim.text} ({', '.join(names)})")
+    if missing:
+        said.append(f"Not in these runs: {'; '.join(missing)}.")
+    return said
+
+
+def with_verdicts(page: str, document: Mapping[str, Any], experiment: Experiment) -> str:
+    """Return the text of *page* with the verdicts between the marks of *experiment*."""
+    first, last = f"<!-- {experiment.name} -->", f"<!-- /{experiment.name} -->"
+    rows = claims_table.cells(verdicts_of(document, experiment))
+    lines = [*claims_lines(rows), "", *provenance(document, experiment)]
+    before, _, rest = page.partition(first)
+    return "\n".join([f"{before}{first}", "", *lines, "", last + rest.partition(last)[2]])
+
+
 @click.command()
 @click.argument("name", type=click.Choice(list(LAYOUTS)))
-@click.argument("folder", type=click.Path(path_type=Path, exists=True))
-def main(name: str, folder: Path) -> None:
-    """Read FOLDER/NAME.json and write NAME/results.md and NAME/results.json."""
+@click.argument("folder", required=False, type=click.Path(path_type=Path, exists=True))
+def main(name: str, folder: Path | None) -> None:
+    """Read FOLDER/NAME.json and write NAME/results.md, NAME/results.json and docs/papers.md."""
     layout = LAYOUTS[name]
-    document = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
     (HERE / name).mkdir(exist_ok=True)
-    shutil.copy(folder / f"{name}.json", HERE / name / "results.json")
-    lines = ["# Main", "", *table(document["main"], layout), f"# Largest gains of `{name}`", ""]
+    if folder is not None:
+        shutil.copy(folder / f"{name}.json", HERE / name / "results.json")
+    document = json.loads((HERE / name / "results.json").read_text(encoding="utf-8"))
+    (HERE / name / "results.md").write_text("\n".join(results(document, layout)), encoding="utf-8")
+    page = with_verdicts(PAGE.read_text(encoding="utf-8"), document, layout.experiment)
+    PAGE.write_text(page, encoding="utf-8")
+
+
+def results(document: Mapping[str, Any], layout: Layout) -> list[str]:
+    """Return the lines of results.md."""
+    name = layout.experiment.name
+    found = verdicts_of(document, layout.experiment)
+    lines = ["# Claims, by every reading", ""]
+    lines += [*claims_lines(claims_table.reading_cells(found)), ""]
+    lines += ["# Main", "", *table(document["main"], layout)]
+    lines += [f"# Largest gains of `{name}`", ""]
     for ours in (name, "headway"):
         lines += [f"`{ours}`:", "", *against_each(document["main"], ours, layout), ""]
     lines += ["# Capacity: the highest rate with 90 % kept, requests/s", ""]
@@ -186,7 +255,7 @@ def main(name: str, folder: Path) -> None:
     for other in layout.experiment.more:
         if other in document:
             lines += [f"# {other}", "", *table(document[other], layout)]
-    (HERE / name / "results.md").write_text("\n".join(lines), encoding="utf-8")
+    return lines
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The papers' experiments as commands: a grid of runs, gains against the best, capacity."""
+"""The papers' experiments as commands: a grid of runs, verdicts on claims, capacity."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from headway.errors import UserError
 from headway.papers.cacheopt import preset as cacheopt
 from headway.papers.cacheopt.c2_lending import LendingLedger
 from headway.study import stock
+from headway.study.claims import ClaimReading, PaperClaim
 from headway.study.drawn import DrawnMix
 from headway.study.experiments import ACCELGEN, CACHEOPT, Experiment
 from headway.study.on_oracle import ORACLE
-from headway.study.paper_grid import NamedPolicy, Traffic, capacity_of, gains
+from headway.study.paper_grid import FIGURE, NamedPolicy, Traffic
 from headway.study.requests import requests_of
 from headway.study.spec import STOCK_WAYS, Load, Machine, RunSpec
 from headway.study.virtual_run import execute
@@ -30,7 +31,9 @@ TINY = Experiment(
     traffic=(Traffic("sharegpt-turn", (2.0, 4.0), max_output_tokens=200),),
     contenders=(NamedPolicy("cacheopt", "cacheopt"), NamedPolicy("fcfs", "fcfs")),
     baselines=("fcfs",),
-    published={"attainment": "+10 points"},
+    claims=(PaperClaim("attainment", 10, "points", (ClaimReading("all", FIGURE["attainment"]),)),),
+    of_their_day=("fcfs",),
+    of_today=("fcfs",),
 )
 
 
@@ -43,22 +46,44 @@ def run(
 
 
 def test_the_experiment_writes_its_tables(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rows of both contenders at both rates, gains against the baseline, capacity, all runs."""
+    """Rows of both contenders at both rates, verdicts on the claims, capacity, all runs."""
+    monkeypatch.setenv("COLUMNS", "200")
     document = run(tmp_path, TINY, seeds="0,1")
     assert {(r["policy"], r["rate_rps"]) for r in document["main"]} == {
         (policy, rate) for policy in ("cacheopt", "fcfs") for rate in (2.0, 4.0)
     }
     assert all(len(r["attainment_per_seed"]) == 2 for r in document["main"])
     kept = {(r["policy"], r["rate_rps"]): r["attainment"] for r in document["main"]}
-    gain = next(g for g in document["gains"] if g["figure"] == "attainment")
+    claim = document["claims"][0]
     largest = max(kept["cacheopt", r] - kept["fcfs", r] for r in (2.0, 4.0))
-    assert gain["gain"] == pytest.approx(100 * largest)
+    assert claim["readings"][0]["day"]["best"]["gain"] == pytest.approx(100 * largest)
+    assert claim["verdict"] == ("reached" if round(100 * largest, 1) >= 10 else "not reached")
+    assert [c["verdict"] for c in document["claims"] if c["policy"] == "headway"] == [None]
     assert document["capacity_at_90"]["sharegpt-turn"].keys() == {"cacheopt", "fcfs"}
     runs = json.loads((tmp_path / "tiny-runs.json").read_text())["runs"]
     assert len(runs) == 8
     assert "+10 points" in capsys.readouterr().out
+
+
+def test_without_the_main_table_there_is_no_verdict(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One sentence says so, and the document has no claims."""
+    traffic = (replace(TINY.traffic[0], rates_rps=(2.0,)),)
+    document = run(
+        tmp_path, replace(TINY, ablation=TINY.contenders[1:], pressed=traffic), part="ablation"
+    )
+    assert "claims" not in document
+    assert "No verdict on the claims" in capsys.readouterr().out
+
+
+def test_a_figure_that_an_older_run_lacks_is_none() -> None:
+    """Runs made before a figure was counted can still be read."""
+    figure = FIGURE["mean gap of a request, p95"]
+    assert figure.of({"tpot_s": {"p95": 0.1}}) == 0.1
+    assert figure.of({"tbt_s": {"p95": 0.1}}) is None
 
 
 def test_stock_vllm_is_tuned_by_its_own_code(
@@ -77,23 +102,6 @@ def test_stock_vllm_is_tuned_by_its_own_code(
     for rate in (2.0, 4.0):
         assert kept["stock-hindsight", rate] >= kept["stock", rate]
         assert kept["stock-hindsight", rate] >= kept["stock-static", rate]
-
-
-def test_the_best_baseline_counts_not_the_weakest() -> None:
-    """An "up to" figure is taken against whoever does best at that load."""
-
-    def one(kept: float) -> list[dict[str, Any]]:
-        spread = {"p50": 1.0, "p95": 1.0, "p99": 1.0, "max": 1.0}
-        return [{"attainment": kept, "ttft_attainment": kept, "tbt_attainment": kept,
-                 "ttft_s": spread, "tbt_s": spread, "jct_s": spread, "normalised_latency_s": 1.0,
-                 "goodput_rps": 1.0, "output_tokens_per_s": 1.0}]  # fmt: skip
-
-    grid = {("us", "w", 1.0): one(0.9), ("weak", "w", 1.0): one(0.1), ("good", "w", 1.0): one(0.8)}
-    found = {gain.figure: gain for gain in gains(grid, "us", ("weak", "good"))}
-    assert found["attainment"].gain == pytest.approx(10.0)
-    assert found["attainment"].baseline == "good"
-    grid["us", "w", 2.0] = one(0.7)
-    assert capacity_of(grid, "us", "w", 0.8) == pytest.approx(1.5)
 
 
 @pytest.mark.parametrize("experiment", [CACHEOPT, ACCELGEN])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +15,13 @@ from headway.cli.run_options import seeds_of
 from headway.cli.stacked import Command, stacked
 from headway.cli.values import progress, save, whole
 from headway.errors import UserError
+from headway.metrics.define import DEFINITION
+from headway.study import claims_table
+from headway.study.claims import Tables, Verdict
 from headway.study.experiments import ACCELGEN, CACHEOPT, Experiment
 from headway.study.experiments import Table as Setup
-from headway.study.paper_grid import (
-    FIGURES,
-    SHOWN,
-    Gain,
-    Grid,
-    capacity_of,
-    gains,
-    mean_of,
-    run_grid,
-)
+from headway.study.gains import capacities
+from headway.study.paper_grid import FIGURE, Grid, Row, mean_of, rows_of, run_grid
 from headway.study.spec import RunSpec
 from headway.study.sweep import FinishedRuns, Run, run_all
 
@@ -49,7 +43,7 @@ def _shared(command: Command) -> Command:
 
 @click.group()
 def paper() -> None:
-    """Run a paper's experiment: baselines, ablation, sensitivity, and the gains it claims."""
+    """Run a paper's experiment: baselines, ablation, sensitivity, and a verdict on each claim."""
 
 
 @paper.command()
@@ -90,18 +84,31 @@ def run_experiment(
         every.update(runs)
         return runs
 
-    document: dict[str, Any] = {"schema": 1, "experiment": experiment.name, "seeds": numbers}
+    tables: dict[str, list[Row]] = {}
     for name, setup in tables_of(experiment, part).items():
         total = count * (max(numbers) + 1)
         traffic = [one.written(out, setup.machine, total) for one in setup.traffic]
-        grid = run_grid(setup.contenders, traffic, setup.machine, numbers, count, run_many, tuned)
+        grid = run_grid(
+            setup.contenders,
+            traffic,
+            setup.machine,
+            numbers,
+            count,
+            run_many,
+            tuned,
+            setup.overload,
+        )
         console.print(_table(grid, f"{experiment.name}: {name}"))
-        document[name] = _rows(grid)
-        if name == "main":
-            found = gains(grid, experiment.ours, experiment.baselines)
-            console.print(_gains_table(found, experiment))
-            document["gains"] = [asdict(gain) for gain in found]
-            document["capacity_at_90"] = _capacities(grid)
+        tables[name] = rows_of(grid, experiment.claimed_figures(name))
+    document: dict[str, Any] = {
+        "schema": 1,
+        "experiment": experiment.name,
+        "definition": DEFINITION,
+        "seeds": numbers,
+        "num_requests": count,
+        **tables,
+        **_judged(experiment, tables, console),
+    }
     save(out / f"{experiment.name}.json", document)
     save(out / f"{experiment.name}-runs.json", {"schema": 1, "runs": list(every.values())})
     console.print(
@@ -125,25 +132,24 @@ def tables_of(experiment: Experiment, part: str) -> dict[str, Setup]:
     return {name: every[name] for name in names}
 
 
-def _rows(grid: Grid) -> list[dict[str, Any]]:
-    return [
-        {
-            "policy": label,
-            "workload": workload,
-            "rate_rps": rate,
-            "attainment_per_seed": [run["attainment"] for run in runs],
-            "preemptions": sum(sum(run["preemptions"].values()) for run in runs) / len(runs),
-            **{figure.label: mean_of(runs, figure) for figure in SHOWN},
-        }
-        for (label, workload, rate), runs in grid.items()
-    ]
+def _judged(experiment: Experiment, tables: Tables, console: Console) -> dict[str, Any]:
+    """Print the verdicts on the claims, or why there are none; return them for the document."""
+    if "main" not in tables:
+        console.print("No verdict on the claims: they need the table main, which was not run.")
+        return {}
+    found = experiment.verdicts(tables)
+    console.print(_claims_table(found, experiment))
+    return {
+        "claims": [verdict.document() for verdict in found],
+        "capacity_at_90": _capacities(tables["main"]),
+    }
 
 
-def _capacities(grid: Grid) -> dict[str, dict[str, float]]:
-    found: dict[str, dict[str, float]] = {}
-    for label, workload, _ in grid:
-        found.setdefault(workload, {})[label] = capacity_of(grid, label, workload)
-    return found
+def _capacities(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
+    return {
+        workload: {policy: score.mean for policy, score in here.items()}
+        for (workload, _), here in capacities(rows).items()
+    }
 
 
 def _table(grid: Grid, title: str) -> Table:
@@ -157,22 +163,16 @@ def _table(grid: Grid, title: str) -> Table:
             f"{rate:g}/s",
             f"{sum(kept) / len(kept):.1%}",
             f"{min(kept):.0%}–{max(kept):.0%}",
-            f"{mean_of(runs, FIGURES[0]) or 0:.2f} s",
-            f"{1000 * (mean_of(runs, FIGURES[1]) or 0):.0f} ms",
+            f"{mean_of(runs, FIGURE['TTFT p95']) or 0:.2f} s",
+            f"{1000 * (mean_of(runs, FIGURE['gap p95']) or 0):.0f} ms",
             f"{sum(sum(r['preemptions'].values()) for r in runs) / len(runs):.0f}",
         )
     return table
 
 
-def _gains_table(found: Sequence[Gain], experiment: Experiment) -> Table:
-    title = f"Largest gain of {experiment.ours} over the best baseline at the same load"
-    table = values.table(title, ("figure", "gain", "published", "where", "against"), ())
-    for gain in found:
-        table.add_row(
-            gain.figure,
-            f"{gain.gain:+.0f} points" if gain.is_points else f"{gain.gain:.2f} ×",
-            experiment.published.get(gain.figure, ""),
-            f"{gain.workload} at {gain.rate_rps:g}/s",
-            gain.baseline,
-        )
+def _claims_table(found: Sequence[Verdict], experiment: Experiment) -> Table:
+    title = f"What the paper of {experiment.name} claims, each at the load of the largest gain"
+    table = values.table(title, claims_table.HEAD, ())
+    for row in claims_table.cells(found):
+        table.add_row(*row)
     return table

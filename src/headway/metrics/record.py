@@ -184,7 +184,9 @@ def figures(
     """Return the figures that a run and each of its classes have in common.
 
     The attainments of one dimension are over the offered requests that were promised that
-    dimension (``None`` when none was); tails are over the tokens that came.
+    dimension (``None`` when none was); tails are over the tokens that came. Gaps have three:
+    ``tbt_s`` over all gaps of all requests, ``pause_s`` over requests of the longest gap,
+    ``tpot_s`` over requests of the mean gap. A request with fewer than two tokens is in none.
     """
     num_offered = len(records) if num_offered is None else num_offered
     missing = [False] * (num_offered - len(records))
@@ -200,7 +202,7 @@ def figures(
     ]
     gaps = [gap_s for record in records for gap_s in define.gaps_s(record.emitted_at_s)]
     longest = [define.pause_s(record.emitted_at_s) for record in records]
-    pauses = [span_s for span_s in longest if span_s is not None]
+    means = [define.tpot_s(record.emitted_at_s) for record in records]
     return {
         "num_requests": num_offered,
         "num_attained": len(kept),
@@ -225,7 +227,8 @@ def figures(
         ),
         "ttft_s": define.quantiles([span_s for span_s in ttfts if span_s is not None]),
         "tbt_s": define.quantiles(gaps),
-        "pause_s": define.quantiles(pauses),
+        "pause_s": define.quantiles([span_s for span_s in longest if span_s is not None]),
+        "tpot_s": define.quantiles([span_s for span_s in means if span_s is not None]),
         "jct_s": define.quantiles([span_s for span_s in jcts if span_s is not None]),
         "normalised_latency_s": sum(latencies) / len(latencies) if latencies else None,
         "outcomes": {name: sum(r.outcome == name for r in records) for name in OUTCOMES},

@@ -11,23 +11,31 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from headway.study.claims import PaperClaim, Tables, Verdict, verdicts
 from headway.study.drawn import DrawnMix
 from headway.study.paper_grid import NamedPolicy, Traffic, variants
-from headway.study.spec import Machine
+from headway.study.published import ACCELGEN_CLAIMS, CACHEOPT_CLAIMS
+from headway.study.spec import STOCK_WAYS, Machine
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Who is run on what, under which loads."""
+    """Who is run on what, under which loads; *overload* as in ``headway simulate``."""
 
     machine: Machine
     contenders: tuple[NamedPolicy, ...]
     traffic: tuple[Traffic, ...]
+    overload: str = "demote"
 
 
 @dataclass(frozen=True, slots=True)
 class Experiment:
-    """One paper's experiment: its tables, and what was claimed."""
+    """One paper's experiment: its tables, and what was claimed.
+
+    Attributes:
+        of_their_day: Policies that are what the paper compared with.
+        of_today: vLLM as it is now, in its settings; the best of them at each load is its best.
+    """
 
     name: str
     ours: str
@@ -39,7 +47,9 @@ class Experiment:
     sensitivity: tuple[NamedPolicy, ...] = ()
     pressed: tuple[Traffic, ...] = ()
     more: Mapping[str, Table] = field(default_factory=dict)
-    published: Mapping[str, str] = field(default_factory=dict)
+    claims: tuple[PaperClaim, ...] = ()
+    of_their_day: tuple[str, ...] = ()
+    of_today: tuple[str, ...] = ()
 
     def tables(self) -> dict[str, Table]:
         """Return every table by name.
@@ -54,10 +64,20 @@ class Experiment:
             **self.more,
         }
 
+    def claimed_figures(self, table: str) -> set[str]:
+        """Return the labels of the figures that claims compare in *table*."""
+        readings = [reading for claim in self.claims for reading in claim.readings]
+        return {r.figure.label for r in readings if r.figure is not None and r.table == table}
+
+    def verdicts(self, tables: Tables) -> list[Verdict]:
+        """Return a verdict on each claim, for the paper's own policy and for the default."""
+        policies = dict.fromkeys((self.ours, "headway"))
+        return verdicts(self.claims, tables, list(policies), self.of_their_day, self.of_today)
+
 
 OPT_13B = Machine("opt-13b@a100", kv_tokens=14_648, host_tokens=80_000, noise=0.05)
 
-STOCK = tuple(NamedPolicy(name, name) for name in ("stock", "stock-static", "stock-hindsight"))
+STOCK = tuple(NamedPolicy(name, name) for name in STOCK_WAYS)
 
 _CACHEOPT = NamedPolicy("cacheopt", "cacheopt")
 _HEADWAY = NamedPolicy("headway", "headway")
@@ -132,12 +152,9 @@ CACHEOPT = Experiment(
         Traffic("sharegpt-turn", (4.5,), max_output_tokens=1024),
         Traffic("alpaca", (110.0,), times=6, max_output_tokens=256),
     ),
-    published={
-        "gap p95": "3.29 ×",
-        "TTFT p95": "2.83 ×",
-        "TTFT attainment": "+47 points",
-        "TBT attainment": "+53 points",
-    },
+    claims=CACHEOPT_CLAIMS,
+    of_their_day=("sarathi", "s3", "rlp"),
+    of_today=STOCK_WAYS,
 )
 
 _ACCELGEN = NamedPolicy("accelgen", "accelgen")
@@ -155,6 +172,19 @@ _FEW = (
 # 12 GB hold 14,648 tokens of a 13B model: 100k tokens x 0.12 and 2,048 out fit.
 _DRAWN_13B = DrawnMix(reference_rps=0.3, prompt_scale=0.12)
 _ONE_LOAD = Traffic("accelgen-13b", (1.2,), drawn=_DRAWN_13B)
+
+
+_70B = Machine("llama-3.1-70b@a100x4", kv_tokens=411_984, noise=0.05)
+"""135 GB of KV on four GPUs, 327,680 bytes a token."""
+
+_70B_TRAFFIC = Traffic("accelgen-70b", (0.1, 0.2), drawn=DrawnMix(0.1))
+
+
+def _dropping(machine: Machine, traffic: Traffic) -> Table:
+    """Return who may refuse what is hopeless, beside the baselines, which serve everybody."""
+    contenders = (_ACCELGEN, _HEADWAY, STOCK[0], STOCK[2])
+    baselines = tuple(NamedPolicy(n, n) for n in _BASELINES)
+    return Table(machine, (*contenders, *baselines), (traffic,), overload="refuse")
 
 
 def _at_one_load(drawn: Mapping[str, DrawnMix]) -> Table:
@@ -209,17 +239,12 @@ ACCELGEN = Experiment(
             _FEW,
             (Traffic("accelgen-8b", (0.3, 0.6), drawn=DrawnMix(0.3, prompt_scale=0.8)),),
         ),
-        # 135 GB of KV on four GPUs, 327,680 bytes a token.
-        "70b": Table(
-            Machine("llama-3.1-70b@a100x4", kv_tokens=411_984, noise=0.05),
-            _FEW,
-            (Traffic("accelgen-70b", (0.1, 0.2), drawn=DrawnMix(0.1)),),
-        ),
+        "70b": Table(_70B, _FEW, (_70B_TRAFFIC,)),
+        # The longest prompts that fit 12 GB, and whole ones, at loads beyond what can be kept.
+        "throughput": _dropping(OPT_13B, replace(_ONE_LOAD, rates_rps=(1.2, 4.8))),
+        "throughput-70b": _dropping(_70B, replace(_70B_TRAFFIC, rates_rps=(0.2, 0.8))),
     },
-    published={
-        "throughput": "1.42 to 11.21 ×",
-        "goodput": "1.43 to 13.71 ×",
-        "attainment": "+37 to +90 points",
-        "normalised latency": "1.61 to 12.22 × (latency)",
-    },
+    claims=ACCELGEN_CLAIMS,
+    of_their_day=_BASELINES,
+    of_today=STOCK_WAYS,
 )

@@ -1,12 +1,11 @@
-"""A published system against its baselines: a grid of runs, and the largest factors in it.
+"""A published system against its baselines: a grid of runs, and the figures read from it.
 
-Papers report "up to" figures: the largest gain over any load. :func:`gains` finds them, against the
-best baseline at each load, so that no weak rival flatters.
+What the figures say of the paper's claims is in :mod:`headway.study.claims`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from typing import Any
 from headway import registry
 from headway.study import stock
 from headway.study.drawn import DrawnMix
-from headway.study.highest_rate import crossing
 from headway.study.spec import STOCK_WAYS, EngineName, Load, Machine, RunSpec
 from headway.study.sweep import Run
 from headway.workloads import named
@@ -99,10 +97,10 @@ class Figure:
     is_share: bool = False
 
     def of(self, run: Run) -> float | None:
-        """Return the figure of one run; ``None`` where there is none."""
+        """Return the figure of one run; ``None`` where it has none, as runs made before may."""
         value: Any = run
         for key in self.path:
-            value = value[key]
+            value = None if value is None else value.get(key)
         return None if value is None else float(value)
 
 
@@ -110,18 +108,26 @@ ATTAINMENT = Figure("attainment", ("attainment",), is_share=True)
 
 FIGURES = (
     Figure("TTFT p95", ("ttft_s", "p95"), less_is_better=True),
+    Figure("TTFT p99", ("ttft_s", "p99"), less_is_better=True),
     Figure("gap p95", ("tbt_s", "p95"), less_is_better=True),
     Figure("gap p99", ("tbt_s", "p99"), less_is_better=True),
     Figure("longest gap", ("tbt_s", "max"), less_is_better=True),
+    Figure("longest gap of a request, p95", ("pause_s", "p95"), less_is_better=True),
+    Figure("mean gap of a request, p95", ("tpot_s", "p95"), less_is_better=True),
     Figure("normalised latency", ("normalised_latency_s",), less_is_better=True),
     ATTAINMENT,
     Figure("TTFT attainment", ("ttft_attainment",), is_share=True),
     Figure("TBT attainment", ("tbt_attainment",), is_share=True),
+    Figure("TBT attainment, plain", ("tbt_plain_attainment",), is_share=True),
+    Figure("TBT attainment, strict", ("tbt_strict_attainment",), is_share=True),
+    Figure("TBT attainment, mean gap", ("tbt_lenient_attainment",), is_share=True),
     Figure("goodput", ("goodput_rps",)),
     Figure("JCT p50", ("jct_s", "p50"), less_is_better=True),
     Figure("JCT p95", ("jct_s", "p95"), less_is_better=True),
     Figure("throughput", ("output_tokens_per_s",)),
 )
+
+FIGURE: Mapping[str, Figure] = {figure.label: figure for figure in FIGURES}
 
 SHOWN = (
     *FIGURES,
@@ -200,68 +206,31 @@ def mean_of(runs: Sequence[Run], figure: Figure) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-@dataclass(frozen=True, slots=True)
-class Gain:
-    """The largest gain in one figure: a factor, or points for shares, and where it is."""
-
-    figure: str
-    workload: str
-    rate_rps: float
-    gain: float
-    ours: float
-    best_baseline: float
-    baseline: str
-    is_points: bool
+Row = dict[str, Any]
+"""Of one contender at one load: each figure's mean over seeds by label, and ``per_seed`` values."""
 
 
-def gains(grid: Grid, ours: str, baselines: Sequence[str]) -> list[Gain]:
-    """Return, for each figure, our largest gain over the best baseline at the same load."""
-    found: list[Gain] = []
-    loads = sorted({(workload, rate) for _, workload, rate in grid})
-    for figure in FIGURES:
-        best: Gain | None = None
-        for workload, rate in loads:
-            gain = _gain_at(grid, figure, ours, baselines, workload, rate)
-            if gain is not None and (best is None or gain.gain > best.gain):
-                best = gain
-        if best is not None:
-            found.append(best)
-    return found
+def rows_of(grid: Grid, labels: Collection[str] = ()) -> list[Row]:
+    """Return a row a contender and load, with the values per seed of the figures in *labels*.
 
-
-def _gain_at(
-    grid: Grid, figure: Figure, ours: str, baselines: Sequence[str], workload: str, rate: float
-) -> Gain | None:
-    mine = mean_of(grid.get((ours, workload, rate), []), figure)
-    others = {
-        label: value
-        for label in baselines
-        if (value := mean_of(grid.get((label, workload, rate), []), figure)) is not None
-    }
-    if mine is None or not others:
-        return None
-    pick = min if figure.less_is_better else max
-    label = pick(others, key=lambda name: others[name])
-    best = others[label]
-    if figure.is_share:
-        gain = 100.0 * (mine - best)
-    elif figure.less_is_better:
-        gain = best / max(mine, 1e-9)
-    else:
-        gain = mine / max(best, 1e-9)
-    return Gain(figure.label, workload, rate, gain, mine, best, label, figure.is_share)
-
-
-def capacity_of(grid: Grid, label: str, workload: str, target: float = 0.9) -> float:
-    """Return the rate in requests per second at which mean attainment falls below *target*."""
-    return crossing(
-        (
-            (rate, mean_of(runs, ATTAINMENT) or 0.0)
-            for (name, source, rate), runs in grid.items()
-            if name == label and source == workload
-        ),
-        target,
-    )
+    Those of the attainment are always there.
+    """
+    return [
+        {
+            "policy": label,
+            "workload": workload,
+            "rate_rps": rate,
+            "attainment_per_seed": [run["attainment"] for run in runs],
+            "preemptions": sum(sum(run["preemptions"].values()) for run in runs) / len(runs),
+            **{figure.label: mean_of(runs, figure) for figure in SHOWN},
+            "per_seed": {
+                figure.label: [figure.of(run) for run in runs]
+                for figure in FIGURES
+                if figure.label in labels and figure is not ATTAINMENT
+            },
+        }
+        for (label, workload, rate), runs in grid.items()
+    ]
 
 
 def variants(base: NamedPolicy, changes: Mapping[str, Mapping[str, Any]]) -> list[NamedPolicy]:
