@@ -263,22 +263,27 @@ def test_a_folder_that_cannot_be_is_a_sentence(
         Sender(tmp_path / "file" / "below")
 
 
+def of_rank(index: int) -> SimpleNamespace:
+    """Return what of vLLM's scheduler says which data parallel rank it is."""
+    ranks = SimpleNamespace(data_parallel_index=index)
+    return SimpleNamespace(vllm_config=SimpleNamespace(parallel_config=ranks))
+
+
 def test_nothing_is_watched_unless_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Plain vLLM with our scheduler class keeps the bare core."""
     core = SimpleNamespace(name="slack", known=SimpleNamespace(overload="demote"), live=None)
-    config = SimpleNamespace(parallel_config=SimpleNamespace(data_parallel_index=3))
+    scheduler = of_rank(3)
     monkeypatch.delenv(CHANNEL_VARIABLE, raising=False)
-    assert watch_of(core, config) is None  # type: ignore[arg-type]
+    assert watch_of(core, scheduler) is None  # type: ignore[arg-type]
     monkeypatch.setenv(CHANNEL_VARIABLE, str(tmp_path / "c"))
-    seen = watch_of(core, config)  # type: ignore[arg-type]
+    seen = watch_of(core, scheduler)  # type: ignore[arg-type]
     assert seen is not None
     assert seen._engine == "3"
     with pytest.raises(UserError, match=f"process {os.getpid()}.*folder of its own"):
-        watch_of(core, config)  # type: ignore[arg-type]
-    other = SimpleNamespace(parallel_config=SimpleNamespace(data_parallel_index=4))
-    watch_of(core, other).close()  # type: ignore[arg-type, union-attr]  # Another rank of the same server.
+        watch_of(core, scheduler)  # type: ignore[arg-type]
+    watch_of(core, of_rank(4)).close()  # type: ignore[arg-type, union-attr]  # Another rank of the same server.
     seen.close()
-    watch_of(core, config).close()  # type: ignore[arg-type, union-attr]  # What one let go of, the next may have.
+    watch_of(core, scheduler).close()  # type: ignore[arg-type, union-attr]  # What one let go of, the next may have.
 
 
 @pytest.mark.parametrize("variable", [CHANNEL_VARIABLE, LOAD_CHANNEL_VARIABLE])

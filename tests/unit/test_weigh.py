@@ -160,7 +160,7 @@ def test_whoever_has_earned_a_late_gap_is_preempted_first() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"swap": "always"}, "Option swap must be one of cheaper, recompute, not 'always'"),
+        ({"swap": "never"}, "Option swap must be one of cheaper, recompute, always, not 'never'"),
     ],
 )
 def test_a_wrong_option_gets_one_sentence(options: dict[str, object], message: str) -> None:

@@ -82,15 +82,14 @@ def parts(
     may_pay = critical if "B" in on else None
     count_from_0("reserve_blocks", reserve_blocks)
     book = LendingBook(count_from_0("buffer_tokens", buffer_tokens))
-    lending, kept = LendingLedger(book), Reserve()
+    lending, kept, gap_s = LendingLedger(book), Reserve(), positive_s("gap_bucket_s", gap_bucket_s)
     ledger, lends = (lending, book) if "C2" in on else (KvLedger(), None)
-    gap_s = positive_s("gap_bucket_s", gap_bucket_s)
     remaining = positive_tokens("remaining_bucket_tokens", remaining_bucket_tokens)
     lengths, steps = SlidingHistogram(), positive_tokens("look_ahead_steps", look_ahead_steps)
-    padded = HoeffdingPadding(lengths, share("alpha", alpha), positive_s("beta", beta))
+    confidence = share("alpha", alpha), positive_s("beta", beta)
     batcher = MinimumFirst(ledger, critical, kept)
     built: dict[str, dict[str, Any]] = {
-        "C1": {"predictor": padded},
+        "C1": {"predictor": HoeffdingPadding(lengths, *confidence)},
         "C2": {"gate": Lending(lending, may_pay)},
         "C3": {"funder": Proactive(ledger, critical, kept, reserve_blocks, steps)},
         "C4": {"preemptor": Buckets(lends, may_pay, gap_s, remaining, steps)},
