@@ -22,8 +22,8 @@ def commands_page() -> Iterator[str]:
     yield from [
         "# Commands",
         "",
-        "`headway COMMAND --help` says the same. Exit codes: 0, 1 on failure, 2 on a mistake in"
-        " what was asked for (one sentence on standard error).",
+        "`headway COMMAND --help` prints the same. Exit codes: 0 on success, 1 on failure, 2 on a"
+        " mistake in the command (one sentence on standard error).",
         "",
         *table(
             ("command", "what it does"),
@@ -75,8 +75,8 @@ def _section(path: str, command: click.Command, shared: Sequence[Row]) -> Iterat
         yield from ["", *table(("option", "default", "meaning"), own)]
     if is_virtual:
         hidden = [f"`{p.opts[0]}`" for p in command.params if getattr(p, "hidden", False)]
-        but = f", but for {', '.join(hidden)}: the recording says these" if hidden else ""
-        yield from ["", f"And the [options of every virtual run]({LINK}){but}."]
+        but = f", except {', '.join(hidden)}, which the recording sets" if hidden else ""
+        yield from ["", f"The [options of every virtual run]({LINK}) apply too{but}."]
 
 
 def option_row(option: click.Parameter) -> Row:

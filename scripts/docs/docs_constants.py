@@ -32,13 +32,13 @@ def constants_page() -> Iterator[str]:
     yield from [
         "# Constants of the default policy",
         "",
-        f"**{count} numbers**, none of them a setting: what each is with its unit, why it has this"
-        " value, which run shows it, and which way it errs. For"
-        f" {unmeasured} the value itself was in no run, and the text says so. *LOG.md* is the"
-        " [log of experiments](../../experiments/LOG.md). Log sections are named by how their"
-        " titles begin. The guess of a machine that no driver describes (`latency/laptop.py`) is"
-        " a description, not counted here. The files are in reading order in"
-        " [where everything is](../structure.md#the-core-in-reading-order).",
+        f"**{count} numbers**, none of them a setting. Each row gives the meaning and unit, the"
+        " reason for the value, the run that shows it, and the effect of a larger or smaller value."
+        f" No run tried other values of {unmeasured} of them, and their rows say so. *LOG.md* is"
+        " the [log of experiments](../../experiments/LOG.md); its sections are named by the"
+        " beginnings of their titles. The default description of an unknown machine"
+        " (`latency/laptop.py`) is not counted. [Where everything"
+        " is](../structure.md#the-core-in-reading-order) has the files in reading order.",
     ]
     for path, found in by_path.items():
         rows = [(f"`{c.name}`", f"`{c.value}`", escaped(markdown(c.meaning))) for c in found]

@@ -81,16 +81,16 @@ def policies_page() -> Iterator[str]:
     yield from [
         "# Policies",
         "",
-        f"`--policy NAME`; the default is `{registry.DEFAULT}`. Each runs in the server, in the"
-        " simulator and in vLLM's scheduler under a virtual clock. Options go into"
-        " `--options '{\"max_wait_s\": 60}'` of a virtual run, or into"
-        " [`options`](settings.md#settings-of-a-server) of a server's settings. How faithful the"
-        " published rivals are is in [rivals](../rivals.md).",
+        f"`--policy NAME` chooses a policy; the default is `{registry.DEFAULT}`. Each policy runs"
+        " in the server, in the simulator and in vLLM's scheduler under a virtual clock. Set its"
+        " options with `--options '{\"max_wait_s\": 60}'` in a virtual run, or with"
+        " [`options`](settings.md#settings-of-a-server) in a server's settings."
+        " [Rivals](../rivals.md) says how faithful the published ones are.",
         "",
         "`headway serve --policy stock` is vLLM alone. `headway simulate` also knows `oracle`,"
-        " which is told every length in advance, and with `--engine vllm` the names `stock`,"
-        " `stock-static` and `stock-hindsight`: vLLM's own code as shipped, with the one setting"
-        " that is best over the whole sweep, and with the best setting for each load.",
+        " which knows every length in advance. With `--engine vllm` it also knows `stock` (vLLM's"
+        " own code as shipped), `stock-static` (with the one setting that is best over the whole"
+        " sweep) and `stock-hindsight` (with the best setting for each load).",
     ]
     for name, preset in registry.PRESETS.items():
         yield from ["", f"## {name}", ""]
@@ -121,18 +121,18 @@ PROXY_HEADERS = (
     (
         f"`{proxy_headers.REQUEST_START.decode()}`",
         "`--request-start`",
-        "When a proxy took the request in: Unix seconds (10 digits), milliseconds (13) or"
-        " microseconds (16), also with decimals and with `t=` before them; of several, separated by"
-        " commas, the earliest counts. Promises run from there. At most"
-        f" {OLDEST_S:g} s ago, an older one counts as that; one of more than"
-        f" {proxy_headers.SENSELESS_S / 3600:g} h ago, or more than {proxy_headers.SKEW_S:g} s in"
-        " the future, is nonsense.",
+        "The time at which a proxy received the request, in Unix seconds (10 digits), milliseconds"
+        " (13) or microseconds (16), with or without decimals and a leading `t=`. Of several times,"
+        " separated by commas, the earliest counts. Promises run from this time, but at most from"
+        f" {OLDEST_S:g} s ago. A time more than {proxy_headers.SENSELESS_S / 3600:g} h ago, or more"
+        f" than {proxy_headers.SKEW_S:g} s in the future, is invalid.",
     ),
     (
         f"`{proxy_headers.ATTEMPT_COUNT.decode()}`",
         "`--retries-elsewhere N`",
-        "Which try this is, from 1. A refusal of one after N is the last, and its appointment takes"
-        " the room it needs; before, it takes none. Without the header it takes 1/(N + 1) of it.",
+        "The number of the try, from 1. A refusal after N earlier tries is the last one, and its"
+        " appointment takes the room it needs; an earlier refusal takes none. Without the header"
+        " each takes 1/(N + 1) of it.",
     ),
 )
 """Headers that say something of a request's way to the server."""
@@ -149,8 +149,8 @@ def promises_page() -> Iterator[str]:
         "# Promises in a request",
         "",
         "How to use them: [clients](../how-to/clients.md). Body over header over API key over model"
-        " over default, field by field; where several headers stand for one field, the first of its"
-        " line counts.",
+        " over default, field by field. If several headers set one field, the first in its row"
+        " counts.",
         "",
     ]
     rows = [
@@ -173,17 +173,16 @@ def promises_page() -> Iterator[str]:
         "",
         "## Who pays",
         "",
-        "No field of a request says so. In this order:",
+        "No field of the request's body names the tenant. It comes from, in this order:",
         "",
-        "1. The API key (bearer token, else `x-api-key`), if somebody checks it: it is one of the"
-        " server's (`--api-key`), or the SLO file lists it in `[keys]` or `[tenants]`. Its tenant"
-        " is the one that lists it, else `key-` and the first"
-        f" {KEY_TENANT_DIGITS} hexadecimal digits of its SHA-256. A key of `gateway_keys` is"
-        " passed over.",
-        f"2. The header that `tenant_header` names, without spaces around: {CLASS_NAMES}, else 400."
-        " It counts for a key that nobody checks as well, but not where the server has keys and"
-        " the client shows neither one of them nor a gateway's.",
-        "3. Nobody in particular.",
+        "1. The API key (bearer token, else `x-api-key`), if it is one of the server's"
+        " (`--api-key`) or the SLO file lists it in `[keys]` or `[tenants]`. Its tenant is the one"
+        f" that lists it, else `key-` and the first {KEY_TENANT_DIGITS} hexadecimal digits of its"
+        " SHA-256. A key of `gateway_keys` has no tenant of its own.",
+        f"2. The header that `tenant_header` names, without surrounding spaces: {CLASS_NAMES}, else"
+        " 400. It also counts beside an unknown key, unless the server has keys and the client"
+        " shows neither one of them nor a gateway's.",
+        "3. Otherwise the request has no tenant.",
         "",
         "A tenant without a table has the share 1 and no target.",
         "",
@@ -191,16 +190,17 @@ def promises_page() -> Iterator[str]:
         "",
         *table(("header", "believed with", "meaning"), PROXY_HEADERS),
         "",
-        "A request without them is served as ever. Nonsense is no mistake of the client's: it is"
-        " ignored, and `headway_request_start_total` counts that of `x-request-start`. Who may set"
-        " them is in [keep it safe](../how-to/secure.md#behind-a-proxy).",
+        "A request without these headers is served as usual. An invalid value is ignored, because"
+        " it is not the client's mistake; `headway_request_start_total` counts those of"
+        " `x-request-start`. [Keep it safe](../how-to/secure.md#behind-a-proxy) says who may set"
+        " these headers.",
         "",
         "## Endpoints on which promises count",
         "",
         *(f"- `POST {path}`" for path in sorted(edge.PATHS)),
         "",
-        "Requests of other endpoints hold no promise. Lateness in the answer:"
-        f" {', '.join(f'`POST {path}`' for path in account.PATHS)}.",
+        "Requests of other endpoints hold no promise. These endpoints can put the account of"
+        f" lateness into the answer: {', '.join(f'`POST {path}`' for path in account.PATHS)}.",
     ]
 
 
@@ -225,8 +225,8 @@ def settings_page() -> Iterator[str]:
         "",
         "## Settings of a server",
         "",
-        "What `--additional-config '{\"headway\": {...}}'` of vLLM may hold; the options of"
-        " [`headway serve`](commands.md#headway-serve) write them.",
+        "vLLM's `--additional-config '{\"headway\": {...}}'` accepts these settings. The options of"
+        " [`headway serve`](commands.md#headway-serve) set them.",
         "",
     ]
     attributes = attributes_of(Settings)
@@ -241,7 +241,7 @@ def settings_page() -> Iterator[str]:
         "",
         "## What `headway serve smollm2` sets on a CPU",
         "",
-        "Each gives way to the same option of yours.",
+        "Your own value for any of these overrides it.",
         "",
         *(f"- `{' '.join(words)}`" for words in embedded.EMBEDDED_CPU_ARGUMENTS),
         "- " + ", ".join(f"`{k}={v}`" for k, v in embedded.QUIET_ENVIRONMENT.items()),
@@ -256,15 +256,18 @@ ENVIRONMENT = (
     ),
     (
         f"`{channel.LOAD_CHANNEL_VARIABLE}`",
-        "Folder of the channel for load reports (`endpoint-load-metrics`); without it there are"
+        "Folder of the channel for load reports (`endpoint-load-metrics`); without it answers carry"
         " only vLLM's own. `headway serve` makes one.",
     ),
     (
         f"`{edge.SLO_FILE_VARIABLE}`",
-        "SLO file of the middleware; without it, the one that the scheduler's settings name."
+        "SLO file of the middleware; by default the one in the scheduler's settings."
         " `headway serve --slo` sets both.",
     ),
-    ("`HEADWAY_CACHE`", "The converted small model's folder; else `headway` in the user's cache."),
+    (
+        "`HEADWAY_CACHE`",
+        "Folder of the converted small model; by default `headway` in the user's cache.",
+    ),
     (f"`{public.TRACES_VARIABLE}`", "Folder of the [public traces](../../experiments/README.md)."),
     ("`VLLM_API_KEY`", "The server's API key, for `headway top` and `headway explain` as well."),
 )
@@ -279,46 +282,47 @@ def slo_file_lines() -> Iterator[str]:
     yield from table(
         ("table", "keys", "meaning"),
         [
-            ("`default`", "a class", "Of requests that ask for nothing; none without it."),
+            ("`default`", "a class", "Class of requests that ask for nothing; none by default."),
             (
                 "`[classes.NAME]`",
                 f"{spans}, `weight`, `target`",
-                "One class; at least one is needed, unless the file speaks of tenants alone."
+                "One class. The file needs at least one, unless it has only tenants."
                 " `target` is the share of its promises to keep, as in 0.95.",
             ),
-            ("`[models.NAME]`", "`class`", "By the name that clients put into `model`."),
+            ("`[models.NAME]`", "`class`", "Class by the name that clients put into `model`."),
             (
                 "`[keys.KEY]`",
                 "`class`, `classes`",
                 "By API key, written as `sha256:` and its digest: the class of its requests that"
-                " name none, and what it may name.",
+                " name none, and the classes that they may name.",
             ),
             (
                 "`[limits]`",
                 f"{spans}, `weight` (each `{{min, max}}`), `classes`",
-                "What clients may ask for themselves.",
+                "Bounds of the promises that clients ask for themselves.",
             ),
             (
                 "`[tenants.NAME]`",
                 ", ".join(f"`{name}`" for name in TENANT_FIELDS),
-                "One who pays: what it may use of the server relative to the others (1), the share"
+                "A tenant: its share of the server relative to the others (1 by default), the share"
                 " of its promises to keep, and a list of its API keys, written as in `[keys]`.",
             ),
             (
                 "`tenant_header`",
                 "a header",
-                "In which a gateway names the tenant; no header does without it.",
+                "Header in which a gateway names the tenant; none by default.",
             ),
             (
                 "`gateway_keys`",
                 "a list of API keys",
-                "Of gateways: whoever shows one speaks for others, and the header says for whom.",
+                "Keys of gateways, which send requests of other tenants and name them in the"
+                " header.",
             ),
             (
                 "`unpromised`",
                 " or ".join(f'`"{way}"`' for way in UNPROMISED),
-                "How requests without a promise are served: in turn, as first come, first served"
-                " would (the default), or with what the others leave.",
+                "How requests without a promise are served: in their turn by first come, first"
+                " served (the default), or with the capacity that the others leave.",
             ),
         ],
     )
@@ -331,7 +335,7 @@ def decisions_page() -> Iterator[str]:
     yield from [
         "# Decisions",
         "",
-        "One page for each choice that is hard to undo, with the test that enforces it.",
+        "Each page explains one choice that is hard to undo and names the test that enforces it.",
         "",
     ]
     for path in sorted((DOCS / "decisions").glob("[0-9]*.md")):

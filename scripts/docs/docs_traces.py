@@ -14,9 +14,9 @@ from headway.workloads.trace_times import DATE, NAMES
 HEAD = """
 # Trace files
 
-`headway trace inspect FILE` says how a file is read, and so does every command that reads one, in
-one line before its result: the format, the unit of the times, the columns that were not read, the
-rows that were skipped. The same is in the JSON, under `trace`.
+`headway trace inspect FILE` says how a file is read: the format, the unit of the times, the columns
+that were not read, the rows that were skipped. Every command that reads a trace prints this in one
+line before its result, and puts it into the JSON under `trace`.
 
 ```sh
 headway trace synth mixed --requests 400 --rate 10 --out trace.jsonl
@@ -25,37 +25,37 @@ headway trace inspect trace.jsonl
 
 ## Formats
 
-A format is recognised by the names of its columns, in a CSV with a header, in JSON rows (one a
-line, or a list), or in the one document that a load generator writes. A dot stands for an object
-inside of a row.
+A format is recognised by the names of its columns, in a CSV with a header, in JSON rows (one per
+line, or a list), or in the single document that a load generator writes. A dot stands for an object
+inside a row.
 """
 
 TAIL = """
-- **Left open** means that the whole file decides. A name that ends in `_s`, `_ms`, `_us` or `_ns`
-  is believed; so are values of the size of clock times. Else the unit is the one that gives a
-  usual rate: Mooncake's times are milliseconds, for as seconds they would be a request in four
-  minutes. Where two units are possible (more than 20 requests a second in the one, fewer than six
-  a minute in the other), the file is refused until `--time-unit` says which.
+- **Left open** means that the unit is inferred from the file. A name that ends in `_s`, `_ms`,
+  `_us` or `_ns` gives the unit, and so do values of the size of clock times. Otherwise the unit is
+  the one that gives a usual rate: Mooncake's times are milliseconds, because as seconds they would
+  mean a request in four minutes. If two units are possible (more than 20 requests a second in one,
+  fewer than six a minute in the other), the file is refused until `--time-unit` names one.
 - **A hash** of a prompt stands for 512 or 16 tokens (or another power of two), whichever fits the
   prompts' lengths.
-- **Dates** may have an offset from UTC, and it counts. Without one they are UTC.
-- **Results of load generators** are written as requests end; they are sorted by arrival.
+- **Dates** may have an offset from UTC, which counts. Without one they are UTC.
+- **Results of load generators** are in the order of the requests' ends. They are sorted by arrival.
 
-Files may be packed (`.gz`, `.zst`), begin with a byte order mark, have quotes and spaces around
-names and values, and commas at the ends of lines. A row with 0 output tokens, a request that
-failed, and a row of commas alone are skipped and counted. Parquet is not read.
+Files may be compressed (`.gz`, `.zst`), begin with a byte order mark, have quotes and spaces around
+names and values, and have commas at the ends of lines. A row with 0 output tokens, a failed
+request, and a row of only commas are skipped and counted. Parquet is not supported.
 
-## Saying otherwise
+## Options for reading a file
 
-Each option changes one thing; the rest is recognised as before. `trace inspect`, `trace convert`,
+Each option overrides one thing; the rest is recognised as before. `trace inspect`, `trace convert`,
 `simulate`, `capacity` and `bench` have them. A column is `arrived`, `prompt`, `output`, `hashes`,
-`class` or `tenant`. `replay` reads recordings, where nothing is left open.
+`class` or `tenant`. `replay` has none of them, because a recording needs none.
 
-| option | for |
+| option | sets or allows |
 |---|---|
 | `--time-unit ms` | the unit of the times |
 | `--hash-tokens 64` | the tokens that a hash stands for |
-| `--column arrived=sent_at` | what a column is; `arrived=none` for lengths alone |
+| `--column arrived=sent_at` | the column for a role; `arrived=none` for lengths alone |
 | `--sort` | rows out of order |
 | `--any-rate` | a trace of fewer than one request an hour, or more than 100,000 a second |
 
@@ -66,10 +66,10 @@ headway trace inspect log.csv --column arrived=received_ms --column prompt=in --
 
 ## Longer than the cache
 
-A request whose prompt and answer do not fit into the KV cache is cut, as vLLM cuts it, and one
-whose prompt alone does not fit is answered with an error. `simulate`, `capacity` and `replay`
-count them (column *too long*), name them below the table, and list them in the JSON under
-`too_long`. `trace inspect --kv-tokens 60000` says so without a run.
+If prompt and answer together do not fit into the KV cache, the answer is cut, as vLLM cuts it. If
+the prompt alone does not fit, the request ends with an error. `simulate`, `capacity` and `replay`
+count such requests (column *too long*), name them below the table, and list them in the JSON under
+`too_long`. `trace inspect --kv-tokens 60000` counts them without a run.
 """
 
 
@@ -97,8 +97,8 @@ def own_columns() -> Iterator[str]:
         "",
         "## Headway's own format",
         "",
-        "JSON, one request a line, or a CSV with a header; in seconds and tokens, in order of"
-        " arrival. Of a promise, the columns here come before those of its class.",
+        "JSON with one request per line, or a CSV with a header, in seconds and tokens and in order"
+        " of arrival. The promise columns of a request override those of its class.",
         "",
     ]
     told = attributes_of(WorkloadRequest)

@@ -27,17 +27,17 @@ class Settings:
         options: Keyword arguments of the preset.
         slo_file: TOML file of classes; without it only explicit promises count.
         record: Folder that keeps every event and plan as JSON lines in rotating files, for
-            ``replay``. A name that ends in ``.jsonl`` is one file without a bound that loses
-            nothing, whatever memory that takes: for debugging.
-        record_gib: Most GiB of files that folder holds; the oldest are removed.
-        budgets: File in which the error budgets of classes and tenants with a target outlive the
-            server, one for each server; without it they begin anew at every start. They are
-            counted where something is shown (``--page``).
-        request_start: Whether the header ``X-Request-Start`` is believed: promises run from when
-            a proxy took the request in. Only for servers that clients reach through a proxy that
+            ``replay``. A name that ends in ``.jsonl`` is a single file for debugging: it grows
+            without bound and never drops a line, whatever memory that takes.
+        record_gib: Most GiB of files in that folder; the oldest are removed.
+        budgets: File that keeps the error budgets of classes and tenants with a target through
+            restarts, one file per server; without it the budgets start afresh with the server.
+            They are counted only with ``--page``.
+        request_start: Whether to believe the header ``X-Request-Start`` and start promises when a
+            proxy received the request. Only for servers that clients reach through a proxy that
             sets it.
-        retries_elsewhere: How many other servers a proxy asks after a refusal here. An appointment
-            (``Retry-After``) takes room only as far as the refusal is the last one.
+        retries_elsewhere: Number of other servers that a proxy asks after a refusal. An
+            appointment (``Retry-After``) takes room only if the refusal is the last one.
     """
 
     policy: str = registry.DEFAULT

@@ -64,12 +64,12 @@ class Slo:
         tbt_s: Seconds between two tokens; met when 99 % of the gaps keep it and none is longer
             than the longest pause allowed.
         jct_s: Seconds from arrival to the last token.
-        weight: How much this request counts against others; 1 unless told.
+        weight: How much this request counts against others; 1 by default.
         class_name: The class it is reported under.
         tpot_s: Seconds per token after the first, on average (what vLLM's benchmark, guidellm and
             llm-d call TPOT).
         pause_s: Seconds of the longest pause allowed between two tokens; ``inf`` allows any.
-            Without it, where a gap is promised: 1 s or five promised gaps, whichever is longer.
+            By default 1 s or five promised gaps, whichever is longer, if a gap is promised.
         target: The share of its class's promises that the operator wants kept, 0 to 1.
         tenant: Who pays; empty where nobody in particular does.
         share: What the tenant may use of the server, relative to the others. Of a request without

@@ -20,7 +20,7 @@ _OPTIONS = [
                  help="Sent as a bearer token [VLLM_API_KEY, else OPENAI_API_KEY]."),
     click.option("--header", "headers", multiple=True, metavar="'NAME: VALUE'",
                  help="One more header of every request; may be repeated."),
-    click.option("--ca", type=_FILE, help="PEM file of certificates to trust [the public ones]."),
+    click.option("--ca", type=_FILE, help="PEM file of trusted certificates [the public ones]."),
     click.option("--insecure", is_flag=True, help="Trust any certificate."),
     click.option("--unix-socket", type=_FILE, help="Socket in place of the URL's host and port."),
 ]  # fmt: skip

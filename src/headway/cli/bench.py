@@ -53,41 +53,41 @@ OTHER_SERVER = "The server does not say it is vLLM: no SLOs or priorities were s
 @click.option(
     "--rate", help=f"Requests per second [demo: {DEFAULT_RATE_RPS}; a file: as recorded]."
 )
-@click.option("--requests", help="How many [demo: 100; a file: all of it].")
+@click.option("--requests", help="Number of requests [demo: 100; a file: all].")
 @click.option("--arrivals", help=f"{FORMS} [a file: trace; else poisson].")
 @click.option(
-    "--seed", default=0, show_default=True, type=click.IntRange(0), help="Of texts and times."
+    "--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of texts, times."
 )
 @click.option("--slo", type=click.Path(path_type=Path), help="SLO file [demo: its own].")
-@click.option("--timeout-s", default="120", show_default=True, help="Until a request is given up.")
+@click.option("--timeout-s", default="120", show_default=True, help="Limit of one request.")
 @click.option(
     "--retries", default=0, show_default=True, type=click.IntRange(0),
-    help="How often the Retry-After of a refusal is followed, if it is within --timeout-s.",
+    help="Retries of a refused request after its Retry-After, if that is within --timeout-s.",
 )  # fmt: skip
-@click.option("--priority-by-class", default="", help="Such as chat=0,batch=1 (lower goes first).")
+@click.option("--priority-by-class", default="", help="E.g. chat=0,batch=1 (lower goes first).")
 @click.option(
     "--send-slo/--no-send-slo", default=True, show_default=True, help="Tell the server the SLOs."
 )
 @click.option(
     "--slo-as", type=click.Choice(["ms", "class"]), default="ms", show_default=True,
-    help="As milliseconds, or as the name of a class the server knows.",
+    help="Send SLOs as milliseconds, or as the name of a class that the server knows.",
 )  # fmt: skip
 @click.option(
     "--tenant-header", metavar="NAME",
-    help="Header in which the workload's tenants are sent [not sent].",
+    help="Header that carries the workload's tenants [none].",
 )  # fmt: skip
 @click.option(
     "--usage/--no-usage", default=True, show_default=True,
     help="Ask the server to count its tokens (stream_options.include_usage).",
 )  # fmt: skip
-@click.option("--warm-up/--no-warm-up", default=True, show_default=True, help="A few uncounted.")
+@click.option("--warm-up/--no-warm-up", default=True, show_default=True, help="Warm up first.")
 @click.option("--policy", default="unknown", help="Name of the policy, for the report only.")
-@click.option("--out", type=click.Path(path_type=Path), help="JSONL, one line a request.")
+@click.option("--out", type=click.Path(path_type=Path), help="JSONL, one line per request.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Summary as JSON.")
 def bench(url: str, workload: str, out: Path | None, json_path: Path | None, **given: Any) -> None:
     """Load a live OpenAI-compatible server and count the promises it keeps.
 
-    Requests leave at their time whatever the server does; refused, failed and timed-out ones
+    Requests are sent at their times whatever the server does; refused, failed and timed-out ones
     count as offered. When a request failed, or none was served, the exit code is 1; the files are
     written all the same.
     """

@@ -36,15 +36,15 @@ from headway.workloads.record_files import rows, run_of
     "--from-roofline", "config", type=click.Path(path_type=Path), metavar="CONFIG.JSON",
     help="From a model's config.json and what the GPU sustains (the next three).",
 )  # fmt: skip
-@click.option("--flops-per-s", type=click.FloatRange(1e6, 1e20), help="Arithmetic.")
-@click.option("--bytes-per-s", type=click.FloatRange(1e6, 1e20), help="Memory traffic.")
+@click.option("--flops-per-s", type=click.FloatRange(1e6, 1e20), help="Sustained FLOPs.")
+@click.option("--bytes-per-s", type=click.FloatRange(1e6, 1e20), help="Sustained bandwidth.")
 @click.option("--memory-bytes", type=click.IntRange(1), help="Memory of one GPU.")
-@click.option("--gpu", help="Such as h100_sxm, a100_sxm, l40s [recorded steps: any name].")
+@click.option("--gpu", help="Name, e.g. h100_sxm, a100_sxm, l40s [recorded steps: any].")
 @click.option("--tp", default=1, show_default=True, type=click.IntRange(1, 64), help="GPUs.")
-@click.option("--model", help="Its name in the profile [--from-aiconfigurator: MODEL].")
-@click.option("--name", help="Of the profile [made of model, GPU and --tp].")
-@click.option("--kv-tokens", type=click.IntRange(1), help="KV capacity [worked out].")
-@click.option("--kv-bytes-per-token", type=click.IntRange(1), help="[worked out]")
+@click.option("--model", help="Model name in the profile [--from-aiconfigurator: MODEL].")
+@click.option("--name", help="Name of the profile [from model, GPU and --tp].")
+@click.option("--kv-tokens", type=click.IntRange(1), help="KV capacity [computed].")
+@click.option("--kv-bytes-per-token", type=click.IntRange(1), help="[computed]")
 @click.option("--note", multiple=True, help="An assumption to write into the profile.")
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path), help="The profile, a .json file."
@@ -67,7 +67,7 @@ def calibrate(
     out: Path,
     json_path: Path | None,
 ) -> None:
-    """Write a profile that simulations and capacity plans charge their steps by."""
+    """Write a profile: the step times of simulations and capacity plans."""
     if sum(given is not None for given in (tables, recording, config)) != 1:
         raise UserError(
             "Give one of --from-aiconfigurator, --from-steps and --from-roofline, and only one."

@@ -40,11 +40,13 @@ FoundRate = tuple[float, Run | None]
 
 @click.command()
 @run_options
-@click.option("--target", "targets", default="0.9,0.99", show_default=True, help="Attainment.")
+@click.option("--target", "targets", default="0.9,0.99", show_default=True, help="Shares to keep.")
 @click.option("--start", default=str(START_RPS), show_default=True, help="First rate to try.")
 @click.option("--rate", help="With --replicas auto: requests per second [the trace's own].")
-@click.option("--growth", default="1", show_default=True, help="With it: times that rate.")
-@click.option("--gpu-hour-cost", help="With it: what a GPU costs an hour, in any currency.")
+@click.option(
+    "--growth", default="1", show_default=True, help="With --replicas auto: factor on the rate."
+)
+@click.option("--gpu-hour-cost", help="With --replicas auto: price of a GPU hour.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Results as JSON.")
 def capacity(
     targets: str,

@@ -25,15 +25,15 @@ from headway.workloads.schema import number
 @click.command()
 @click.option(
     "--rate", default=None,
-    help="Requests per second; without it the machine's speed is measured and loaded by --load.",
+    help="Requests per second [--load times the measured speed of the machine].",
 )  # fmt: skip
 @click.option(
     "--load", default=DEMO_LOAD, show_default=True, type=click.FloatRange(0, 10, min_open=True),
-    help="Share of the engine's time the requests need.",
+    help="Share of the engine's time that the requests need.",
 )  # fmt: skip
 @click.option(
     "--requests", default=DEMO_REQUESTS, show_default=True, type=click.IntRange(1, 100_000),
-    help="How many requests each contender gets.",
+    help="Requests for each server.",
 )  # fmt: skip
 @click.option("--seed", default=DEMO_SEED, show_default=True, type=click.IntRange(0))
 @click.option(

@@ -22,11 +22,11 @@ BAR_CELLS = 24
 
 @click.command()
 @click.argument("request_id", required=False)
-@click.option("--worst", type=click.IntRange(1, 512), help="The N latest requests instead of one.")
+@click.option("--worst", type=click.IntRange(1, 512), help="The N requests that were latest.")
 @url_option
 @key_option
 @click.option(
-    "--json", "json_path", type=click.Path(path_type=Path), help="Write what is known as JSON."
+    "--json", "json_path", type=click.Path(path_type=Path), help="Write the account as JSON."
 )
 def explain(
     request_id: str | None,
@@ -38,7 +38,7 @@ def explain(
     """Tell where the seconds of a broken promise went.
 
     REQUEST_ID is the id of the answer (chatcmpl-...), or its beginning. The server remembers the
-    last 512 broken promises; of a request that is late right now it says for what it waits.
+    last 512 broken promises. If the request is late right now, it says what it waits for.
     """
     if (request_id is None) == (worst is None):
         raise UserError("Name one request, or ask for the latest ones with --worst 10.")

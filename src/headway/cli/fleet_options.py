@@ -22,11 +22,11 @@ FLEET_OPTIONS = [
     click.option("--replica-gpu", metavar="GPU:N,…",
                  help="Servers by profile, instead of --gpu and --replicas."),
     click.option("--router", default="round-robin", show_default=True,
-                 help=f"Who gets a request: {', '.join(ROUTERS)}."),
+                 help=f"How a server is chosen: {', '.join(ROUTERS)}."),
     click.option("--retry-elsewhere", default="0", show_default=True, metavar="K",
-                 help="Other servers at which a refused request is tried."),
+                 help="Other servers that a refused request tries."),
     click.option("--signal-age", default="0", show_default=True, metavar="S",
-                 help="Seconds between two looks of a router at the servers."),
+                 help="Seconds between a router's updates of server load."),
 ]  # fmt: skip
 
 

@@ -28,12 +28,12 @@ from headway.study.sweep import FinishedRuns, Run, run_all
 _SHARED = [
     click.option("--out", default="paper-out", show_default=True,
                  type=click.Path(path_type=Path), help="Folder for results and notes."),
-    click.option("--requests", default="400", show_default=True, help="How many a run."),
-    click.option("--seed", "seeds", default="0,1,2,3,4", show_default=True, help="S,S,…"),
+    click.option("--requests", default="400", show_default=True, help="Requests per run."),
+    click.option("--seed", "seeds", default="0,1,2,3,4", show_default=True, help="Seeds, S,S,…"),
     click.option("--tuning-seeds", help="Seeds on which stock vLLM is tuned [those of --seed]."),
-    click.option("--workers", help="Processes at once [one a core]."),
+    click.option("--workers", help="Parallel processes [one per core]."),
     click.option("--part", default="all", show_default=True,
-                 help="Tables: main, ablation, sensitivity, … by comma, or all."),
+                 help="Tables, separated by commas: main, ablation, sensitivity, …, or all."),
 ]  # fmt: skip
 
 

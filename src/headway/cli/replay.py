@@ -39,8 +39,8 @@ SAID_BY_THE_RECORDING = ("trace", "workload", "slo", "requests", "arrivals", *OP
 @click.command()
 @click.argument("recording", type=click.Path(path_type=Path))
 @run_options
-@click.option("--kv-scale", type=click.FloatRange(0.001, 1000), help="Times the recorded KV cache.")
-@click.option("--verify", is_flag=True, help="Only check that it replays bit for bit.")
+@click.option("--kv-scale", type=click.FloatRange(0.001, 1000), help="Factor on the KV cache.")
+@click.option("--verify", is_flag=True, help="Only check for identical plans.")
 @click.option("--keep", type=click.Path(path_type=Path), help="Folder for whole runs, to report.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Summaries as JSON.")
 def replay(
@@ -51,7 +51,7 @@ def replay(
     json_path: Path | None,
     **given: Any,
 ) -> None:
-    """Serve the requests of RECORDING again, at their own times, under other decisions.
+    """Serve the requests of RECORDING again, at their own times, with other policies.
 
     RECORDING is the folder of headway serve --record (its newest run, or FOLDER/RUN), one file of
     a recording, or a run that simulate --keep wrote. Machine and policy are the recorded ones
@@ -61,7 +61,7 @@ def replay(
     on the recorded machine, simulated: compare the others with that one, and it with what happened
     to see how well the simulation fits.
 
-    With --verify nothing is compared: a fresh core must make all recorded plans again, to the byte.
+    With --verify nothing is compared: a fresh core must repeat all recorded plans to the byte.
     """
     _check(given, kv_scale)
     writable(json_path, keep)

@@ -18,7 +18,7 @@ from headway.web.material import load
     help="The page.",
 )  # fmt: skip
 @click.option("--title", default="Promises kept, run by run", show_default=True, help="Heading.")
-@click.option("--rate", help="Load of the kept runs drawn from the inside [heaviest in common].")
+@click.option("--rate", help="Rate of the kept runs to draw in detail [the highest in all].")
 def report(inputs: tuple[Path, ...], out: Path, title: str, rate: str | None) -> None:
     """Write a page about runs: promises kept, tails, causes of lateness, timelines.
 

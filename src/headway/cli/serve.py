@@ -14,7 +14,7 @@ import click
 @click.option(
     "--overload",
     metavar="demote|refuse",
-    help="What happens to a request whose promise is lost: best effort (default), or 429.",
+    help="Serve a request with a lost promise as best effort (demote, the default), or answer 429.",
 )
 @click.option(
     "--slo",
@@ -33,36 +33,36 @@ import click
     "--record",
     metavar="DIR",
     type=click.Path(path_type=Path),
-    help="Keep what the scheduler hears and decides in rotating files, without any text.",
+    help="Record the scheduler's events and plans in rotating files, without any text.",
 )
 @click.option(
     "--budgets",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="Keep error budgets through restarts in this file.",
+    help="File that keeps error budgets through restarts.",
 )
 @click.option(
     "--request-start",
     is_flag=True,
-    help="Let promises run from the X-Request-Start header, which a proxy must set.",
+    help="Start promises at the time in the X-Request-Start header, which a proxy must set.",
 )
 @click.option(
     "--retries-elsewhere",
     type=int,
     metavar="N",
-    help="How many other servers a proxy asks after a refusal here (default: 0).",
+    help="Number of other servers that a proxy asks after a refusal (default: 0).",
 )
 @click.option(
     "--shadow",
     metavar="NAME",
-    help="Compare with this policy on live traffic, by simulation; on /metrics.",
+    help="Simulate this policy on the live traffic, and compare on /metrics.",
 )
 @click.option(
     "--grace",
     "grace_s",
     type=int,
     metavar="SECONDS",
-    help="How long running answers may go on after SIGTERM (default: 20).",
+    help="Time for running answers after SIGTERM (default: 20).",
 )
 @click.option("--page", is_flag=True, help="Show /headway, and Headway's metrics on /metrics.")
 @click.argument("vllm_args", nargs=-1, type=click.UNPROCESSED, metavar="[VLLM ARGUMENTS]...")

@@ -39,8 +39,8 @@ from headway.units import format_s
 
 @click.command()
 @run_options
-@click.option("--rate", help="R,R,… requests per second [a file: as recorded].")
-@click.option("--bound", is_flag=True, help="Also what no policy could exceed.")
+@click.option("--rate", help="Requests per second, R,R,… [a file: as recorded].")
+@click.option("--bound", is_flag=True, help="Add a bound that no policy can exceed.")
 @click.option("--keep", type=click.Path(path_type=Path), help="Folder for whole runs, to report.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Summaries as JSON.")
 def simulate(
@@ -52,7 +52,7 @@ def simulate(
 
     The policy "oracle" knows every length in advance and serves in the best order it found.
 
-    A sweep that was stopped goes on where it was when called again with the same --json or --keep.
+    A stopped sweep continues when the command is repeated with the same --json or --keep.
     """
     base, policies = _chosen(given)
     rates, seeds = rates_of(rate), seeds_of(given["seeds"])

@@ -32,14 +32,14 @@ BUDGET_COLUMNS = ("target", "budget left", "burn 1 h")
 @key_option
 @click.option(
     "--every", "every_s", default=1.0, show_default=True, type=click.FloatRange(0.1, 3600),
-    help="Seconds between two looks.",
+    help="Seconds between two updates.",
 )  # fmt: skip
-@click.option("--once", is_flag=True, help="Look once and end.")
+@click.option("--once", is_flag=True, help="Print once and end.")
 @click.option(
-    "--json", "json_path", type=click.Path(path_type=Path), help="Write one look as JSON and end."
+    "--json", "json_path", type=click.Path(path_type=Path), help="Write one snapshot and end."
 )
 def top(url: str, api_key: str | None, every_s: float, once: bool, json_path: Path | None) -> None:
-    """Show promises kept per class, the KV cache, and who is late. Ends with Ctrl-C."""
+    """Show promises kept per class, the KV cache, and late requests. Ends with Ctrl-C."""
     console = Console()
     state = ask(url, "/headway/state", api_key)
     if json_path is not None:

@@ -42,10 +42,10 @@ def trace() -> None:
 @trace.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @trace_options
-@click.option("--kv-tokens", help="Also count what a KV cache of so many tokens cannot hold.")
+@click.option("--kv-tokens", help="Also count requests that do not fit into such a KV cache.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="The same as JSON.")
 def inspect(file: Path, kv_tokens: str | None, json_path: Path | None, **given: Any) -> None:
-    """Say what is in FILE: how many requests, how fast, how long, how much they share.
+    """Describe FILE: number of requests, rate, lengths, shared prefixes.
 
     Also how it was read: the format, the columns and the unit of its times.
     """
@@ -70,10 +70,10 @@ def inspect(file: Path, kv_tokens: str | None, json_path: Path | None, **given: 
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Headway JSONL.")
 @trace_options
-@click.option("--requests", help="Only the first so many.")
+@click.option("--requests", help="Only the first N requests.")
 @click.option("--rate", help="Mean requests per second [as recorded].")
 @click.option("--arrivals", default="trace", show_default=True, help=f"{FORMS}.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of the times.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of times.")
 def convert(
     file: Path,
     out: Path,
@@ -104,10 +104,10 @@ def convert(
 @trace.command()
 @click.argument("name")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Headway JSONL.")
-@click.option("--requests", default="600", show_default=True, help="How many.")
+@click.option("--requests", default="600", show_default=True, help="Number of requests.")
 @click.option("--rate", default="1", show_default=True, help="Mean requests per second.")
 @click.option("--arrivals", default="poisson", show_default=True, help=f"{FORMS}.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of it all.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed.")
 @click.option(
     "--slo-out", type=click.Path(path_type=Path), help="Also write the SLO file of its classes."
 )

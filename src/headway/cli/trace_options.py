@@ -19,12 +19,12 @@ from headway.workloads.trace_times import UNITS_S
 OPTION_NAMES = ("time_unit", "hash_tokens", "sort", "column", "any_rate")
 
 _OPTIONS = [
-    click.option("--time-unit", type=click.Choice(list(UNITS_S)), help="Of times in the trace."),
-    click.option("--hash-tokens", help="Tokens that a hash in the trace stands for."),
-    click.option("--sort", is_flag=True, help="Rows of the trace may be out of order."),
+    click.option("--time-unit", type=click.Choice(list(UNITS_S)), help="Unit of the times."),
+    click.option("--hash-tokens", help="Tokens per hash in the trace."),
+    click.option("--sort", is_flag=True, help="Allow rows out of order."),
     click.option("--column", multiple=True, metavar="ROLE=NAME",
-                 help="Such as arrived=sent_at; also prompt, output, hashes, class."),
-    click.option("--any-rate", is_flag=True, help="Do not question the rate of the trace."),
+                 help="E.g. arrived=sent_at; also prompt, output, hashes, class, tenant."),
+    click.option("--any-rate", is_flag=True, help="Accept any rate of the trace."),
 ]  # fmt: skip
 
 

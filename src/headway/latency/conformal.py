@@ -29,14 +29,14 @@ GUESSED_SPREAD = 0.12
 start; smaller: gaps broken at the start."""
 
 WINDOW_STEPS = 400
-"""Steps remembered of each mode: some more than one in a hundred needs to be told
+"""Steps remembered of each mode: somewhat more than a share of one in a hundred needs
 (experiments/margin). Larger: a drift widens the bound for longer; smaller: the bound is the largest
 ratio seen."""
 
 LEAST_STEPS = 20
-"""Steps from which their ratios are believed alone, and that the guess weighs beside them: one in
-twenty can be told by then. Varied in experiments/constants. Larger: caution lasts longer; smaller:
-a lucky few decide."""
+"""Steps from which the measured ratios count alone, and the weight of the guess before: one in
+twenty can be measured by then. Varied in experiments/constants. Larger: caution lasts longer;
+smaller: a lucky few decide."""
 
 Vector = npt.NDArray[np.float64]
 

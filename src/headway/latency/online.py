@@ -27,9 +27,9 @@ as each request does: about the last 200 speak (experiments/constants). Larger: 
 late; smaller: noise moves the prediction, and an idle hour lowers the rate."""
 
 PRIOR_STEPS = 0.5
-"""Real steps that the roofline's guess weighs, for ever, as a pull on each coefficient; as steps
-that were measured the guess outweighs all others (LOG.md, first table). Larger: a wrong guess
-stays; smaller: what the traffic never shows has any value."""
+"""Weight of the roofline's guess in real steps, kept for ever, as a pull on each coefficient; as
+measured steps the guess outweighed all others (LOG.md, first table). Larger: a wrong guess stays;
+smaller: coefficients that the traffic never shows become arbitrary."""
 
 REFIT_EVERY = 8
 """Steps between two refits once warm; every step is fitted before :data:`WARM_STEPS`. Varied in
@@ -42,27 +42,27 @@ change one paper's rule by 0.3 and -0.1 points over 24 seeds (LOG.md, *Agents, t
 Larger: more fits; smaller: the guess is believed for longer."""
 
 ALLOWED = math.log(1.15)
-"""Error (as a logarithm) that a step may have without speaking for a change, above a machine's
-noise. experiments/margin measures it together with the next three. Larger: a small change goes
-unnoticed; smaller: noise is called a change."""
+"""Error (as a logarithm) of a step that is no sign of a change, above a machine's noise.
+experiments/margin measures it together with the next three. Larger: a small change goes unnoticed;
+smaller: noise is called a change."""
 
 LOUDEST = 0.25
-"""The most one step can say (a logarithm), so that a hiccup is no change: eight far-off steps are
-one. Larger: a few hiccups forget what was learned; smaller: changes are noticed late."""
+"""The most that one step counts (a logarithm), so that a hiccup is no change: eight far-off steps
+are one. Larger: a few hiccups forget what was learned; smaller: changes are noticed late."""
 
 CHANGED = 2.0
-"""Sum of what steps of one mode say (logarithms), all to one side, that means the machine changed;
+"""Sum of the steps of one mode (logarithms), all to one side, that means the machine changed;
 twelve far-off steps in a row, the rule before, missed the margin on two profiles of ten. Larger:
 noticed late; smaller: noise is called a change."""
 
 KEEP = 0.02
-"""Weight left to the past when it did: some steps' worth, so that a fit stays possible. Larger: the
-old machine is believed for longer; smaller: the first steps after it decide all."""
+"""Weight left to the past after a change: a few steps' worth, so that a fit stays possible. Larger:
+the old machine is believed for longer; smaller: the first steps after it decide everything."""
 
 SCALE_WEIGHT = 0.01
 """Least weight of the newest step in measured over guessed: about the last hundred count. Varied in
-experiments/constants. Larger: one odd step moves what the traffic never shows; smaller: that
-follows late."""
+experiments/constants. Larger: one odd step moves values that the traffic never shows; smaller: they
+follow late."""
 
 Vector = npt.NDArray[np.float64]
 

@@ -49,14 +49,14 @@ def _tokens(message: Json) -> Samples:
 
 
 _LEFT = (
-    "Share of the error budget (1 - target) of the last 28 days that is left: 1 while nothing is"
-    " broken, below 0 when more broke than may. It begins anew with the server, unless --budgets"
-    " names a file."
+    "Share of the error budget (1 - target) of the last 28 days that is left: 1 while no promise is"
+    " broken, below 0 when more are broken than the target allows. It starts afresh with the"
+    " server, unless --budgets names a file."
 )
 _RATE = (
     "Share of the promises broken in the window, divided by the error budget (1 - target): at 1"
-    " the budget lasts exactly; 0 where no promise ended. A window is longer than its name by a"
-    " minute at most."
+    " the budget lasts exactly; 0 if no promise ended. A window is at most a minute longer than"
+    " its name."
 )
 
 AIMS: tuple[MetricSpec, ...] = (
@@ -90,15 +90,15 @@ AIMS: tuple[MetricSpec, ...] = (
     ),
     MetricSpec(
         "headway_target_multiplier", "gauge",
-        "What a group with a target (class NAME or tenant NAME) weighs now, as a multiple of what"
-        " it weighs without one: above 1 while it is below its target.",
+        "Current weight of a group with a target (class NAME or tenant NAME), as a multiple of its"
+        " weight without one: above 1 while it is below its target.",
         ("group",), _multipliers,
     ),
     MetricSpec(
         "headway_tenant_requests_total", "counter",
-        "Requests that ended, by tenant and outcome. The 50 tenants with the most requests are"
-        " told by name, the rest together as others; none are the requests of nobody in particular."
-        " Absent until a request names a tenant. Who is told by name anew begins at 0.",
+        "Requests that ended, by tenant and outcome. The 50 tenants with the most requests appear"
+        " by name, the rest together as others; none are the requests without a tenant. Absent"
+        " until a request names a tenant. A tenant that newly appears by name begins at 0.",
         ("tenant", "outcome"), _outcomes,
     ),
     MetricSpec(
@@ -107,20 +107,20 @@ AIMS: tuple[MetricSpec, ...] = (
     ),
     MetricSpec(
         "headway_tenant_requests_attained_total", "counter",
-        "Of those, the ones that kept everything they were promised.",
+        "Of those, the requests that kept everything they were promised.",
         ("tenant",), _tenants("attained"),
     ),
     MetricSpec(
         "headway_tenant_tokens_total", "counter",
-        "Tokens of the requests that ended: prompt (of those that were started, whether computed or"
-        " found in a cache) and output.",
+        "Tokens of the requests that ended: prompt (of started requests, computed or found in a"
+        " cache) and output.",
         ("tenant", "kind"), _tokens,
     ),
     MetricSpec(
         "headway_tenant_engine_seconds_total", "counter",
-        "Seconds of the engine's steps, shared out by the tokens that each tenant had in a step:"
+        "Seconds of the engine's steps, divided by the tokens that each tenant had in a step:"
         " prompts to the token, the rest in equal parts to the decodes that get a token every"
-        " step. The shares add up to the steps' time, less a token where a decode comes back that"
+        " step. The parts add up to the steps' time, less a token when a decode resumes that"
         " was out of step.",
         ("tenant",), _tenants("engine_s"),
     ),

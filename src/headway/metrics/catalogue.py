@@ -109,15 +109,15 @@ _METRICS: tuple[MetricSpec, ...] = (
     ),
     MetricSpec(
         "headway_requests_late_total", "counter",
-        "Requests that broke their promise by a number of seconds (refused ones have none). Who is"
-        " cut off is late by what it had waited beyond its promise until then.",
+        "Requests that broke their promise by a number of seconds (refused ones have none). A"
+        " request that was cut off is late by its wait beyond the promise until then.",
         ("slo_class",), _promised_classes("late"),
     ),
     MetricSpec(
         "headway_requests_broken_total", "counter",
-        "Requests by what of their promise time broke: ttft, tbt (fewer than 99 % of the gaps in"
-        " time), pause (a gap longer than any may be), tpot, jct. One that broke several is in"
-        " each.",
+        "Requests by the part of their promise that was broken: ttft, tbt (fewer than 99 % of the"
+        " gaps in time), pause (a gap longer than allowed), tpot, jct. A request that broke several"
+        " parts counts in each.",
         ("slo_class", "promise"), _class_split("broke"),
     ),
     MetricSpec(
@@ -142,20 +142,20 @@ _METRICS: tuple[MetricSpec, ...] = (
     ),
     MetricSpec(
         "headway_preemptions_total", "counter",
-        "Requests that lost their place while they ran, by what really became of their KV: swap"
-        " (the host keeps it) or recompute (thrown away, whatever was planned).",
+        "Running requests that were preempted, by what really happened to their KV: swap"
+        " (the host keeps it) or recompute (discarded, whatever was planned).",
         ("kind",), _table("counts", "preemptions"),
     ),
     MetricSpec(
         "headway_steps_aside_total", "counter",
-        "Steps that the engine decided alone because nothing of a plan's prompt work was done. Each"
-        " is a fault of Headway's picture of the engine; please report it.",
+        "Steps that the engine decided alone because it did nothing of a plan's prompt work. Each"
+        " is a fault in Headway's model of the engine; please report it.",
         (), _one("counts", "asides"),
     ),
     MetricSpec(
         "headway_request_start_total", "counter",
-        "Requests with an X-Request-Start header where it is believed (--request-start): used, or"
-        " ignored because it is no instant, in the future or more than an hour ago.",
+        "Requests with an X-Request-Start header on a server with --request-start: used, or"
+        " ignored because it is not a time, is in the future or is more than an hour ago.",
         ("result",), _table("counts", "request_starts"),
     ),
     MetricSpec(
@@ -175,19 +175,19 @@ _METRICS: tuple[MetricSpec, ...] = (
     ),
     MetricSpec(
         "headway_pressure", "gauge",
-        "How much of the server is spoken for: 0 when idle, about 1 when a claim that comes now"
-        " just fits, more when not all fit. The larger of what prompts take until they are due"
-        " and of what everybody will hold of the KV cache; what routers choose a server by.",
+        "Load of the server: 0 when idle, about 1 when one more claim just fits, more when not all"
+        " fit. The larger of two shares: of the time that prompts have until they are due, and of"
+        " the KV cache that all requests will hold. Routers choose a server by it.",
         (), _one("now", "load", "pressure"),
     ),
     MetricSpec(
         "headway_prefill_backlog_seconds", "gauge",
-        "Seconds that the prompts take which wait or are in progress.",
+        "Seconds of prefill for all prompts that wait or are in progress.",
         (), _one("now", "load", "prefill_backlog_s"),
     ),
     MetricSpec(
         "headway_computed_tokens_total", "counter",
-        "Tokens computed: prompts, decodes, and what was computed twice.",
+        "Tokens computed: prompts, decodes, and tokens computed again.",
         (), _one("counts", "tokens", "computed"),
     ),
     MetricSpec(
@@ -196,7 +196,7 @@ _METRICS: tuple[MetricSpec, ...] = (
     ),
     MetricSpec(
         "headway_step_seconds", "histogram",
-        "How long a step of the engine took; mixed steps compute prompts too.",
+        "Time of a step of the engine; mixed steps compute prompts too.",
         ("mode",), _table("counts", "steps"), STEP_BOUNDS_S,
     ),
     MetricSpec(
@@ -215,22 +215,22 @@ _METRICS: tuple[MetricSpec, ...] = (
     ),
     MetricSpec(
         "headway_length_predictions_total", "counter",
-        "Finished answers, by whether the length predicted on arrival covered them. A policy that"
-        " predicts a mean, as the default one does, is right when about half are; one that aims at"
-        " a share says which in headway_length_coverage_target.",
+        "Finished answers, by whether the length predicted on arrival covered them. For a policy"
+        " that predicts a mean, such as the default one, about half should be covered; a policy"
+        " that aims at another share states it in headway_length_coverage_target.",
         ("result",), _table("counts", "lengths"),
     ),
     MetricSpec(
         "headway_length_coverage_target", "gauge",
-        "Share of answers that the length predicted on arrival is meant to cover; absent where a"
-        " mean is predicted.",
+        "Share of answers that the length predicted on arrival should cover; absent for a policy"
+        " that predicts a mean.",
         (), _coverage_target,
     ),
     MetricSpec(
         "headway_chance_requests_total", "counter",
-        "Requests whose promise was told a chance to be kept when they started, and is kept or"
-        " broken since; decile is the lower edge of the chances. Those that never start are told"
-        " none, and of those whose client hung up first nobody knows.",
+        "Requests whose promise was kept or broken, by the chance estimated when they started;"
+        " decile is the lower edge of the chances. Requests that never start have no chance, and"
+        " those whose client hung up first are left out.",
         ("decile",), deciles.by_decile("num"),
     ),
     MetricSpec(
@@ -240,23 +240,23 @@ _METRICS: tuple[MetricSpec, ...] = (
     ),
     MetricSpec(
         "headway_chance_told_total", "counter",
-        "Sum of the chances they were told: how many should be kept.",
+        "Sum of their estimated chances: the number of promises that should be kept.",
         ("decile",), deciles.by_decile("told"),
     ),
     MetricSpec(
         "headway_chance_calibration_error", "gauge",
-        "The largest difference between told and kept, as a share, of the deciles with 100"
+        "The largest difference between the estimated and the kept share, over the deciles with 100"
         " requests or more since the start; absent until there is one. Below 0.05 the"
         " chances can be believed.",
         (), deciles.error_in,
     ),
     MetricSpec(
         "headway_plan_seconds", "histogram",
-        "How long the policy took to plan a step.", (), _one("counts", "plan"), PLAN_BOUNDS_S,
+        "Time that the policy took to plan a step.", (), _one("counts", "plan"), PLAN_BOUNDS_S,
     ),
     MetricSpec(
         "headway_messages_dropped_total", "counter",
-        "What was dropped on its way here from the scheduler, by reason. reader_slow is a snapshot,"
+        "Messages from the scheduler that were dropped, by reason. reader_slow is a snapshot,"
         " whose counts the next one includes; backlog_full and too_large lose the story of a late"
         " request.",
         ("reason",), _table("counts", "dropped"),

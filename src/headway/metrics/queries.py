@@ -20,10 +20,10 @@ QUERIES: Mapping[str, str] = {
     "Seconds of lateness per second, by cause": (
         "sum by (cause) (rate(headway_lateness_seconds_total[5m]))"
     ),
-    "Promises broken per second, by what of them": (
+    "Promises broken per second, by the broken part": (
         "sum by (slo_class, promise) (rate(headway_requests_broken_total[5m]))"
     ),
-    "Share of promises kept, less what was told to expect": (
+    "Share of promises kept, less the expected share": (
         "(sum(rate(headway_chance_kept_total[15m])) - sum(rate(headway_chance_told_total[15m])))"
         " / sum(rate(headway_chance_requests_total[15m]))"
     ),

@@ -16,7 +16,7 @@ from headway.policy.inputs import Inputs
 from headway.request import Request
 
 CLAIMS_A_STEP = 64
-"""Waiting claims for which what fits together is decided in every step; with more, less often. With
+"""Waiting claims up to which every step decides which fit together; with more, fewer steps do. With
 1,000 a decision takes 2 ms, in one of 16 steps (LOG.md, *Agents, turns and Mooncake*); varied in
 experiments/constants. Larger: plans take longer; smaller: a claim that came counts late."""
 

@@ -31,14 +31,14 @@ WORTH = 1.5
 often and fewer promises are kept at once; smaller: the reverse."""
 
 ABOUT_S = 5.0
-"""Seconds before and after its appointment for which it holds: clients wait whole seconds, and a
-network and a queue lie between (experiments/retry_after). Larger: strangers of the same kind take
-it; smaller: who rounds down or comes late is a newcomer."""
+"""Seconds before and after its time within which an appointment holds: clients wait whole seconds,
+and a network and a queue add delay (experiments/retry_after). Larger: similar requests of other
+clients take it; smaller: a client that rounds down or is late counts as new."""
 
 MAX_RETRY_AFTER_S = 600.0
 """The most seconds a client is told to stay away; beyond, it is told this and has no appointment.
-Few clients wait as long. Larger: waits nobody honours are booked; smaller: fewer of the
-refused have an appointment."""
+Few clients wait as long. Larger: waits nobody honours are booked; smaller: fewer of the refused
+have an appointment."""
 
 Key = tuple[Slo, int, int]
 """What a returning request is known by: its promise, its prompt's tokens, its bound on the output.

@@ -17,7 +17,7 @@ from headway.request import LATE_GAPS_FORGIVEN, Request, State
 MAY_PASS = 8
 """Waiting requests short of KV that others may pass in one plan. With 0 a model with a state keeps
 0.993 instead of 0.960 at 8/s, and 0.787 instead of 0.827 at 14/s (LOG.md, *Models with several
-groups*). Larger: who needs much KV waits longer; smaller: free KV lies idle."""
+groups*). Larger: requests that need much KV wait longer; smaller: free KV lies idle."""
 
 
 @dataclass(slots=True)

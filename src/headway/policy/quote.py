@@ -29,23 +29,23 @@ from headway.request import LATE_GAPS_FORGIVEN, Request
 from headway.slo import Slo
 
 UNHURRIED_S = 10.0
-"""Seconds of prompts without a live promise that count as a full server: they have no due time, and
-somebody waits for them all the same. No run of its value. Larger: routers see late that nobody is
-promised anything and everybody waits; smaller: best effort keeps claims away."""
+"""Prefill seconds without a live promise that count as a full server: they have no due time, and
+clients wait for them all the same. No run of its value. Larger: routers see late that requests
+without a promise wait; smaller: best effort keeps claims away."""
 
 MOST_LOOKED_AT = 64
-"""Waiting requests of a queue that a load is worked out by, where there are more: they are spread
-over it. With 256 running and 1,000 waiting it takes 0.4 ms instead of 2.9 (LOG.md, *Fleets*).
-Larger: a step waits longer for it, twice a second; smaller: the load is that of other requests."""
+"""The most waiting requests of a queue that a load is computed from: a sample spread over the
+queue. With 256 running and 1,000 waiting it takes 0.4 ms instead of 2.9 (LOG.md, *Fleets*). Larger:
+twice a second a step waits longer for it; smaller: the sample differs from the queue."""
 
 MOST_PRESSURE = 100.0
-"""The most pressure that is told: a number without a bound is none to those who read it, and where
-no step has room for a prompt there is one (tests/unit/test_quote.py). Larger: graphs show nothing
-else; smaller: routers no longer tell full servers apart."""
+"""The largest pressure reported: readers need a bound, and when no step has room for a prompt there
+would be none (tests/unit/test_quote.py). Larger: graphs show nothing else; smaller: routers no
+longer tell full servers apart."""
 
 MOST_BACKLOG_S = 86_400.0
-"""The same of the backlog: a day (tests/unit/test_quote.py). Larger: graphs show nothing else;
-smaller: a long queue is told too short."""
+"""The largest backlog reported: a day (tests/unit/test_quote.py). Larger: graphs show nothing else;
+smaller: a long queue is reported too short."""
 
 NEWCOMER = "?"
 """The name of who is asked about; no request has it while this is decided."""

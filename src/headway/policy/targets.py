@@ -23,12 +23,13 @@ with first steps as large as 1 that shrink to 0.1). Larger: weights swing, and l
 smaller: a class stays below its target for hundreds of requests."""
 
 FORGET = 0.01
-"""Of a log-weight that each promise that ends forgets, times what one adds (experiments/targets).
-Larger: a target is missed by more; smaller: weights of a time that is over stay for longer."""
+"""Share of a log-weight that each ended promise removes, times ``ASCENT`` (experiments/targets).
+Larger: a target is missed by more; smaller: old weights stay for longer."""
 
 MOST_TIMES = 16.0
-"""Times its own that a promise may weigh for its class's target, and for its tenant's
-(experiments/targets). Larger: those without a target are given up; smaller: targets are missed."""
+"""Largest factor on a promise's weight for its class's target, and for its tenant's
+(experiments/targets). Larger: promises without a target are given up; smaller: targets are
+missed."""
 
 
 class Targets:

@@ -19,25 +19,26 @@ from headway.latency.model import LatencyModel, StepShape
 from headway.request import Request
 
 LATELY_S = 30.0
-"""Seconds in which what was used fades to a third (experiments/tenants). Larger: a flood of minutes
-ago is held against a tenant; smaller: a pause of seconds makes a flooder as good as new."""
+"""Seconds in which past use fades to about a third (experiments/tenants). Larger: a flood of
+minutes ago counts against a tenant; smaller: a pause of seconds makes a flooder as good as new."""
 
 AS_MUCH = 1.5
-"""Times as much that a tenant may have had as another before it gives way (experiments/tenants).
-Larger: a flooder takes more than its share; smaller: chance decides who gives way."""
+"""Factor by which a tenant may have used more than another before it gives way
+(experiments/tenants). Larger: a flooder takes more than its share; smaller: chance decides who
+gives way."""
 
 NOTHING_S = 1e-3
-"""Engine seconds, faded, that are not worth an account (no run: a thousandth of a second decides
+"""Faded engine seconds below which an account ends (no run: a thousandth of a second decides
 nothing). Larger: an account ends early; smaller: idle tenants take memory for longer."""
 
 FAR_MORE = 3.0
-"""Times as much that a tenant must have had for its running streams to lose their KV to another's
+"""Factor by which a tenant must have used more before its running streams lose KV to another's
 claims (experiments/tenants). Larger: a flood's streams hold KV for longer; smaller: streams of
 tenants who are alike drive each other out, and their prompts are computed again."""
 
 SWEPT = 64
-"""Accounts from which those that ended are looked for, when they have doubled (no run: it decides
-nothing). Larger: more memory; smaller: a newcomer has them looked through more often."""
+"""Number of accounts from which ended ones are removed, at each doubling (no run: it decides
+nothing). Larger: more memory; smaller: new tenants cause a search more often."""
 
 
 @dataclass(slots=True)

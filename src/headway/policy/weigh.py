@@ -18,7 +18,7 @@ from headway.policy.predict import Predictor, within
 from headway.request import Request
 
 NO_PREEMPTION = 0.02
-"""Expected preemptions that count as none: best effort may start, and a plan has no risk to tell
+"""Expected preemptions that count as none: best effort may start, and a plan reports no risk
 (experiments/constants). Larger: best effort costs promises their KV; smaller: it waits beside free
 KV."""
 

@@ -2,7 +2,7 @@
 
 QoServe, first published as Niyama (arXiv 2503.22562 §3): each decode's tokens are due on a
 schedule, so early tokens earn slack; the chunk is the largest whose step ends within the least
-slack; prompts are ordered by due time + alpha * remaining prompt; whoever would be late is
+slack; prompts are ordered by due time + alpha * remaining prompt; a request that would be late is
 relegated behind all others. Differs: the step time is Headway's online model at its 95 %
 quantile, not a random forest; alpha defaults to what a prompt token costs now; relegation does
 not tell tiers apart; a decode whose promise is already broken by its gaps is still paced.

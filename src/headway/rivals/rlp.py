@@ -3,7 +3,7 @@
 Response-length perception and sequence scheduling (arXiv 2305.13144 §4): a pool of 256
 requests is cut into batches of one 50-token bucket of predicted length; as many run together
 as their predicted KV lets (the variable batch size); a batch ends before the next begins;
-generation is held to the bucket, and whoever exceeds it is collected and computed again after
+generation is held to the bucket, and a request beyond it is set aside and computed again after
 the pool, with the whole allowed length. Differs: lengths come from a sliding histogram per
 class, not from asking the model, and never from the truth (``predictor="max_tokens"`` groups by
 the client's

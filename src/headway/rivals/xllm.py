@@ -3,7 +3,7 @@
 After the source of jd-opensource/xllm (``scheduler/mix_scheduler.cpp``, ``priority_comparator``:
 ``urgency_density``): one queue of prompts and decodes, urgent ones first by weight per second,
 then by remaining time; the batch is filled while a latency model says the step stays within
-the least remaining time; whoever ranks lowest gives KV back. Differs: the step is predicted as
+the least remaining time; the lowest rank gives KV back. Differs: the step is predicted as
 a whole, not as a sum of requests; the promise is per request where xLLM's weights are for TTFT
 and TPOT apart; a prompt in progress is never evicted.
 """

@@ -33,22 +33,22 @@ class WorkloadRequest:
         id: Name, unique in its workload.
         arrived_at_s: Seconds since the start of the workload.
         num_prompt_tokens: Prompt length; approximate when ``prompt`` is given.
-        num_output_tokens: Recorded output length; for a live run with ``prompt`` an upper guess.
+        num_output_tokens: Recorded output length; for a live run with ``prompt`` an upper limit.
         slo_class: Name of a class in the SLO file, or ``None`` for the file's default.
-        ttft_slo_s: Promise of this request alone, before its class's; likewise the next four, of
+        ttft_slo_s: Promise of this request, which overrides its class's; likewise the next four, of
             which ``pause_slo_s`` may be ``inf``.
         weight: How much it counts; ``None`` leaves it to the class.
         prefix_id: Requests with the same id share their first ``prefix_tokens`` tokens; with 0
-            of them, as far as both prompts go.
-        hash_ids: What the prompt begins with, block by block, as Mooncake's traces have it. An id
+            they share the whole length of the shorter prompt.
+        hash_ids: The beginning of the prompt, block by block, as in Mooncake's traces. An id
             means the same tokens only together with all ids before it: two prompts share the
             blocks up to the first id that differs, and nothing after. Tokens beyond the last id
             are the request's own. Not together with ``prefix_id``.
         hash_tokens: Tokens that one of ``hash_ids`` stands for; the prompt may cut the last short.
-        prompt: Text to send in a live run. Without it a text of the right length is made up
+        prompt: Text to send in a live run. Without it a text of the right length is generated
             and the output is forced to ``num_output_tokens``.
         max_output_tokens: Bound on the output in a live run; ``num_output_tokens`` when absent.
-        tenant: Who pays; its share and target are the SLO file's. ``None`` is nobody in particular.
+        tenant: The party that pays; the SLO file has its share and target. ``None`` means none.
     """
 
     id: str

@@ -38,7 +38,7 @@ def planner(
     Args:
         chunking: A1. Without it a step has the engine's budget and prompts are not cut.
         ordering: A2. Without it decodes always run and prompts are served by arrival.
-        packing: A3. Without it whoever is not urgent is served in order.
+        packing: A3. Without it requests that are not urgent are served in order.
         gamma_s: How far behind the head of the queue a candidate for packing may be.
         packer: ``nearest`` (the paper's), ``aligned`` (dot product) or ``exact``.
         with_context: Whether T_pf counts the decodes and the prefix of now.

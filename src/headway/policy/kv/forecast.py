@@ -34,15 +34,15 @@ Larger: a change of lengths is seen late; smaller: long outputs are seldom in it
 
 GUESSED_SHARE = 0.25
 """Share of its bound that an output is guessed to take before any ended: bounds are generous. With
-the whole of it a short overload refuses who could wait (tests/conformance/test_promises.py).
-Larger: a young server starts too few; smaller: too many."""
+the whole of it a short overload refuses requests that could wait
+(tests/conformance/test_promises.py). Larger: a young server starts too few; smaller: too many."""
 
 MOST_GUESSED_TOKENS = 256.0
 """The most tokens guessed so, a chat's answer: many clients set a bound they never reach
 (experiments/constants). Larger: a young server starts too few; smaller: too many."""
 
 MOST_KNOWN = 4096
-"""Answers remembered by class, about a megabyte: whoever waits is asked about at every step.
+"""Results remembered by class, about a megabyte: every step asks about each waiting request.
 Larger: more memory; smaller: the same is computed more often."""
 
 Floats = npt.NDArray[np.float64]
