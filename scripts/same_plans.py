@@ -37,7 +37,7 @@ def _cases() -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield a name and what differs from :func:`_spec`'s defaults."""
     everybody = (
         "fcfs sarathi slack accelgen headway cacheopt orca trt_noevict fastgen s3 rlp fastserve"
-        " pastfuture qoserve xllm sliding"
+        " pastfuture qoserve xllm sliding vllm_v0"
     )
     for i, policy in enumerate(everybody.split()):
         yield policy, {"policy": policy, "engine": ("sim", "vllm")[i % 2], "seed": i}
@@ -83,6 +83,10 @@ def _record(folder: Path, names: list[str]) -> None:
         from headway.study.virtual_run import execute
     except ModuleNotFoundError:  # The other revision is older than the name.
         from headway.study.run import execute
+    try:
+        from headway import registry
+    except ImportError:  # As above.
+        from headway.policy import registry
 
     lines: list[str] = []
     plan, observe = Scheduler.plan, Scheduler.observe
@@ -100,6 +104,9 @@ def _record(folder: Path, names: list[str]) -> None:
     for name, given in _cases():
         if names and name not in names:
             continue
+        if given.get("policy", registry.DEFAULT) not in registry.names():
+            print(f"{name}: not compared, the other revision has no such policy", flush=True)
+            continue
         lines.clear()
         execute(_spec(**given))
         (folder / f"{name}.jsonl").write_text("\n".join(line.strip() for line in lines))
@@ -116,9 +123,12 @@ def _replay(folder: Path, names: list[str]) -> None:
     for name, given in _cases():
         if (names and name not in names) or given.get("engine", "sim") != "sim":
             continue
+        path = folder / f"{name}.jsonl"
+        if not path.is_file():
+            continue
         spec = _spec(**given)
         core = registry.build(spec.policy, overload=spec.overload)
-        lines = (folder / f"{name}.jsonl").read_text().splitlines()
+        lines = path.read_text().splitlines()
         plans = [line for line in lines if line.startswith('{"plan"')]
         _compare(f"{name}, replayed", [line.strip() for line in replay(lines, core)], plans)
 

@@ -33,6 +33,7 @@ from headway.rivals import (
     slack,
     sliding,
     trt_noevict,
+    vllm_v0,
     xllm,
 )
 
@@ -69,6 +70,7 @@ PRESETS: dict[str, Callable[..., Parts | Planner]] = {
     "qoserve": qoserve.parts,
     "xllm": xllm.planner,
     "sliding": sliding.parts,
+    "vllm_v0": vllm_v0.planner,
 }
 
 DEFAULT = "headway"

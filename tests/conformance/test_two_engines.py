@@ -25,7 +25,7 @@ from headway.slo import SloBook
 from headway.study.requests import calls_of
 from headway.workloads import named
 
-POLICIES = ("fcfs", "sarathi", "slack", "accelgen", "headway")
+POLICIES = ("fcfs", "sarathi", "slack", "accelgen", "headway", "vllm_v0")
 
 
 @dataclass(frozen=True)

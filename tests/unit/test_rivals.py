@@ -27,6 +27,7 @@ RIVALS = (
     "qoserve",
     "xllm",
     "sliding",
+    "vllm_v0",
 )
 SLOS = (
     NO_PROMISE,
@@ -91,6 +92,9 @@ def test_serves_everyone(fake_engine: Any, policy: str, depth: int, seed: int) -
         ("qoserve", {"alpha_s": -1}, "alpha_s"),
         ("fastgen", {"chunk_tokens": 0}, "chunk_tokens"),
         ("orca", {"chunk_tokens": 5}, "none"),
+        ("vllm_v0", {"max_num_batched_tokens": 0}, "max_num_batched_tokens"),
+        ("vllm_v0", {"max_num_seqs": 2.5}, "max_num_seqs"),
+        ("vllm_v0", {"preemption_mode": "copy"}, "recompute, swap"),
     ],
 )
 def test_a_wrong_option_is_one_sentence(policy: str, options: dict[str, Any], word: str) -> None:

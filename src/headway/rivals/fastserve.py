@@ -16,9 +16,9 @@ from dataclasses import dataclass
 
 from headway.kit.lengths import MaxTokens
 from headway.kit.options import positive_count, positive_s
+from headway.kit.simple import WhereverItFits
 from headway.latency.model import StepShape
-from headway.policy.draft import Draft, SwapChoice
-from headway.policy.swap_choice import copyable_blocks
+from headway.policy.draft import Draft
 from headway.request import Request
 from headway.rivals.ranked import RankedPlanner, Ranking
 
@@ -160,14 +160,6 @@ class SkipJoin(Ranking):
         level = self._level_of.pop(request_id, None)
         if level is not None:
             del self._levels[level][request_id]
-
-
-class WhereverItFits(SwapChoice):
-    """Copy to the host whatever it has room for."""
-
-    def how(self, draft: Draft, victim: Request) -> str:
-        """Return ``"swap"`` unless nothing can be copied."""
-        return "swap" if copyable_blocks(draft, victim) else "recompute"
 
 
 def planner(

@@ -33,7 +33,7 @@ class Experiment:
     """One paper's experiment: its tables, and what was claimed.
 
     Attributes:
-        of_their_day: Policies that are what the paper compared with.
+        of_their_day: Policies that are what the paper compared with; no table has to play all.
         of_today: vLLM as it is now, in its settings; the best of them at each load is its best.
     """
 
@@ -79,6 +79,12 @@ OPT_13B = Machine("opt-13b@a100", kv_tokens=14_648, host_tokens=80_000, noise=0.
 
 STOCK = tuple(NamedPolicy(name, name) for name in STOCK_WAYS)
 
+VLLM_V0 = NamedPolicy("vllm_v0", "vllm_v0")
+"""vLLM as both papers had it; the engine's step is what it gave OPT-13B, 2,048 tokens."""
+
+VLLM_V0_SWAP = NamedPolicy("vllm_v0 swap", "vllm_v0", {"preemption_mode": "swap"})
+"""The same where the machine has host memory."""
+
 _CACHEOPT = NamedPolicy("cacheopt", "cacheopt")
 _HEADWAY = NamedPolicy("headway", "headway")
 _OPTIONS: dict[str, tuple[float, ...]] = {
@@ -108,6 +114,8 @@ CACHEOPT = Experiment(
         *variants(_CACHEOPT, {"cacheopt, 512 tokens a step": {"chunk_tokens": 512}}),
         _HEADWAY,
         *STOCK,
+        VLLM_V0,
+        VLLM_V0_SWAP,
         *(NamedPolicy(n, n) for n in ("sarathi", "s3", "rlp", "orca", "pastfuture")),
     ),
     baselines=("stock", "stock-static", "sarathi", "s3", "rlp"),
@@ -153,7 +161,7 @@ CACHEOPT = Experiment(
         Traffic("alpaca", (110.0,), times=6, max_output_tokens=256),
     ),
     claims=CACHEOPT_CLAIMS,
-    of_their_day=("sarathi", "s3", "rlp"),
+    of_their_day=(VLLM_V0.label, VLLM_V0_SWAP.label, "sarathi", "s3", "rlp"),
     of_today=STOCK_WAYS,
 )
 
@@ -165,6 +173,7 @@ _FEW = (
     _HEADWAY,
     STOCK[0],
     STOCK[2],
+    VLLM_V0,
     *(NamedPolicy(n, n) for n in ("sarathi", "fastserve", "qoserve")),
 )
 """Where what matters is how the figures move with the load."""
@@ -182,9 +191,10 @@ _70B_TRAFFIC = Traffic("accelgen-70b", (0.1, 0.2), drawn=DrawnMix(0.1))
 
 def _dropping(machine: Machine, traffic: Traffic) -> Table:
     """Return who may refuse what is hopeless, beside the baselines, which serve everybody."""
-    contenders = (_ACCELGEN, _HEADWAY, STOCK[0], STOCK[2])
+    contenders = (_ACCELGEN, _HEADWAY, STOCK[0], STOCK[2], VLLM_V0)
+    swapping = (VLLM_V0_SWAP,) if machine.host_tokens else ()
     baselines = tuple(NamedPolicy(n, n) for n in _BASELINES)
-    return Table(machine, (*contenders, *baselines), (traffic,), overload="refuse")
+    return Table(machine, (*contenders, *swapping, *baselines), (traffic,), overload="refuse")
 
 
 def _at_one_load(drawn: Mapping[str, DrawnMix]) -> Table:
@@ -202,6 +212,8 @@ ACCELGEN = Experiment(
         _ACCELGEN,
         _HEADWAY,
         *STOCK,
+        VLLM_V0,
+        VLLM_V0_SWAP,
         *(NamedPolicy(n, n) for n in (*_BASELINES, *_RIVALS, "oracle")),
     ),
     baselines=("stock", *_BASELINES),
@@ -245,6 +257,6 @@ ACCELGEN = Experiment(
         "throughput-70b": _dropping(_70B, replace(_70B_TRAFFIC, rates_rps=(0.2, 0.8))),
     },
     claims=ACCELGEN_CLAIMS,
-    of_their_day=_BASELINES,
+    of_their_day=(VLLM_V0.label, VLLM_V0_SWAP.label, *_BASELINES),
     of_today=STOCK_WAYS,
 )
