@@ -50,7 +50,8 @@ def simulate(
 
     A line below the table says whether the targets of the SLO file's classes and tenants were met.
 
-    The policy "oracle" knows every length in advance and serves in the best order it found.
+    The policy "oracle" knows every length in advance and serves in the best way it found:
+    no preset keeps more.
 
     A stopped sweep continues when the command is repeated with the same --json or --keep.
     """

@@ -25,13 +25,17 @@ INFEASIBLE = 2
 
 @dataclass(frozen=True, slots=True)
 class WindowDemand:
-    """A part of a request: engine seconds and KV token-seconds within a window."""
+    """A part of a request: engine seconds and KV token-seconds within a window.
+
+    One that *may_be_left_out* is, where the program would be too large: that only loosens.
+    """
 
     request: int
     begins_s: float
     due_s: float
     work_s: float
     kv_token_s: float
+    may_be_left_out: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +46,16 @@ class LeastKept:
     num_kept: float
 
 
-def most_kept(
+Fractions = np.ndarray[tuple[int], np.dtype[np.float64]]
+
+
+def kept_fractions(
     num_requests: int,
     jobs: Sequence[WindowDemand],
     kv_tokens: int,
     least: Sequence[LeastKept] = (),
-) -> float | None:
-    """Return the optimum: the most requests, fractions counted, whose jobs fit their windows.
+) -> Fractions | None:
+    """Return how much of each request is kept at the optimum: the most, their jobs within windows.
 
     ``None`` where nothing keeps as many of everybody as *least* asks for.
 
@@ -59,13 +66,17 @@ def most_kept(
     if any(one.num_kept > len(one.requests) for one in least):
         return None
     if not jobs:
-        return float(num_requests)
+        return np.ones(num_requests)
     instants = _instants(jobs)
     spans_s = np.diff(instants)
     first = np.searchsorted(instants, [j.begins_s for j in jobs], side="right") - 1
     last = np.searchsorted(instants, [j.due_s for j in jobs], side="left")
     counts = last - first
-    _check_size(num_requests, num_parts := int(counts.sum()))
+    num_parts = int(counts.sum())
+    if num_parts > MOST_VARIABLES and any(j.may_be_left_out for j in jobs):
+        needed = [j for j in jobs if not j.may_be_left_out]
+        return kept_fractions(num_requests, needed, kv_tokens, least)
+    _check_size(num_requests, num_parts)
     of_job = np.repeat(np.arange(len(jobs)), counts)
     span = np.arange(num_parts) - (np.cumsum(counts) - counts - first)[of_job]
     part = num_requests + np.arange(num_parts)
@@ -101,7 +112,7 @@ def most_kept(
     if solved.status == INFEASIBLE:
         return None
     # Not solved (time, numbers): everybody is still a bound.
-    return -float(solved.fun) if solved.status == 0 else float(num_requests)
+    return solved.x[:num_requests] if solved.status == 0 else np.ones(num_requests)
 
 
 def _check_size(num_requests: int, num_parts: int) -> None:
@@ -121,7 +132,7 @@ def _asked(least: Sequence[LeastKept], num_variables: int) -> coo_array:
     return coo_array((-np.ones(sum(sizes)), (rows, columns)), shape=(len(least), num_variables))
 
 
-def _instants(jobs: Sequence[WindowDemand]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def _instants(jobs: Sequence[WindowDemand]) -> Fractions:
     """Return the ends of windows, at most :data:`MOST_INSTANTS` of them, the outermost included."""
     found = np.unique([j.begins_s for j in jobs] + [j.due_s for j in jobs])
     if len(found) <= MOST_INSTANTS:

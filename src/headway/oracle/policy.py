@@ -96,6 +96,13 @@ class ByRank(Prioritizer):
         return request.has_claim and request.request_id in self._rank
 
 
+def true_lengths(requests: Sequence[WorkloadRequest]) -> dict[str, int]:
+    """Return the output tokens of each request, by id; a client's bound ends an output too."""
+    return {
+        r.id: min(r.num_output_tokens, r.max_output_tokens or r.num_output_tokens) for r in requests
+    }
+
+
 def scheduler(
     found: SearchResult,
     requests: Sequence[WorkloadRequest],
@@ -108,12 +115,9 @@ def scheduler(
         found: The order to serve in.
         truth: Seconds of a step, without noise.
     """
-    lengths = {
-        r.id: min(r.num_output_tokens, r.max_output_tokens or r.num_output_tokens) for r in requests
-    }
     ledger, tightest = KvLedger(), TightestRecent()
     parts = Parts(
-        predictor=Oracle(lengths),
+        predictor=Oracle(true_lengths(requests)),
         feasibility=ChosenClaims(found.dropped),
         prioritizer=ByRank(found.rank),
         chunker=EveryGap(tightest),

@@ -1,8 +1,9 @@
 """The paper's oracle: arrivals and lengths are known, and orders are searched (AccelGen, A4).
 
 A local search over who is served and in which order. It is judged by a player: the fast
-:class:`~.player.StepModel` for hundreds of orders, or a simulator for the last few. What comes
-out is a good schedule, not the best: :func:`~.bound.bound` says how much better one could be.
+:class:`~.fast_model.StepModel` for hundreds of orders, or a simulator. What comes out is a good
+schedule, not the best: :func:`~.bound.bound` says how much better one could be, and the oracle
+serves by it only where no other way keeps more (:mod:`headway.study.on_oracle`).
 """
 
 from __future__ import annotations

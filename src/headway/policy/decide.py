@@ -33,14 +33,17 @@ class Headway(Planner):
     Args:
         max_wait_s: Bound on how long best effort may wait for its turn.
         swap: Decides how a victim loses its KV.
+        lengths: What is known of output lengths; by default what it learns from those that end.
     """
 
-    def __init__(self, max_wait_s: float, swap: SwapChoice) -> None:
+    def __init__(
+        self, max_wait_s: float, swap: SwapChoice, lengths: ExpectedLengths | None = None
+    ) -> None:
         self._max_wait_s = max_wait_s
         self.chunker = SlackChunk()
         self.preemptor = BestEffortFirst()
         self.swap = swap
-        self._lengths = ExpectedLengths()
+        self._lengths = ExpectedLengths() if lengths is None else lengths
         self._feasibility = MooreHodgson()
         self._order = ByDeadline()
         self.gate = Weighed(self._lengths, self.chunker)

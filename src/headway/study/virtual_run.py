@@ -100,7 +100,7 @@ def execute(spec: RunSpec, keep_steps: bool = False) -> RunResult:
 
     if spec.policy == on_oracle.ORACLE:
         served = on_oracle.serve(
-            spec, gpus[0], truth(0), requests, calls, slos, book, keep_steps=keep_steps
+            spec, gpus[0], lambda: truth(0), requests, calls, slos, book, keep_steps=keep_steps
         )
     else:
         engine = on_vllm if spec.engine == "vllm" else on_sim
