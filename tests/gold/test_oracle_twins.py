@@ -13,7 +13,7 @@ from headway.latency.profile import StepCost
 from headway.metrics import define
 from headway.oracle.fast_model import Server, StepModel
 from headway.oracle.least_demands import LatestGaps
-from headway.oracle.told import ToldLifetimes, improve
+from headway.oracle.told_policy import ToldLifetimes, improve
 from headway.policy.kv.forecast import HORIZONS
 from headway.slo import Slo
 from headway.workloads.schema import WorkloadRequest

@@ -24,7 +24,7 @@ from headway.oracle.fast_model import Server, StepModel
 from headway.oracle.policy import scheduler
 from headway.oracle.search import search
 from headway.oracle.simulated import Instance, SimulatedPlayer
-from headway.oracle.told import ToldPlayer, improve
+from headway.oracle.told_policy import ToldPlayer, improve
 from headway.policy.scheduler import Scheduler
 from headway.slo import NO_PROMISE, Slo
 from headway.study import on_oracle

@@ -98,6 +98,23 @@ def kept_fractions(
         ),
         shape=(2 * len(spans_s), num_variables),
     )
+    return _solved(num_requests, needs, limits, spans_s, least)
+
+
+def _solved(
+    num_requests: int,
+    needs: coo_array,
+    limits: coo_array,
+    spans_s: Fractions,
+    least: Sequence[LeastKept],
+) -> Fractions | None:
+    """Return the fractions at the optimum; see :func:`kept_fractions`.
+
+    Args:
+        needs: Rows that are 0: a job's parts less the fraction of its request.
+        limits: Rows of engine seconds, then of KV, each at most its span.
+    """
+    num_variables = needs.shape[1]
     gain = np.zeros(num_variables)
     gain[:num_requests] = -1.0
     solved = linprog(
@@ -105,7 +122,7 @@ def kept_fractions(
         A_ub=vstack([limits, _asked(least, num_variables)]).tocsr(),
         b_ub=np.concatenate([spans_s, spans_s, [-one.num_kept for one in least]]),
         A_eq=needs.tocsr(),
-        b_eq=np.zeros(len(jobs)),
+        b_eq=np.zeros(needs.shape[0]),
         bounds=(0.0, 1.0),
         method="highs",
     )

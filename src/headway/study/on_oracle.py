@@ -28,7 +28,7 @@ from headway.oracle.bound import BoundChoice, best_choice, scaled
 from headway.oracle.fast_model import StepModel
 from headway.oracle.search import SearchResult, search
 from headway.oracle.simulated import Instance, SimulatedPlayer
-from headway.oracle.told import IMPROVE_PLAYS, ToldPlayer, improve
+from headway.oracle.told_policy import IMPROVE_PLAYS, ToldPlayer, improve
 from headway.policy.scheduler import Scheduler
 from headway.slo import Slo, SloBook
 from headway.study.on_sim import engine_of, serve_alone
