@@ -35,7 +35,7 @@ fi
 
 say "installing everything else (2 GB)"
 # Compiled once: with PYTHONDONTWRITEBYTECODE set, as in many images, each start of vLLM would compile its
-# imports again, 8 to 10 s of a core.
+# imports again, which takes seconds.
 grep -v '^torch==' "$LOCK" |
     VIRTUAL_ENV=$VENV "$bin/uv" pip install --quiet --no-deps --compile-bytecode --requirements -
 VIRTUAL_ENV=$VENV "$bin/uv" pip install --quiet --no-deps --no-build-isolation --editable .

@@ -1,6 +1,6 @@
 """``headway verify`` on the CPU engine with the small model, from its first start to its file.
 
-It takes eight minutes on two idle cores, and three times as long beside other work::
+It took 24 minutes of two cores that had other work; on idle ones it was not timed::
 
     HEADWAY_LONG=1 make test-live ARGS="tests/live/test_verify.py"
 """

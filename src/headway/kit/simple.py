@@ -11,9 +11,8 @@ from headway.latency.model import StepShape
 from headway.policy.admit import Gate
 from headway.policy.batch import InOrder
 from headway.policy.chunk import Chunker
-from headway.policy.draft import Draft, SwapChoice
+from headway.policy.draft import Draft
 from headway.policy.preempt import Preemptor
-from headway.policy.swap_choice import copyable_blocks
 from headway.request import Request
 
 
@@ -95,14 +94,6 @@ class Youngest(Preemptor):
         """Yield running requests, last started first."""
         yield from reversed(list(draft.given.live.prefilling.values()))
         yield from reversed(list(draft.given.live.decoding.values()))
-
-
-class WhereverItFits(SwapChoice):
-    """Copy to the host whatever it has room for."""
-
-    def how(self, draft: Draft, victim: Request) -> str:
-        """Return ``"swap"`` unless nothing can be copied."""
-        return "swap" if copyable_blocks(draft, victim) else "recompute"
 
 
 def plain_parts(chunk_tokens: int | None = None) -> Parts:

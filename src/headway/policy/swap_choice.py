@@ -30,8 +30,8 @@ class Cheaper(SwapChoice):
         return "swap" if swap_s(draft, victim) < recompute_s(draft, victim) else "recompute"
 
 
-class WhereverPossible(SwapChoice):
-    """Whatever it costs: for trying out that a copy loses nothing, where recompute is cheaper."""
+class WhereverItFits(SwapChoice):
+    """Whatever it costs; rivals do so, and it tries out that a copy loses nothing."""
 
     def how(self, draft: Draft, victim: Request) -> str:
         """Return ``"swap"`` where the host has room for the victim's KV."""
@@ -41,7 +41,7 @@ class WhereverPossible(SwapChoice):
 SWAPS: dict[str, type[SwapChoice]] = {
     "cheaper": Cheaper,
     "recompute": AlwaysRecompute,
-    "always": WhereverPossible,
+    "always": WhereverItFits,
 }
 """What a preset's option ``swap`` may be."""
 

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 
 from headway.kit.lengths import MaxTokens
 from headway.kit.options import positive_count, positive_s
-from headway.kit.simple import WhereverItFits
 from headway.latency.model import StepShape
 from headway.policy.draft import Draft
+from headway.policy.swap_choice import WhereverItFits
 from headway.request import Request
 from headway.rivals.ranked import RankedPlanner, Ranking
 

@@ -22,14 +22,14 @@ from itertools import chain, count
 from headway.kit.lengths import MaxTokens
 from headway.kit.one_walk import OneWalk
 from headway.kit.options import one_of, positive_count, positive_tokens
-from headway.kit.simple import FixedChunk, WhereverItFits
+from headway.kit.simple import FixedChunk
 from headway.latency.model import StepShape
 from headway.policy.batch import StepFill, cap_partial
 from headway.policy.draft import Draft, SwapChoice
 from headway.policy.live_requests import LiveRequests
 from headway.policy.plan import Chunk, Preempt
 from headway.policy.preempt import Preemptor
-from headway.policy.swap_choice import AlwaysRecompute
+from headway.policy.swap_choice import AlwaysRecompute, WhereverItFits
 from headway.policy.view import EngineView
 from headway.request import Request, State
 
