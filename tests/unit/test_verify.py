@@ -233,7 +233,7 @@ def test_a_headway_server_without_its_page(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 DYING = """
-import http.server, json, os, subprocess, sys
+import http.server, json, os, subprocess, sys, time
 child = subprocess.Popen(["sleep", "600"])
 open("child", "w").write(str(child.pid))
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -242,7 +242,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(200); self.send_header("Content-Length", str(len(body)))
         self.end_headers(); self.wfile.write(body)
     def do_POST(self):
-        print("headway: the stand-in has had enough.", flush=True); os._exit(3)
+        print("headway: the stand-in has had enough.", flush=True)
+        self.connection.shutdown(2); time.sleep(0.5)  # As a process that is being torn down.
+        os._exit(3)
     def log_message(self, *args): pass
 http.server.HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Handler)\
 .serve_forever()

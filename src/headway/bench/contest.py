@@ -91,7 +91,7 @@ def _run_leg(server: LiveServer, contender: Contender, leg: Leg, shown: Display)
             measure(server.url, plan, on_stage=shown.stage, on_progress=shown.tally)
         )
     except HeadwayError as error:
-        server.check_alive()
+        server.check_alive(after_failure=True)
         raise ServerDied(f"{error} The server's log is {server.log_path}.") from None
     server.check_alive()
     if measured.load.was_stopped:

@@ -15,6 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
@@ -23,6 +24,8 @@ from headway.errors import HeadwayError
 
 HEADWAY_SERVE = (sys.executable, "-m", "headway", "serve")
 STOP_WITHIN_S = 15.0
+END_WITHIN_S = 5.0
+"""A server that ends closes its sockets first: how long its process may outlive its last answer."""
 LAST_LOG_LINES = 12
 _LOCAL = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """Ignores a proxy from the environment: the server is on this machine."""
@@ -120,9 +123,18 @@ class LiveServer:
     ) -> None:
         self.stop()
 
-    def check_alive(self) -> None:
-        """Raise :class:`ServerDied` when the process has ended."""
-        code = self._process.poll() if self._process is not None else None
+    def check_alive(self, *, after_failure: bool = False) -> None:
+        """Raise :class:`ServerDied` when the process has ended.
+
+        Args:
+            after_failure: It failed to answer; a process that is about to end is waited for.
+        """
+        if self._process is None:
+            return
+        if after_failure:
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(END_WITHIN_S)
+        code = self._process.poll()
         if code is not None:
             raise ServerDied(
                 f"The server ended by itself (exit code {code}); the last lines of"

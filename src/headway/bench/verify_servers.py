@@ -75,7 +75,7 @@ class Started:
                 try:
                     yield server.url
                 except HeadwayError:
-                    server.check_alive()  # Its end is the cause of what was seen.
+                    server.check_alive(after_failure=True)  # Its end is the cause of what was seen.
                     raise
         except ServerDied:
             raise HeadwayError(_end_of(title, log)) from None
