@@ -58,12 +58,18 @@ class Board:
         with progress(self.console, "scoreboard", len(specs)) as advance:
             return run_all(specs, self.ledger, self.workers, lambda spec, run: advance())
 
-    def play(self, ground: Ground, overload: str) -> list[Row]:
+    def unit(self, ground: Ground) -> float:
+        """Return the rate that is load 1 on a ground."""
+        return unit_rps(
+            ground,
+            self.requests,
+            self.seeds,
+            lambda specs: run_all(specs, self.ledger, self.workers),
+        )
+
+    def play(self, ground: Ground, overload: str, unit: float) -> list[Row]:
         """Return a row a contender and load."""
         presets = everybody()
-        unit = unit_rps(
-            ground, self.requests, self.seeds, lambda specs: run_all(specs, self.ledger, 1)
-        )
         rates = tuple(round(load * unit, 3) for load in LOADS)
         traffic = replace(ground.traffic, rates_rps=rates)
 
@@ -139,7 +145,9 @@ def main(
             is_wanted = any(part in ground.name for part in wanted.split(";"))
             here = [row for row in rows if (row.ground, row.overload) == (ground.name, mode)]
             if is_wanted and not any(row.definition == DEFINITION for row in here):
-                played = board.play(ground, mode)
+                now = [r for r in rows if r.ground == ground.name and r.definition == DEFINITION]
+                unit = now[0].unit_rps if now else board.unit(ground)
+                played = board.play(ground, mode, unit)
                 rows = [row for row in rows if row not in here] + played
                 write(rows, requests)
     click.echo(markdown(rows))
