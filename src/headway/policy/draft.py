@@ -29,7 +29,7 @@ class Draft:
         swap: Decides whether a victim's KV is copied out or thrown away.
         shape: The decodes of this step, before any prompt token.
         set_aside: Claims that do not fit beside the others now.
-        pressure: How much of the prefill the claims' due times leave is already spoken for:
+        pressure: How much of the prefill that due times leave room for the claims take:
             0 with nothing to prefill, 1 when every second counts.
         gone: Requests that end or lose their KV in this plan: nobody's victim, no chunk.
         busy: Requests that this plan gives prompt tokens: nobody's victim.

@@ -74,7 +74,7 @@ class GapPrices:
     """Keeps what recent claims asked for, and which of their gaps cost the others too much.
 
     Attributes:
-        pressure: How much of the prefill is spoken for, as feasibility found in the last plan.
+        pressure: How much of the prefill claims take, as feasibility found in the last plan.
         least_gap_s: The tightest gap worth its price when last decided; 0 before.
     """
 

@@ -82,7 +82,7 @@ class LeastKv(Router):
     """The server with the most KV to spare, what queued prompts will take counted as taken."""
 
     def choose(self, call: VirtualCall, signals: Signals, among: Sequence[int]) -> int:
-        """Return the first of those with the smallest share of their KV spoken for."""
+        """Return the first of those with the smallest share of their KV taken."""
         among, seen = signals.compared(among), signals.seen()
         return _least(among, [seen[i].kv_load_share for i in among])
 

@@ -3,11 +3,11 @@
 CacheOPT (arXiv 2503.13773 §3.3): an allocation is extended k steps before it ends, from free
 blocks, else from the global reserve, else by preempting; nobody stalls at the moment of
 exhaustion. The engine hands out blocks by itself, one when a token needs it, so an allocation is
-what this policy treats as spoken for: blocks the running will need within the look-ahead are
+what this policy treats as taken: blocks the running will need within the look-ahead are
 not given to newcomers, and if there are too few of them victims leave now. In the ledger an
 estimate about to be outgrown is extended at the same moment.
 
-Differs: prompts in progress count as spoken for in full, since they were admitted as a whole.
+Differs: prompts in progress count as taken in full, since they were admitted as a whole.
 """
 
 from __future__ import annotations

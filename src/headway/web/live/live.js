@@ -51,8 +51,8 @@ function lead(state) {
   const late = state.now.num_late;
   const now = `${counted(state.now.running, "request runs", "requests run")}, ` +
     `${state.now.waiting} ${state.now.waiting === 1 ? "waits" : "wait"}` +
-    `${late ? `; ${late} ${late === 1 ? "is" : "are"} late` : ""}. ` +
-    `${percent(state.now.load.pressure)} of the server is spoken for.`;
+    `${late ? `; ${late} of them ${late === 1 ? "is" : "are"} late already` : ""}. ` +
+    `The server's load is ${percent(state.now.load.pressure)}.`;
   const share = promised
     ? `${percent(kept / promised)} of ${counted(promised, "promise was", "promises were")} kept` +
       " in the last five minutes."
