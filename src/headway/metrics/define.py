@@ -157,8 +157,15 @@ def attained(
     """
     return (
         finished
-        and (slo.ttft_s is None or ttft_attained(arrived_at_s, emitted_at_s, slo.ttft_s))
+        and spans_attained(slo, arrived_at_s, emitted_at_s)
         and gaps_attained(slo, arrived_at_s, emitted_at_s, reading)
+    )
+
+
+def spans_attained(slo: Slo, arrived_at_s: float, emitted_at_s: Sequence[float]) -> bool:
+    """Whether everything promised but the gaps was kept: first token, mean gap, end."""
+    return (
+        (slo.ttft_s is None or ttft_attained(arrived_at_s, emitted_at_s, slo.ttft_s))
         and (slo.tpot_s is None or tpot_attained(emitted_at_s, slo.tpot_s))
         and (slo.jct_s is None or jct_attained(arrived_at_s, emitted_at_s, slo.jct_s))
     )

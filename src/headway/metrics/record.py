@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -21,7 +22,7 @@ OTHERS = "others"
 """The tenants beyond, together."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class RequestRecord:
     """One offered request, as its client saw it. Instants are seconds on the run's clock.
 
@@ -64,9 +65,25 @@ class RequestRecord:
 
     def attained_by(self, reading: define.Reading) -> bool:
         """Whether it finished and kept everything, the gaps by *reading*."""
-        return define.attained(
-            self.slo, self.arrived_at_s, self.emitted_at_s, finished=self.finished, reading=reading
-        )
+        return self.finished and self._spans_kept and self.gaps_kept[reading]
+
+    @cached_property
+    def gaps_kept(self) -> dict[define.Reading, bool]:
+        """Whether what was promised about gaps was kept, by each reading."""
+        slo, arrived_at_s, emitted_at_s = self.slo, self.arrived_at_s, self.emitted_at_s
+        return {
+            reading: define.gaps_attained(slo, arrived_at_s, emitted_at_s, reading)
+            for reading in define.READINGS
+        }
+
+    @cached_property
+    def _spans_kept(self) -> bool:
+        return define.spans_attained(self.slo, self.arrived_at_s, self.emitted_at_s)
+
+    @cached_property
+    def gaps_s(self) -> list[float]:
+        """Its gaps, in seconds."""
+        return define.gaps_s(self.emitted_at_s)
 
 
 def write_records(path: str | Path, records: Sequence[RequestRecord]) -> None:
@@ -200,8 +217,8 @@ def figures(
         if r.finished
         and (latency_s := define.normalised_latency_s(r.arrived_at_s, r.emitted_at_s)) is not None
     ]
-    gaps = [gap_s for record in records for gap_s in define.gaps_s(record.emitted_at_s)]
-    longest = [define.pause_s(record.emitted_at_s) for record in records]
+    gaps = [gap_s for record in records for gap_s in record.gaps_s]
+    longest = [max(record.gaps_s) for record in records if record.gaps_s]
     means = [define.tpot_s(record.emitted_at_s) for record in records]
     return {
         "num_requests": num_offered,
@@ -227,7 +244,7 @@ def figures(
         ),
         "ttft_s": define.quantiles([span_s for span_s in ttfts if span_s is not None]),
         "tbt_s": define.quantiles(gaps),
-        "pause_s": define.quantiles([span_s for span_s in longest if span_s is not None]),
+        "pause_s": define.quantiles(longest),
         "tpot_s": define.quantiles([span_s for span_s in means if span_s is not None]),
         "jct_s": define.quantiles([span_s for span_s in jcts if span_s is not None]),
         "normalised_latency_s": sum(latencies) / len(latencies) if latencies else None,
@@ -253,7 +270,7 @@ def _has_ttft(record: RequestRecord, promised_s: float) -> bool:
 
 
 def _has_gaps(reading: define.Reading) -> Rule:
-    return lambda r, _: define.gaps_attained(r.slo, r.arrived_at_s, r.emitted_at_s, reading)
+    return lambda r, _: r.gaps_kept[reading]
 
 
 def _has_mean(record: RequestRecord, promised_s: float) -> bool:
