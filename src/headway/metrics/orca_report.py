@@ -26,7 +26,7 @@ class OrcaReport:
         eps: Those of them a second that the server failed: refused (429) or ended by an error of
             the engine (5xx). Balancers subtract for errors so that a server which fails quickly
             does not look free. What only its client did wrong, or hung up on, is none.
-        application_utilization: Share of the server that promised work takes; above 1 where not all fit.
+        application_utilization: Share of the server that claims take; above 1 where not all fit.
         named_metrics: Everything else, by its name.
     """
 
