@@ -51,6 +51,7 @@ lint: setup ## Check style, types and import direction.
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/python scripts/check_experiments.py
 
 docs: setup ## Build the documentation into site/, which works without a network.
 	$(BIN)/python scripts/docs/docs_reference.py

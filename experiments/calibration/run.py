@@ -38,7 +38,7 @@ RATES: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 }
 """Requests a second by ground, with a short KV cache and with a whole one."""
 
-FEWER = {("long-outputs", SHORT_TOKENS): 1000}
+FEWER: dict[tuple[str, int | None], int] = {("long-outputs", SHORT_TOKENS): 1000}
 """Requests where a run takes minutes."""
 
 

@@ -53,9 +53,13 @@ def main() -> None:
     for overload in ("demote", "refuse"):
         for num in SIZES:
             for max_wait_s in WAITS_S:
-                row = {"overload": overload, "burst": num, "max_wait_s": max_wait_s}
-                row["cold"] = fate(overload, num, max_wait_s, 0)
-                row["warm"] = fate(overload, num, max_wait_s, NUM_BEFORE)
+                row: dict[str, Any] = {
+                    "overload": overload,
+                    "burst": num,
+                    "max_wait_s": max_wait_s,
+                    "cold": fate(overload, num, max_wait_s, 0),
+                    "warm": fate(overload, num, max_wait_s, NUM_BEFORE),
+                }
                 print(row, flush=True)
                 rows.append(row)
     (HERE / "results.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch.nn import functional
@@ -64,12 +65,12 @@ def paged(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, batch: Batc
     from torch.nn.attention.varlen import varlen_attn
 
     pool = (-1, PAGE_TOKENS, *keys.shape[2:])
-    out: torch.Tensor = varlen_attn(
+    out = varlen_attn(
         q, keys.view(pool), values.view(pool), batch.starts, None,
         batch.most_tokens, keys.shape[1], window_size=(-1, 0), enable_gqa=True,
         seqused_k=batch.used, block_table=batch.pages,
     )  # fmt: skip
-    return out
+    return cast(torch.Tensor, out)
 
 
 def padded(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, batch: Batch) -> torch.Tensor:

@@ -117,8 +117,10 @@ def play(model: OnlineModel, steps: Sequence[Step]) -> tuple[np.ndarray, np.ndar
 
 def recovered_after(longer: np.ndarray, window: int = 100) -> int | None:
     """Return the steps until *window* in a row have no more longer ones than were promised."""
-    sums = np.convolve(longer, np.ones(window), mode="valid") if len(longer) >= window else []
-    good = np.flatnonzero(np.asarray(sums) <= PROMISED_LONGER * window)
+    if len(longer) < window:
+        return None
+    sums = np.convolve(longer, np.ones(window), mode="valid")
+    good = np.flatnonzero(sums <= PROMISED_LONGER * window)
     return int(good[0]) if len(good) else None
 
 

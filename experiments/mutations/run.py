@@ -40,7 +40,7 @@ LEDGERS = (
     (LENDING, "self._attach(name, guest, owner)", "self._attach(name, guest, None)"),
 )
 
-BREAKS = {
+BREAKS: dict[str, list[tuple[str, str, str, tuple[str, ...], str]]] = {
     "ledger": [(*each, TESTS, each[1].strip()) for each in LEDGERS],
     "instruments": list(INSTRUMENTS),
 }

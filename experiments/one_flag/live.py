@@ -159,7 +159,11 @@ def run_size(size: str, rounds: int, num_calls: int, results: Path) -> None:
         for who in urls:
             measure(urls[who], CLIENTS, seed=1_000_003)  # Warm up; not counted.
         for number in missing:
-            row = {"size": size, "commit": commit(HERE.parent.parent), "machine": machine()}
+            row: dict[str, Any] = {
+                "size": size,
+                "commit": commit(HERE.parent.parent),
+                "machine": machine(),
+            }
             row |= play_round(urls, number, num_calls)
             path = _path(results, size, number, num_calls)
             path.write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")

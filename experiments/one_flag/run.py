@@ -112,10 +112,15 @@ def _seen(outcomes: dict[str, Outcome], num_preemptions: int, num_steps: int) ->
     waits = [o.emitted_at_s[0] - o.call.arrived_at_s for o in outcomes.values()]
     began_s = min(o.call.arrived_at_s for o in outcomes.values())
     ended_s = max(o.emitted_at_s[-1] for o in outcomes.values())
+    gap_p50_s, gap_p99_s, gap_max_s = np.quantile(gaps, (0.5, 0.99, 1.0)).tolist()
+    ttft_p50_s, ttft_p99_s = np.quantile(waits, (0.5, 0.99)).tolist()
     return Served(
         sum(len(o.emitted_at_s) for o in outcomes.values()) / (ended_s - began_s),
-        *(float(q) for q in np.quantile(gaps, (0.5, 0.99, 1.0))),
-        *(float(q) for q in np.quantile(waits, (0.5, 0.99))),
+        gap_p50_s,
+        gap_p99_s,
+        gap_max_s,
+        ttft_p50_s,
+        ttft_p99_s,
         num_preemptions,
         num_steps,
     )

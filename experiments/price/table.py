@@ -37,7 +37,7 @@ def table(rows: dict[str, dict[str, float | None]]) -> str:
         "|---|---:|---|---:|---:|---:|---:|---:|---:|",
     ]
     num_missed = {"others": 0, "sum": 0}
-    for case, ways in sorted(cases.items()):
+    for names, ways in sorted(cases.items()):
         mean = {w: {n: float(np.mean(v)) for n, v in ways[w].items()} for w in WAYS if w in ways}
         if set(mean) != set(WAYS):
             continue
@@ -46,7 +46,7 @@ def table(rows: dict[str, dict[str, float | None]]) -> str:
         num_missed["others"] += round(lost, 3) > 0.02
         num_missed["sum"] += round(off, 3) > 0.01  # Shares are of whole requests.
         shown = [f"{mean[w].get('few', 0):.2f} / {mean[w]['others']:.3f}" for w in WAYS]
-        name, rate, ask, asking = case
+        name, rate, ask, asking = names
         cells = (name, rate, ask, asking, *shown, f"{lost:+.3f}", f"{off:+.3f}")
         lines.append("| " + " | ".join(cells) + " |")
     total = len(lines) - 4

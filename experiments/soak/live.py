@@ -52,7 +52,7 @@ SAMPLE_EVERY_S = 2.0
 ANSWER_WITHIN_S = 300.0
 FLAT_WITHIN = 0.03
 MANNERS = ("good",) * 5 + ("hangs up", "hangs up at once", "slow", "slow", "mistaken")
-PROMISES = (
+PROMISES: tuple[dict[str, Any], ...] = (
     {},
     {"slo": {"ttft_ms": 2000, "tbt_ms": 400}},
     {"slo": {"ttft_ms": 20}},

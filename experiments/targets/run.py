@@ -147,7 +147,7 @@ def tasks(seeds: int, num: int) -> Iterator[Task]:
         for (mix, rate), targets in VARIED.items():
             for name, values in CONSTANTS.items():
                 for value in values:
-                    args = (name, value, mix, rate, targets, {}, seed, num)
+                    args: tuple[Any, ...] = (name, value, mix, rate, targets, {}, seed, num)
                     yield f"constant|{name} = {value:g}|{mix}|{rate:g}|{seed}", varied, args
 
 

@@ -24,7 +24,7 @@ import numpy as np
 from headway.metrics.record import RequestRecord
 from headway.policy import tenants
 from headway.study.named_rows import Task, measure_missing
-from headway.study.spec import STOCK, Load, Machine, RunSpec
+from headway.study.spec import STOCK, EngineName, Load, Machine, RunSpec
 from headway.study.virtual_run import execute
 from headway.workloads import named
 from headway.workloads.arrivals import Arrivals
@@ -121,7 +121,7 @@ def served(
         write_jsonl(source, requests)
         Path(slo_file).write_text(f"{top}\n{classes}\n{tables}\n", "utf-8")
         load = Load(source, seed=seed, slo_file=slo_file)
-        engine = "vllm" if policy == STOCK else "sim"
+        engine: EngineName = "vllm" if policy == STOCK else "sim"
         return execute(RunSpec(policy, engine, load, machine, overload)).records
 
 

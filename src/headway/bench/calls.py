@@ -15,7 +15,7 @@ from headway.workloads import named
 from headway.workloads.arrivals import Arrivals, with_arrivals
 from headway.workloads.readers import read
 from headway.workloads.reading import Reading
-from headway.workloads.realtext import demo_workload, made_up_prompt
+from headway.workloads.realtext import demo_workload, text_for
 from headway.workloads.schema import WorkloadRequest, fields_of, slo_of
 
 WARM_UP_REQUESTS = 8
@@ -121,13 +121,13 @@ def body_of(
     """Return the JSON body of one greedy, streaming chat completion.
 
     A request with a text ends where the model ends it. One that has lengths only (a trace) gets
-    a made-up text and, from vLLM, exactly its recorded number of output tokens.
+    a made-up text, which begins as others do where the trace says so, and, from vLLM, exactly its
+    recorded number of output tokens.
     """
     has_text = request.prompt is not None
-    prompt = request.prompt or made_up_prompt(request.num_prompt_tokens, seed)
     body: dict[str, Any] = {
         "model": options.model,
-        "messages": [{"role": "user", "content": prompt}],
+        "messages": [{"role": "user", "content": text_for(request, seed)}],
         "max_tokens": request.max_output_tokens or request.num_output_tokens,
         "temperature": 0,
         "stream": True,

@@ -8,13 +8,14 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
+import zlib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 
-from headway.workloads.schema import WorkloadRequest
+from headway.workloads.schema import HashId, WorkloadRequest
 
 SLO_FILE = Path(__file__).with_name("demo_slo.toml")
 """The promises of the classes below."""
@@ -106,6 +107,38 @@ def demo_workload(num_requests: int, seed: int) -> list[WorkloadRequest]:
 def made_up_prompt(num_tokens: int, seed: int) -> str:
     """Return real text of about *num_tokens* tokens, for a trace that has lengths only."""
     return excerpt(num_tokens, np.random.default_rng([seed, 0x7E87]))
+
+
+def text_for(request: WorkloadRequest, seed: int) -> str:
+    """Return the text of a request: its own, or made up, as long as it says.
+
+    What a trace says prompts have in common (``hash_ids``, ``prefix_id``) begins their texts, so a
+    server with prefix caching finds it.
+    """
+    if request.prompt is not None:
+        return request.prompt
+    begin = _common_text(request)
+    num_own = request.num_prompt_tokens - round(len(begin) / CHARS_PER_TOKEN)
+    return begin + made_up_prompt(num_own, seed) if num_own > 0 else begin
+
+
+def _common_text(request: WorkloadRequest) -> str:
+    left = request.num_prompt_tokens
+    if request.prefix_id is not None:
+        num_tokens = min(request.prefix_tokens or left, left)
+        return excerpt(num_tokens, _rng_of(request.prefix_id))
+    parts = []
+    for hash_id in request.hash_ids:
+        num_tokens = min(request.hash_tokens, left)
+        if num_tokens <= 0:
+            break
+        parts.append(excerpt(num_tokens, _rng_of(hash_id)))
+        left -= num_tokens
+    return "".join(parts)
+
+
+def _rng_of(name: HashId) -> np.random.Generator:
+    return np.random.default_rng([zlib.crc32(str(name).encode()), 0x7E88])
 
 
 def tokens_in(text: str) -> int:

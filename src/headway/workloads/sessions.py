@@ -115,7 +115,12 @@ class Session:
 
 
 def make(
-    name: str, num_requests: int, rate_rps: float, seed: int, arrivals: Arrivals
+    name: str,
+    num_requests: int,
+    rate_rps: float,
+    seed: int,
+    arrivals: Arrivals,
+    kind: SessionKind | None = None,
 ) -> list[WorkloadRequest]:
     """Return the first *num_requests* calls of sessions that begin as *arrivals* says.
 
@@ -125,13 +130,14 @@ def make(
 
     Args:
         rate_rps: Mean calls, not sessions, per second.
+        kind: Of sessions; by default what :data:`KINDS` calls so.
     """
-    kind = KINDS[name]
+    kind = kind or KINDS[name]
     horizon_s = num_requests / rate_rps
     sessions: list[Session] = []
     while True:
         wanted = min(2 * len(sessions) or 16, num_requests)
-        sessions += [_session(name, seed, k) for k in range(len(sessions), wanted)]
+        sessions += [_session(kind, name, seed, k) for k in range(len(sessions), wanted)]
         starts_s = _starts_s(sessions, num_requests, horizon_s, seed, arrivals)
         # Who begins after the end is not missed; as many sessions as requests always suffice.
         if starts_s is not None and (starts_s[-1] >= horizon_s or wanted == num_requests):
@@ -145,8 +151,7 @@ def make(
     return [_request(kind, sessions[k], k, turn, at_s) for at_s, k, turn in first]
 
 
-def _session(name: str, seed: int, number: int) -> Session:
-    kind = KINDS[name]
+def _session(kind: SessionKind, name: str, seed: int, number: int) -> Session:
     rng = np.random.default_rng([seed, SEED_TAG, zlib.crc32(name.encode()), number])
     count = int(kind.num_calls.sample(rng, 1)[0])
     head = int(rng.integers(len(kind.heads)))
