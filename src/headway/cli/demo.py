@@ -21,6 +21,18 @@ from headway.metrics.record import write_records
 from headway.web.demo_page import write_page
 from headway.workloads.schema import number
 
+START_S, REQUEST_S = 35.0, 1.6
+"""Seconds that a server takes to start and warm up, and more for each request, on two quiet cores
+of 2025; only said before."""
+
+NEXT = """\
+With your own vLLM, in its environment:
+  pip install .                                            in this checkout
+  vllm serve MODEL --scheduler-cls headway.vllm.Scheduler  one flag
+  headway verify MODEL                                     measures stock vLLM and Headway
+With your own traffic, without a server:
+  headway simulate --trace trace.csv --engine vllm --policy stock,headway --rate 4,7,10"""
+
 
 @click.command()
 @click.option(
@@ -55,6 +67,12 @@ def demo(rate: str | None, load: float, requests: int, seed: int, out: Path) -> 
         raise UserError(f"Cannot make the folder {out}: {error.strerror}.") from None
     console = Console()
     stop_on_sigterm()
+    minutes = len(everyone()) * (START_S + requests * REQUEST_S) / 60
+    console.print(
+        f"Three servers, one after the other, get the same {requests} requests: about"
+        f" {max(round(minutes), 1)} minutes on two quiet cores, twice that on busy ones.",
+        highlight=False,
+    )
     try:
         entries: list[Entry] = []
         for contender in everyone():
@@ -88,3 +106,5 @@ def _report(entries: Sequence[Entry], out: Path, console: Console) -> None:
         pairs = ",".join(f"{name}={value}" for name, value in best.priority_by_class.items())
         console.print(f"  with clients sending priorities {pairs}", highlight=False)
     console.print(f"Page: {out / 'index.html'}   Figures: {out / 'summary.json'}", highlight=False)
+    console.print()
+    console.print(NEXT, highlight=False, markup=False, soft_wrap=True)
