@@ -1,4 +1,4 @@
-"""``vllm_v0``: vLLM as the papers of 2024 measured it, prompts first and whole.
+"""``vllm_v0``: the vLLM that the papers of 2024 measured, prompts first and whole.
 
 The rule of release 0.6.3.post1 with its defaults, from ``vllm/core/scheduler.py``
 (``_schedule_default`` and what it calls) and ``vllm/core/block_manager.py``. A step computes whole
