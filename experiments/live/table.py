@@ -22,13 +22,18 @@ NAMES = {
 
 
 def best_stock(played: Sequence[Played], ground: str, load: str | None, seed: int) -> str:
-    """Return the setting of stock vLLM that kept most on a seed, at a load or over all."""
+    """Return the setting of stock vLLM that kept most on a seed, at a load or over all.
+
+    Only settings that were run at as many loads as any other count.
+    """
     kept: dict[str, list[float]] = {}
     for one in played:
         is_it = one["ground"] == ground and one["seed"] == seed and load in (None, one["load"])
         if is_it and one["contender"].startswith("stock-"):
             kept.setdefault(one["contender"], []).append(one["run"]["attainment"])
-    return max(kept, key=lambda key: fmean(kept[key]))
+    most = max(map(len, kept.values()))
+    whole = {key: fmean(found) for key, found in kept.items() if len(found) == most}
+    return max(whole, key=lambda key: whole[key])
 
 
 def lead(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:

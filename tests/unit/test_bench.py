@@ -429,24 +429,31 @@ def test_a_damaged_best_setting_says_how_to_make_it_anew(tmp_path: Path) -> None
 
 
 def test_hindsight_picks_the_best_stock_setting_of_the_sweep() -> None:
-    """Only the sweep's seeds count, only stock's settings, and only those run at every load."""
+    """Only the sweep's seed counts, only stock's settings, and only those run at every load."""
     table = _experiment_table()
 
-    def result(key: str, rate_rps: float, seed: int, attainment: float) -> dict[str, Any]:
-        run = {"rate_rps": rate_rps, "seed": seed, "attainment": attainment, "goodput_rps": 1.0}
-        return {"contender": key, "run": run}
+    def result(key: str, load: str, seed: int, attainment: float) -> dict[str, Any]:
+        run = {"attainment": attainment}
+        return {"ground": "demo", "contender": key, "load": load, "seed": seed, "run": run}
 
-    documents = [
-        result("stock", 1.2, 1, 0.2), result("stock", 1.8, 1, 0.0),
-        result("stock-64-fcfs", 1.2, 1, 0.8), result("stock-64-fcfs", 1.8, 1, 0.1),
-        result("stock-256-priority", 1.2, 1, 0.7), result("stock-256-priority", 1.8, 1, 0.7),
-        result("stock-512-fcfs", 1.2, 1, 0.9), result("stock", 1.2, 2, 1.0),
-        result("headway", 1.2, 1, 1.0), result("headway", 1.8, 1, 1.0),
+    played = [
+        result("stock", "light", 9, 1.0), result("stock", "heavy", 9, 1.0),
+        result("stock-64", "light", 9, 0.8), result("stock-64", "heavy", 9, 0.1),
+        result("stock-256", "light", 9, 0.7), result("stock-256", "heavy", 9, 0.7),
+        result("stock-512", "light", 9, 0.9), result("stock-64", "heavy", 1, 1.0),
+        result("headway", "light", 9, 1.0), result("headway", "heavy", 9, 1.0),
     ]  # fmt: skip
-    assert table.best_at(documents, 1.2, (1,)) == "stock-512-fcfs"
-    assert table.best_at(documents, 1.8, (1,)) == "stock-256-priority"
-    assert table.best_overall(documents, (1,)) == "stock-256-priority"
-    assert table.best_at([], 1.2, (1,)) is None
+    assert table.best_stock(played, "demo", "light", 9) == "stock-512"
+    assert table.best_stock(played, "demo", "heavy", 9) == "stock-256"
+    assert table.best_stock(played, "demo", None, 9) == "stock-256"
+
+
+def test_a_live_lead_has_students_interval() -> None:
+    """Three paired differences of 1, 2 and 3 points: 2 points, give or take 4.303 / sqrt(3)."""
+    mean, half = _experiment_table().lead([0.51, 0.72, 0.93], [0.50, 0.70, 0.90])
+    assert mean == pytest.approx(0.02)
+    assert half == pytest.approx(0.01 * 4.3027 / 3**0.5, rel=1e-3)
+    assert _experiment_table().lead([0.5], [0.4])[1] == float("inf")
 
 
 def _experiment_table() -> Any:
