@@ -10,8 +10,6 @@ from typing import Any
 
 from scipy import stats
 
-ROOT = Path(__file__).parents[2]
-MARKS = ("<!-- live -->", "<!-- /live -->")
 Played = dict[str, Any]
 """A run's file."""
 
@@ -47,37 +45,23 @@ def lead(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
 
 
 def write_tables(played: Sequence[Played], folder: Path) -> str:
-    """Write results.md and README's table; return the former."""
+    """Write results.md, and return it."""
     counted = [one for one in played if one["seed"] < 100]
     lines = ["# Live results", "", "Written by `run.py`; README.md has the question.", ""]
-    short = [
-        "| live, promises kept | stock vLLM, defaults | stock vLLM, best setting | Headway"
-        " | lead over the best |",
-        "|---|---|---|---|---|",
-    ]
     for ground, load in dict.fromkeys((one["ground"], one["load"]) for one in counted):
         here = [one for one in counted if (one["ground"], one["load"]) == (ground, load)]
-        rows, line = _tables(here)
         lines += [f"## {NAMES[ground]}, {load}, {here[0]['run']['rate_rps']:g} requests/s", ""]
-        lines += [*rows, ""]
-        short += [f"| {NAMES[ground]}, {load} | {line} |"] if line else []
+        lines += [*_table(here), ""]
     facts = {f"{k} {v}" for one in counted for k, v in one["machine"].items()}
     lines += [f"Machine: {', '.join(sorted(facts))}.", "", "```"]
     lines += sorted({one["command"] for one in counted})
     text = "\n".join([*lines, "```", ""])
     (folder / "results.md").write_text(text, encoding="utf-8")
-    readme = ROOT / "README.md"
-    page = readme.read_text(encoding="utf-8")
-    if MARKS[0] in page and len(short) > 2:
-        before, _, rest = page.partition(MARKS[0])
-        after = rest.partition(MARKS[1])[2]
-        inside = "\n".join(["", "", *short, "", ""])
-        readme.write_text(before + MARKS[0] + inside + MARKS[1] + after, encoding="utf-8")
     return text
 
 
-def _tables(here: Sequence[Played]) -> tuple[list[str], str | None]:
-    """Return the rows of a ground at a load, and the cells of README's line if all have run."""
+def _table(here: Sequence[Played]) -> list[str]:
+    """Return the lines of a ground at a load."""
     by_key: dict[str, dict[int, Played]] = {}
     for one in here:
         by_key.setdefault(one["contender"], {})[one["seed"]] = one
@@ -97,7 +81,6 @@ def _tables(here: Sequence[Played]) -> tuple[list[str], str | None]:
         ]
         rows.append(f"| {key} | " + " | ".join(cells) + " |")
     rows.append("")
-    line = None
     for key in (key for key in by_key if key.startswith("stock")):
         both = sorted(by_key[key].keys() & by_key.get("headway", {}).keys())
         if not both:
@@ -106,11 +89,7 @@ def _tables(here: Sequence[Played]) -> tuple[list[str], str | None]:
         mean, half = lead(kept["headway"], kept[key])
         told = f"{100 * mean:+.1f} ± {100 * half:.1f} points"
         rows.append(f"Headway over {key}, the same {len(both)} seeds: {told}.")
-        if key != "stock":
-            shares = [fmean(by_key["stock"][s]["run"]["attainment"] for s in both)]
-            shares += [fmean(kept[key]), fmean(kept["headway"])]
-            line = " | ".join([*(f"{100 * share:.0f}%" for share in shares), told])
-    return rows, line
+    return rows
 
 
 SPANS = (("ttft_s", "p95"), ("tbt_s", "p99"), ("pause_s", "p99"))

@@ -59,7 +59,7 @@ def markdown(rows: Sequence[Row]) -> str:
         played = list(dict.fromkeys((row.ground, row.overload) for row in some))
         if not played:
             continue
-        parts += [f"## {title}", "", *_verdicts(some, played), ""]
+        parts += [f"## {title}", "", _overall(some, played), "", *_verdicts(some, played), ""]
         for ground, overload in played:
             here = [row for row in some if (row.ground, row.overload) == (ground, overload)]
             parts += [f"### {ground}, {overload}", "", *_table(here), ""]
@@ -81,6 +81,38 @@ def load_rows(path: Path) -> list[Row]:
     return [Row(**row) for row in read_json(path)["rows"]]
 
 
+def _overall(rows: Sequence[Row], played: Sequence[tuple[str, str]]) -> str:
+    """Return one sentence on all grounds and loads."""
+    leads: list[tuple[float, float, float]] = []
+    for ground, overload in played:
+        here = [row for row in rows if (row.ground, row.overload) == (ground, overload)]
+        leads += [(load, *_leads(here)[load]) for load in _leads(here)]
+    below = [f"{stock:.1f}" for _, stock, _ in leads if stock <= -0.1]
+    under = [f"{rival:.1f}" for *_, rival in leads if rival <= -0.1]
+    over = [lead for lead in leads if lead[0] > 1.0]
+    stock, rival = (sum(lead[i] for lead in over) / len(over) for i in (1, 2))
+    return (
+        f"Of {len(leads)} loads it is below stock in hindsight at {len(below)}"
+        f" ({', '.join(below) or '–'} points) and below the best rival at {len(under)}. Above 1 ×"
+        f" the mean is {stock:+.1f} points over stock in hindsight and {rival:+.1f} over the best"
+        " rival of each load."
+    )
+
+
+def _leads(rows: Sequence[Row]) -> dict[float, tuple[float, float]]:
+    """Return by load the points over stock in hindsight, and over the best rival."""
+    kept = kept_by(whole(rows))
+    ours, stock = kept[OURS[0]], best_of_stock(kept)
+    rivals = [row for name, row in kept.items() if name not in (*OURS, *STOCK)]
+    return {
+        load: (
+            100 * (ours[load] - stock[load]),
+            100 * (ours[load] - max(row[load] for row in rivals)),
+        )
+        for load in ours
+    }
+
+
 def _verdicts(rows: Sequence[Row], played: Sequence[tuple[str, str]]) -> list[str]:
     lines = [
         "| ground | | worst against stock in hindsight | mean of it where that keeps 50 to 90 %"
@@ -97,9 +129,8 @@ def _verdicts(rows: Sequence[Row], played: Sequence[tuple[str, str]]) -> list[st
 def _verdict(rows: Sequence[Row]) -> list[str]:
     kept = kept_by(whole(rows))
     ours, stock = kept[OURS[0]], best_of_stock(kept)
-    rivals = {name: row for name, row in kept.items() if name not in (*OURS, *STOCK)}
-    lead = {load: 100 * (ours[load] - stock[load]) for load in ours}
-    rival = {x: 100 * (ours[x] - max(row[x] for row in rivals.values())) for x in ours}
+    lead = {load: points for load, (points, _) in _leads(rows).items()}
+    rival = {load: points for load, (_, points) in _leads(rows).items()}
     pressed = [lead[load] for load in lead if 0.5 <= stock[load] < 0.9]
     over = [rival[load] for load in rival if load > 1.0]
     mine = crossing(ours.items())

@@ -139,6 +139,9 @@ def test_no_kept_promise_has_a_longer_pause_than_it_allows(
         reading: define.attained(slo, 0.0, emitted_at_s, finished=finished, reading=reading)
         for reading in define.READINGS
     }
+    outcome = "finished" if finished else "failed"
+    record = RequestRecord("a", slo, 0.0, tuple(emitted_at_s), outcome, 10)  # type: ignore[arg-type]
+    assert {reading: record.attained_by(reading) for reading in define.READINGS} == kept
     if kept["default"]:
         assert (define.pause_s(emitted_at_s) or 0.0) <= slo.longest_pause_s
     assert kept["strict"] <= kept["default"] <= kept["plain"]

@@ -22,8 +22,8 @@ from headway.web.demo_page import write_page
 from headway.workloads.schema import number
 
 START_S, REQUEST_S = 35.0, 1.6
-"""Seconds that a server takes to start and warm up, and more for each request, on two quiet cores
-of 2025; only said before."""
+"""Seconds that a server takes to start and warm up, and for each request, in a demo that took 4 min
+40 s on two quiet cores. They decide nothing: the demo only says what to expect."""
 
 NEXT = """\
 With your own vLLM, in its environment:

@@ -22,7 +22,7 @@ OTHERS = "others"
 """The tenants beyond, together."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True)  # No slots: what many figures ask for is worked out once.
 class RequestRecord:
     """One offered request, as its client saw it. Instants are seconds on the run's clock.
 
