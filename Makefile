@@ -38,10 +38,10 @@ test: setup ## Run everything but the long live tests.
 	$(BIN)/python -m pytest -m "not live" -n 2 $(ARGS)
 
 test-live: setup ## Run the live tests: a real server, real clients.
-	$(BIN)/python -m pytest -m "live and not parallel" $(ARGS)
+	$(BIN)/python -m pytest -m "live and not parallel" $(or $(ARGS),tests/live)
 
 test-parallel: setup ## Run the tests of several engines: data and tensor parallel.
-	$(BIN)/python -m pytest -m parallel $(ARGS)
+	$(BIN)/python -m pytest -m parallel $(or $(ARGS),tests/live)
 
 test-release: setup ## Run the conformance tests with another vLLM: RELEASE=0.33.0.
 	$(BIN)/python scripts/try_release.py $(RELEASE) $(ARGS)
