@@ -86,7 +86,7 @@ def _overall(rows: Sequence[Row], played: Sequence[tuple[str, str]]) -> str:
     leads: list[tuple[float, float, float]] = []
     for ground, overload in played:
         here = [row for row in rows if (row.ground, row.overload) == (ground, overload)]
-        leads += [(load, *_leads(here)[load]) for load in _leads(here)]
+        leads += [(load, *points) for load, points in _leads(here).items()]
     below = [f"{stock:.1f}" for _, stock, _ in leads if stock <= -0.1]
     under = [f"{rival:.1f}" for *_, rival in leads if rival <= -0.1]
     over = [lead for lead in leads if lead[0] > 1.0]
@@ -129,8 +129,9 @@ def _verdicts(rows: Sequence[Row], played: Sequence[tuple[str, str]]) -> list[st
 def _verdict(rows: Sequence[Row]) -> list[str]:
     kept = kept_by(whole(rows))
     ours, stock = kept[OURS[0]], best_of_stock(kept)
-    lead = {load: points for load, (points, _) in _leads(rows).items()}
-    rival = {load: points for load, (_, points) in _leads(rows).items()}
+    leads = _leads(rows)
+    lead = {load: points for load, (points, _) in leads.items()}
+    rival = {load: points for load, (_, points) in leads.items()}
     pressed = [lead[load] for load in lead if 0.5 <= stock[load] < 0.9]
     over = [rival[load] for load in rival if load > 1.0]
     mine = crossing(ours.items())
