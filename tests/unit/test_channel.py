@@ -176,6 +176,36 @@ def test_the_last_snapshot_before_idle_is_never_passed_over(
     assert sender.dropped == NONE_DROPPED
 
 
+def test_stories_leave_before_idle_though_something_is_unread(
+    sender: Sender, receiver: Receiver
+) -> None:
+    """The last promise was broken while the reader slept: no tell may follow that brings it. It
+    takes no room in the queue either."""
+    sender.find_readers()
+    sender.send({"snapshot": 0})
+    for number in range(1, 10):
+        sender.keep({"story": number})
+        sender.send({"snapshot": number}, is_last=True)
+    heard = list(receiver.receive())
+    assert [m["story"] for m in heard if "story" in m] == list(range(1, 10))
+    assert [m["snapshot"] for m in heard if "snapshot" in m] == list(range(10))
+    assert sender.dropped == NONE_DROPPED
+
+
+def test_the_largest_snapshot_and_stories_are_read_whole(
+    sender: Sender, receiver: Receiver
+) -> None:
+    """What is sent last, together, is more than a snapshot may be alone."""
+    sender.find_readers()
+    empty = len(json.dumps({"t": ""}, separators=(",", ":")))
+    sender.send({"t": ""})
+    sender.keep({"t": "x" * (mailbox.MAX_STORIES_BYTES - empty - 2)})
+    sender.send({"t": "x" * (channel.MAX_MESSAGE_BYTES - empty)}, is_last=True)
+    sizes = [len(message["t"]) + empty for message in receiver.receive()]
+    assert sizes == [empty, channel.MAX_MESSAGE_BYTES, mailbox.MAX_STORIES_BYTES - 2]
+    assert receiver.num_unreadable == 0
+
+
 def test_a_kernel_that_cannot_tell_what_is_unread_is_asked_by_writing(
     sender: Sender, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:

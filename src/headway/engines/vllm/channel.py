@@ -167,7 +167,7 @@ class Receiver:
         """Yield the messages of *most* datagrams at most; what is no object is counted."""
         for _ in range(most):
             try:
-                data = self._socket.recv(MAX_MESSAGE_BYTES + 1)
+                data = self._socket.recv(MAX_MESSAGE_BYTES + MAX_STORIES_BYTES + 1)
             except BlockingIOError:
                 return
             try:

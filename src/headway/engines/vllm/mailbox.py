@@ -6,7 +6,7 @@ The kernel queues some ten datagrams for a reader and refuses the next. So:
 - A reader that has not read what it was sent is passed over: its stories wait on, its snapshot is
   superseded by the next. However long it sleeps, no more than one tell fills its queue, and
 - the last snapshot before the engine falls idle, which nothing would supersede, finds room: it is
-  written to everybody, read or unread.
+  written to everybody, read or unread, with the oldest stories in the same datagram.
 
 Rejected for that last one: a timer or a thread, which do not belong in the scheduler's process;
 and trying again at the next plan, which follows the last token at once, or not before the next
@@ -72,16 +72,23 @@ class Mailbox:
         Raises:
             ConnectionError: The reader has gone.
         """
-        has_read = self._has_read()
-        if not (has_read or is_last) or not self._try_send(message):
+        if not self._has_read():
+            return is_last and (self._try_send_with_stories(message) or self._try_send(message))
+        if not self._try_send(message):
             return False
-        for _ in range(MAX_DATAGRAMS if has_read else 0):
-            together = self._oldest()
-            if not together or not self._try_send(b"[" + b",".join(together) + b"]"):
+        for _ in range(MAX_DATAGRAMS):
+            if not self._try_send_with_stories():
                 break
-            for story in together:
-                self._stories.popleft()
-                self._waiting_bytes -= len(story)
+        return True
+
+    def _try_send_with_stories(self, *message: bytes) -> bool:
+        """Write the oldest stories, behind *message* where there is one, as one datagram."""
+        together = self._oldest()
+        if not together or not self._try_send(b"[" + b",".join((*message, *together)) + b"]"):
+            return False
+        for story in together:
+            self._stories.popleft()
+            self._waiting_bytes -= len(story)
         return True
 
     def _has_read(self) -> bool:
