@@ -53,14 +53,20 @@ class Runner:
         """Return the file of one run."""
         return self.results / f"{ground}__{key}__{load}__s{seed}__n{self.num_requests}.json"
 
-    def speed(self) -> Speed:
-        """Return how fast this machine was before the first run."""
-        path = self.results / "speed.json"
+    def speed(self, ground: str, seed: int) -> Speed:
+        """Return how fast this machine was before the first run of a seed.
+
+        A shared machine is not as fast in the second hour as in the first, and a load is a share of
+        what it can do.
+        """
+        path = self.results / f"{ground}__speed__s{seed}.json"
         if not path.exists():
-            self.console.print("measuring the machine's speed")
             with LiveServer(stock().serve_args, self.results / "logs" / "speed.log") as server:
                 speed = asyncio.run(measure_speed(server.url, MODEL))
             path.write_text(json.dumps(asdict(speed)) + "\n", encoding="utf-8")
+            costs = (1000 * speed.prompt_token_s, 1000 * speed.output_token_s)
+            self.console.print("{}, seed {}: {:.2f} ms a prompt token, {:.1f} ms an output token"
+                               .format(ground, seed, *costs))  # fmt: skip
         return Speed(**json.loads(path.read_text(encoding="utf-8")))
 
     def play(self, ground: Ground, contender: Contender, seed: int, loads: Sequence[str]) -> None:
@@ -72,7 +78,7 @@ class Runner:
         ]
         if not missing:
             return
-        speed = self.speed()
+        speed = self.speed(ground.name, seed)
         log = self.results / "logs" / f"{ground.name}-{contender.key}.log"
         with LiveServer(contender.serve_args, log) as server:
             for load in missing:

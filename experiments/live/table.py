@@ -50,7 +50,8 @@ def write_tables(played: Sequence[Played], folder: Path) -> str:
     lines = ["# Live results", "", "Written by `run.py`; README.md has the question.", ""]
     for ground, load in dict.fromkeys((one["ground"], one["load"]) for one in counted):
         here = [one for one in counted if (one["ground"], one["load"]) == (ground, load)]
-        lines += [f"## {NAMES[ground]}, {load}, {here[0]['run']['rate_rps']:g} requests/s", ""]
+        rates = sorted(one["run"]["rate_rps"] for one in here)
+        lines += [f"## {NAMES[ground]}, {load}, {rates[0]:g} to {rates[-1]:g} requests/s", ""]
         lines += [*_table(here), ""]
     facts = {f"{k} {v}" for one in counted for k, v in one["machine"].items()}
     lines += [f"Machine: {', '.join(sorted(facts))}.", "", "```"]
