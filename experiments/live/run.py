@@ -29,9 +29,7 @@ from headway.bench.contenders import MODEL, STOCK_BEST_FILE, Contender, stock
 from headway.bench.provenance import commit, machine
 from headway.bench.server import LiveServer, stop_on_sigterm
 from headway.bench.session import Plan, measure
-from headway.bench.speed import Speed, measure_speed
-from headway.slo import SloBook
-from headway.workloads.realtext import SLO_FILE
+from headway.bench.speed import Speed, demo_book, measure_speed
 
 HERE = Path(__file__).parent
 SWEEP_SEED = 100
@@ -64,9 +62,9 @@ class Runner:
             with LiveServer(stock().serve_args, self.results / "logs" / "speed.log") as server:
                 speed = asyncio.run(measure_speed(server.url, MODEL))
             path.write_text(json.dumps(asdict(speed)) + "\n", encoding="utf-8")
-            costs = (1000 * speed.prompt_token_s, 1000 * speed.output_token_s)
-            self.console.print("{}, seed {}: {:.2f} ms a prompt token, {:.1f} ms an output token"
-                               .format(ground, seed, *costs))  # fmt: skip
+            self.console.print(
+                f"{ground}, seed {seed}: promises {speed.slowness():g} times as long"
+            )
         return Speed(**json.loads(path.read_text(encoding="utf-8")))
 
     def play(self, ground: Ground, contender: Contender, seed: int, loads: Sequence[str]) -> None:
@@ -85,12 +83,11 @@ class Runner:
                 rate_rps = ground.rate_rps(speed, LOADS[load])
                 plan = Plan(
                     workload=ground.requests(self.num_requests, rate_rps, seed),
-                    book=SloBook.load(SLO_FILE),
+                    book=demo_book(speed.slowness()),
                     policy=contender.policy,
                     rate_rps=rate_rps,
                     seed=seed,
-                    timeout_s=TIMEOUT_S,
-                    send_slo="class",  # Stock vLLM ignores it.
+                    timeout_s=TIMEOUT_S * speed.slowness(),
                     priority_by_class=contender.priority_by_class,
                 )
                 measured = asyncio.run(measure(server.url, plan))
@@ -108,6 +105,7 @@ class Runner:
             "contender": contender.key,
             "load": load,
             "seed": seed,
+            "slowness": self.speed(ground.name, seed).slowness(),
             "command": contender.command,
             "commit": commit(HERE.parent.parent),
             "machine": machine(),

@@ -51,7 +51,10 @@ def write_tables(played: Sequence[Played], folder: Path) -> str:
     for ground, load in dict.fromkeys((one["ground"], one["load"]) for one in counted):
         here = [one for one in counted if (one["ground"], one["load"]) == (ground, load)]
         rates = sorted(one["run"]["rate_rps"] for one in here)
-        lines += [f"## {NAMES[ground]}, {load}, {rates[0]:g} to {rates[-1]:g} requests/s", ""]
+        slow = sorted(one["slowness"] for one in here)
+        loads = f"{rates[0]:g} to {rates[-1]:g} requests/s"
+        longer = f"promises {slow[0]:g} to {slow[-1]:g} times as long"
+        lines += [f"## {NAMES[ground]}, {load}", "", f"{loads}, {longer}.", ""]
         lines += [*_table(here), ""]
     facts = {f"{k} {v}" for one in counted for k, v in one["machine"].items()}
     lines += [f"Machine: {', '.join(sorted(facts))}.", "", "```"]

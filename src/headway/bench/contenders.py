@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from headway.errors import HeadwayError
-from headway.workloads.realtext import SLO_FILE
 
 MODEL = "smollm2"
 
@@ -57,13 +55,8 @@ class Contender:
 
     @property
     def command(self) -> str:
-        """The command a person would type, free of this machine's paths."""
-        args = [_shown(arg) for arg in self.serve_args]
-        return shlex.join(["headway", "serve", *args])
-
-
-def _shown(arg: str) -> str:
-    return f"{SLO_FILE.name}" if os.path.isabs(arg) and Path(arg) == SLO_FILE else arg
+        """The command a person would type."""
+        return shlex.join(["headway", "serve", *self.serve_args])
 
 
 def stock() -> Contender:
@@ -90,8 +83,8 @@ def stock_best(path: Path = STOCK_BEST_FILE) -> Contender:
 
 
 def headway() -> Contender:
-    """Return Headway, with no setting tuned: only the classes' promises are named."""
-    return Contender("headway", "Headway", "headway", ("--slo", str(SLO_FILE)))
+    """Return Headway, with no setting at all: every request brings its promise."""
+    return Contender("headway", "Headway", "headway")
 
 
 def everyone() -> list[Contender]:

@@ -15,21 +15,20 @@ from headway.bench.contenders import MODEL, Contender
 from headway.bench.server import LiveServer, ServerDied
 from headway.bench.session import Plan, measure
 from headway.bench.show import Display, display
-from headway.bench.speed import measure_speed
+from headway.bench.speed import demo_book, measure_speed
 from headway.errors import HeadwayError
 from headway.metrics.record import RequestRecord
-from headway.slo import SloBook
 from headway.workloads.arrivals import Arrivals
-from headway.workloads.realtext import SLO_FILE
 
 
 @dataclass(frozen=True, slots=True)
 class Leg:
     """One load on a running server: the demo's workload at a rate, from a seed.
 
-    Without ``rate_rps`` the server's speed is measured first and the rate is the one at which
-    the workload takes ``load`` of the engine's time. ``timeout_s`` is longer than any promise
-    of the demo, so giving up never breaks one.
+    Without ``slowness`` the server's speed is measured first, and says how many times as long the
+    promises are; without ``rate_rps`` too, the rate is the one at which the workload takes ``load``
+    of the engine's time. ``timeout_s``, times the slowness, is longer than any promise of the demo,
+    so giving up never breaks one.
     """
 
     rate_rps: float | None
@@ -37,6 +36,7 @@ class Leg:
     num_requests: int
     timeout_s: float = 90.0
     load: float = 1.0
+    slowness: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,22 +68,24 @@ def run_contender(
 
 
 def _run_leg(server: LiveServer, contender: Contender, leg: Leg, shown: Display) -> Entry:
-    rate_rps = leg.rate_rps
-    if rate_rps is None:
+    rate_rps, slowness = leg.rate_rps, leg.slowness
+    if slowness is None:
         shown.stage("measuring the machine's speed")
         speed = asyncio.run(measure_speed(server.url, MODEL))
-        sample = workload_of("demo", leg.num_requests, Arrivals("poisson"), 1.0, leg.seed)
-        rate_rps = speed.rate_rps(sample, leg.load)
+        slowness = speed.slowness()
+        if rate_rps is None:
+            sample = workload_of("demo", leg.num_requests, Arrivals("poisson"), 1.0, leg.seed)
+            rate_rps = speed.rate_rps(sample, leg.load)
         shown.stage(f"the load is {rate_rps:g} requests a second")
+    assert rate_rps is not None
     workload = workload_of("demo", leg.num_requests, Arrivals("poisson"), rate_rps, leg.seed)
     plan = Plan(
         workload=workload,
-        book=SloBook.load(SLO_FILE),
+        book=demo_book(slowness),
         policy=contender.policy,
         rate_rps=rate_rps,
         seed=leg.seed,
-        timeout_s=leg.timeout_s,
-        send_slo="class",  # Stock vLLM ignores it.
+        timeout_s=leg.timeout_s * slowness,
         priority_by_class=contender.priority_by_class,
     )
     try:
@@ -98,4 +100,6 @@ def _run_leg(server: LiveServer, contender: Contender, leg: Leg, shown: Display)
         raise KeyboardInterrupt
     run = {"title": contender.title, "command": contender.command, **measured.run}
     run["server_ready_after_s"] = server.ready_after_s
-    return Entry(contender, replace(leg, rate_rps=rate_rps), run, measured.records)
+    run["slowness"] = slowness
+    leg = replace(leg, rate_rps=rate_rps, slowness=slowness)
+    return Entry(contender, leg, run, measured.records)

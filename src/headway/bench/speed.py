@@ -1,20 +1,25 @@
 """How fast this machine serves, so that a load means the same on every machine.
 
 A fixed number of requests a second is a stroll for one laptop and a collapse for another. The
-demo therefore asks for a *load*: the share of the engine's time its requests need.
+demo therefore asks for a *load*: the share of the engine's time its requests need. Likewise a gap
+that one laptop keeps with ease is on another shorter than a step, and no scheduler keeps it: there
+the demo promises less.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import aiohttp
 
 from headway.bench.access import Access
 from headway.errors import HeadwayError
+from headway.slo import SloBook
+from headway.workloads.realtext import SLO_FILE
 from headway.workloads.schema import WorkloadRequest
 
 PROMPT_TOKENS = 1000
@@ -23,6 +28,11 @@ NUM_IDS = 30_000
 """Token ids that prompts are made of; the smallest vocabularies of today's models have 32,000."""
 STREAM_TOKENS = 40
 TIMEOUT_S = 300.0
+
+STEPS_A_GAP = 3.0
+"""Steps of eight streams that the shortest promised gap should have room for; as in
+:func:`headway.bench.verify_rounds.promises`. With 1.5, measured on a shared machine, a step has no
+room for a prompt, and neither stock vLLM nor Headway kept one chat in ten."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +52,37 @@ class Speed:
             for r in workload
         )
         return round(load * len(workload) / work_s, 2)
+
+    def slowness(self) -> float:
+        """Return by how much the demo's promises are too short for this machine; at least 1.
+
+        A chat's first token should leave time for a prompt of a thousand tokens, and its gaps for
+        :data:`STEPS_A_GAP` steps.
+        """
+        chat = SloBook.load(SLO_FILE).classes["chat"]
+        assert chat.ttft_s is not None
+        assert chat.tbt_s is not None
+        too_slow = max(
+            PROMPT_TOKENS * self.prompt_token_s / chat.ttft_s,
+            STEPS_A_GAP * STREAMS * self.output_token_s / chat.tbt_s,
+        )
+        return max(1.0, math.ceil(10 * too_slow) / 10)
+
+
+def demo_book(slowness: float) -> SloBook:
+    """Return the demo's promises, *slowness* times as long."""
+    book = SloBook.load(SLO_FILE)
+
+    def longer(span_s: float | None) -> float | None:
+        return None if span_s is None else round(span_s * slowness, 3)
+
+    classes = {
+        name: replace(
+            slo, ttft_s=longer(slo.ttft_s), tbt_s=longer(slo.tbt_s), jct_s=longer(slo.jct_s)
+        )
+        for name, slo in book.classes.items()
+    }
+    return replace(book, classes=classes)
 
 
 async def measure_speed(url: str, model: str, access: Access | None = None) -> Speed:
