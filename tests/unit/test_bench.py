@@ -416,7 +416,7 @@ def test_contenders_share_the_server_and_name_no_path_of_this_machine() -> None:
     shared = " ".join(contenders.SERVER_ARGS)
     for contender in contenders.everyone():
         assert shared in contender.command
-        assert str(SLO_FILE.parent) not in contender.command
+        assert "/" not in contender.command
     assert [c.key for c in contenders.everyone()] == ["stock", "stock_best", "headway"]
 
 
