@@ -1,6 +1,6 @@
 """Question: does it hold live? A refused client that comes back when it was told, on a real server.
 
-The demo's traffic on the CPU engine with ``--overload refuse``, at a rate beyond what it serves.
+The demo's traffic on the CPU engine with ``--overload refuse``, at a load beyond what it serves.
 Each refused request comes back once, as a new request, after its ``Retry-After``; the first tries
 keep arriving meanwhile. Writes live.json beside itself.
 
@@ -27,10 +27,9 @@ from headway.bench.load import run_load
 from headway.bench.probe import ask_server
 from headway.bench.provenance import commit, machine
 from headway.bench.server import LiveServer
+from headway.bench.speed import demo_book, measure_speed
 from headway.metrics.record import RequestRecord
-from headway.slo import SloBook
 from headway.workloads.arrivals import Arrivals
-from headway.workloads.realtext import SLO_FILE
 
 HERE = Path(__file__).parent
 TIMEOUT_S = 300.0
@@ -69,11 +68,13 @@ async def follow(
     return first, second, wait_s
 
 
-async def play(url: str, rate_rps: float, requests: int, seed: int) -> dict[str, Any]:
+async def play(url: str, load: float, requests: int, seed: int) -> dict[str, Any]:
     """Return what became of first and second tries."""
     server = await ask_server(url)
-    book = SloBook.load(SLO_FILE)
-    options = CallOptions(server.model, server.is_vllm, "class", {})
+    speed = await measure_speed(url, MODEL)
+    book = demo_book(speed.slowness())
+    rate_rps = speed.rate_rps(workload_of("demo", 200, Arrivals("poisson"), 1.0, seed), load)
+    options = CallOptions(server.model, server.is_vllm, "ms", {})
     await run_load(url, warm_up_calls(book, options), timeout_s=TIMEOUT_S)
     workload = workload_of("demo", requests, Arrivals("poisson"), rate_rps, seed)
     calls: Sequence[Call] = calls_of(workload, book, options)
@@ -82,7 +83,9 @@ async def play(url: str, rate_rps: float, requests: int, seed: int) -> dict[str,
         rows = await asyncio.gather(*(follow(session, url, call) for call in calls))
     again = [(second, wait_s) for _, second, wait_s in rows if second is not None]
     return {
+        "load": load,
         "rate_rps": rate_rps,
+        "slowness": speed.slowness(),
         "seed": seed,
         "clients": len(rows),
         "kept_at_once": sum(first.attained for first, _, _ in rows),
@@ -95,16 +98,14 @@ async def play(url: str, rate_rps: float, requests: int, seed: int) -> dict[str,
 
 
 @click.command()
-@click.option("--rate", "rate_rps", default=0.7, show_default=True)
-@click.option("--requests", default=120, show_default=True)
+@click.option("--load", default=2.0, show_default=True, help="Share of the engine's time.")
+@click.option("--requests", default=140, show_default=True)
 @click.option("--seed", default=1, show_default=True)
-def main(rate_rps: float, requests: int, seed: int) -> None:
+def main(load: float, requests: int, seed: int) -> None:
     """Play one load and write what came of it."""
     log = Path(tempfile.mkdtemp()) / "server.log"
-    with LiveServer(
-        [MODEL, "--slo", str(SLO_FILE), "--overload", "refuse", *SERVER_ARGS], log
-    ) as server:
-        found = asyncio.run(play(server.url, rate_rps, requests, seed))
+    with LiveServer([MODEL, "--overload", "refuse", *SERVER_ARGS], log) as server:
+        found = asyncio.run(play(server.url, load, requests, seed))
     found |= {"machine": machine(), "commit": commit(HERE)}
     (HERE / "live.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     click.echo(json.dumps({k: v for k, v in found.items() if k != "machine"}, indent=1))
