@@ -5,7 +5,7 @@ turns from seed to seed. The settings of stock vLLM are tried on a seed of their
 for each load is played with all seeds. Every run is a file; what is there is not run again. See
 README.md beside this file.
 
-    python experiments/live/run.py                    # about two hours of two quiet cores
+    python experiments/live/run.py                    # two to three hours of two quiet cores
     python experiments/live/run.py --ground chats --seeds 2
     python experiments/live/run.py --table            # only the tables, from what is there
 """
