@@ -31,8 +31,8 @@ TIMEOUT_S = 300.0
 
 STEPS_A_GAP = 3.0
 """Steps of eight streams that the shortest promised gap should have room for; as in
-:func:`headway.bench.verify_rounds.promises`. With 1.5, measured on a shared machine, a step has no
-room for a prompt, and neither stock vLLM nor Headway kept one chat in ten."""
+:func:`headway.bench.verify_rounds.promises`. With 1.4 to 1.8, measured on a shared machine (experiments/LOG.md, *Live, on a slow machine*), a
+step has no room for a prompt, and neither stock vLLM nor Headway kept one chat in ten."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Speed:
         return round(load * len(workload) / work_s, 2)
 
     def slowness(self) -> float:
-        """Return by how much the demo's promises are too short for this machine; at least 1.
+        """Return how many times as long the demo's promises must be on this machine; at least 1.
 
         A chat's first token should leave time for a prompt of a thousand tokens, and its gaps for
         :data:`STEPS_A_GAP` steps.
