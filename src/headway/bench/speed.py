@@ -31,8 +31,9 @@ TIMEOUT_S = 300.0
 
 STEPS_A_GAP = 3.0
 """Steps of eight streams that the shortest promised gap should have room for; as in
-:func:`headway.bench.verify_rounds.promises`. With 1.4 to 1.8, measured on a shared machine (experiments/LOG.md, *Live, on a slow machine*), a
-step has no room for a prompt, and neither stock vLLM nor Headway kept one chat in ten."""
+:func:`headway.bench.verify_rounds.promises`. With 1.4 to 1.8 of them, measured on a shared machine
+(experiments/LOG.md, *Live, on a slow machine*), a step has no room for a prompt, and neither stock
+vLLM nor Headway kept one chat in ten."""
 
 
 @dataclass(frozen=True, slots=True)
