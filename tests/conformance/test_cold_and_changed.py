@@ -86,7 +86,7 @@ def test_who_comes_a_minute_after_a_slow_spell_is_served(
     later = [o for o in outcomes if o.call.arrived_at_s >= spell.until_s + 60.0]
     served, kept = share(later, is_served), share(later, lab.attained)
     print(f"SERVED {policy}: until then {share(before, is_served):.2f}, later {served:.3f}")
-    assert num_good or share(before, is_served) < 0.5  # It does refuse.
+    assert num_good or share(before, is_served) < 0.7  # Once warm it does refuse.
     assert len(later) == 40
     assert served >= 0.95
     assert kept >= 0.95

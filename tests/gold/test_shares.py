@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from headway.latency.fixed import FixedModel
@@ -151,6 +151,12 @@ def test_what_a_target_weighs_is_the_sum_of_its_shortfalls(
     assert targets.times == pytest.approx(expected)
 
 
+FREE = (0.0, 1, 1, False, False)
+"""A request without a promise, as the next test draws it."""
+
+
+@example([(0.0, 1, 1, True, False), FREE], False)
+@example([*[FREE] * 6, (0.0, 1, 1, True, True), FREE], False)
 @given(
     st.lists(
         st.tuples(
@@ -176,7 +182,7 @@ def test_turns_are_a_queue_served_in_order_of_arrival(
     )
     pace, rate = Pace(latency), WorkRate()
     for i in range(32 if knows_lengths else 31):
-        rate.add(float(i), 1.0, False)
+        rate.add(float(i), 1.0, False, 1)
     turns.saw(EngineView(600, 600, 16, 256, 1024))
     full_s = latency.predict_s(StepShape().with_chunk(1024, 0))
     decode_s = latency.predict_s(StepShape())

@@ -234,15 +234,17 @@ def test_who_is_alone_is_not_refused_for_its_own_work() -> None:
     """On an idle server in demote mode, however slow steps are and however long it may take."""
     core = registry.build("headway")
     now_s = 0.0
+    for i in range(33):
+        core.observe(Arrived(now_s, f"past{i}", now_s, 40, 32, Slo(ttft_s=60.0, tbt_s=10.0)))
     for i in range(32):  # Steps of two seconds: 8,000 tokens would take longer than any wait.
         now_s += 5.0
-        core.observe(Arrived(now_s, f"past{i}", now_s, 40, 32, Slo(ttft_s=60.0, tbt_s=10.0)))
         for k in range(32):
             name = f"past{i}"
             core.observe(StepScheduled(now_s, {name: 1 if k else 40}, {} if k else {name: 0}))
             now_s += 2.0
             core.observe(StepDone(now_s, {f"past{i}": 1}))
         core.observe(Finished(now_s, f"past{i}", "stopped"))
+    core.observe(Finished(now_s, "past32", "aborted"))
     now_s += 30.0
     for name in ("alone", "beside it"):
         core.observe(Arrived(now_s, name, now_s, 40, 8150, Slo(ttft_s=1e-3, class_name="custom")))

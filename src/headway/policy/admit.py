@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import math
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from headway.policy.appointments import WORTH
 from headway.policy.chunk import PROBE_TOKENS, Chunker
 from headway.policy.draft import Draft
 from headway.policy.inputs import Inputs
+from headway.policy.prices import LEAST_CHUNK_TOKENS
 from headway.request import Request
 
 CLAIMS_A_STEP = 64
@@ -156,8 +156,8 @@ def prefill_time(draft: Draft, chunker: Chunker) -> PrefillTime:
     """Return what prompt tokens take now."""
     given, shape = draft.given, draft.shape
     most = chunker.largest(draft, shape, 0, min(given.view.max_step_tokens, PROBE_TOKENS))
-    if most <= 0:
-        return PrefillTime(1, given.step_s, math.inf, 0.0)
+    if most <= 0:  # One step without room for a prompt says nothing of those that follow.
+        most = min(given.view.max_step_tokens, LEAST_CHUNK_TOKENS)
     step_s = given.latency.predict_s(shape.with_chunk(most, 0))
     pair_s = (given.latency.predict_s(shape.with_chunk(most, most)) - step_s) / most / most
     return PrefillTime(most, min(step_s, given.step_s), step_s / most, pair_s)

@@ -234,9 +234,7 @@ class Known:
         if taken.has_drafts or self.accepted.is_used:
             self.accepted.learn(event.num_new_tokens, self.live.decoding)
         for request in taken.lost:
-            dear = (
-                ": such gaps cost the others more promises" if self.price.is_dear(request) else ""
-            )
+            dear = ": such gaps cost the others more promises" * self.price.is_dear(request)
             self._lose(request, at_s, f"a token came after its due time{dear}")
         if not self.live.requests:
             self.pace.stop()
@@ -260,7 +258,9 @@ class Known:
             self.lengths.learn(request)
             # What was estimated when it came would be the guess of a model that knew less.
             request.predicted_output_tokens = request.num_output_tokens
-            self.work_rate.add(event.at_s, self._work_s(request), request.is_leftover)
+            self.work_rate.add(
+                event.at_s, self._work_s(request), request.is_leftover, self.live.num_waiting
+            )
         elif request.num_output_tokens:
             self.lengths.learn_cut(request)
         if not self.live.requests and not self.pace.in_flight:

@@ -6,12 +6,10 @@ import math
 from collections.abc import Iterable, Sequence
 from itertools import takewhile
 
-from headway.policy.admit import prefill_time
 from headway.policy.appointments import LEAD_S
 from headway.policy.batch import is_unconfirmed
-from headway.policy.chunk import Chunker
 from headway.policy.draft import Draft
-from headway.policy.estimates import is_hopeless
+from headway.policy.estimates import alone_s, is_hopeless
 from headway.policy.inputs import OVERDUE_SHARE
 from headway.policy.known import Known
 from headway.policy.plan import Refuse
@@ -21,7 +19,7 @@ CANNOT = "The promise asked for cannot be kept now."
 HOPELESS = "Not even an idle server could keep the promise asked for."
 
 
-def refusals(known: Known, draft: Draft, chunker: Chunker) -> tuple[Refuse, ...]:
+def refusals(known: Known, draft: Draft) -> tuple[Refuse, ...]:
     """Refuse waiting requests whose promise does not fit, before any token of theirs.
 
     The guess of a cold server may be wrong, and refusing by it would keep it from learning better:
@@ -30,7 +28,12 @@ def refusals(known: Known, draft: Draft, chunker: Chunker) -> tuple[Refuse, ...]
     """
     is_warm = draft.given.latency.is_warm
     aside = (r for r in known.live.claims if r.request_id in draft.set_aside and is_warm)
-    lost = (r for r in known.live.others if r.standing is Standing.LOST)
+    now_s = draft.given.now_s
+    lost = (
+        r
+        for r in known.live.others
+        if r.standing is Standing.LOST and (is_warm or r.is_past_due(now_s))
+    )
     refused = [
         r
         for r in (*aside, *lost)
@@ -48,13 +51,13 @@ def refusals(known: Known, draft: Draft, chunker: Chunker) -> tuple[Refuse, ...]
         # Only serving can correct an estimate that was wrong, so an engine that computes no
         # prompt, idle or long busy with decodes, serves somebody, a claim if there is one, but
         # for those whom the clock alone, which is never wrong, has made too late.
-        spared = next((r for r in refused if not r.is_past_due(draft.given.now_s)), None)
+        spared = next((r for r in refused if not r.is_past_due(now_s)), None)
         if spared is not None:
             refused.remove(spared)
-    return _answers(known, draft, chunker, refused, CANNOT, HOPELESS)
+    return _answers(known, draft, refused, CANNOT, HOPELESS)
 
 
-def overflow(known: Known, draft: Draft, chunker: Chunker) -> tuple[Refuse, ...]:
+def overflow(known: Known, draft: Draft) -> tuple[Refuse, ...]:
     """Refuse lost requests that could not be served before they are overdue, the newest first.
 
     Those of tenants who give way before the others'.
@@ -75,9 +78,11 @@ def overflow(known: Known, draft: Draft, chunker: Chunker) -> tuple[Refuse, ...]
         is_lost = request.standing is Standing.LOST and request.state is State.WAITING
         return is_lost and request is not spared and request.request_id not in draft.gone
 
-    # Beyond the steps in flight and the next no token can come in time.
+    # Beyond the steps in flight and the next no token can come in time. One stall among the recent
+    # steps must not shorten everybody's wait by more than the last part of it.
     num_steps = draft.given.view.num_steps_in_flight + 2
-    over_s = draft.given.now_s + num_steps * draft.given.max_step_s - longest_s
+    ahead_s = min(num_steps * draft.given.max_step_s, (1.0 - OVERDUE_SHARE) * longest_s)
+    over_s = draft.given.now_s + ahead_s - longest_s
     ending = takewhile(lambda r: r.arrived_at_s <= over_s, live.others)
     refused = {r.request_id: r for r in ending if may_go(r)}
     share = min(known.work_rate.leftover_share + 1.0 - OVERDUE_SHARE, OVERDUE_SHARE)
@@ -96,30 +101,25 @@ def overflow(known: Known, draft: Draft, chunker: Chunker) -> tuple[Refuse, ...]
             excess_s -= request.work_s
             refused[request.request_id] = request
     why = "The server is overloaded beyond its longest wait."
-    return _answers(known, draft, chunker, list(refused.values()), why, why)
+    return _answers(known, draft, list(refused.values()), why, why)
 
 
 def _answers(
-    known: Known,
-    draft: Draft,
-    chunker: Chunker,
-    refused: Sequence[Request],
-    why: str,
-    hopeless: str,
+    known: Known, draft: Draft, refused: Sequence[Request], why: str, hopeless: str
 ) -> tuple[Refuse, ...]:
     """Return the refusals, each with an appointment behind those given before it."""
     if not refused:
         return ()
-    prefill = prefill_time(draft, chunker)
     staying = (r for r in known.live.claims if r.request_id not in draft.set_aside)
-    backlog_s = sum(prefill.work_s(r) for r in staying)
+    backlog_s = sum(alone_s(r, known.latency) for r in staying)
     answers: list[Refuse] = []
     for request in refused:
         if is_hopeless(request, known.latency):
             # No appointment; but the estimate may be a young one, so it may ask again.
             answers.append(Refuse(request.request_id, LEAD_S, hopeless))
             continue
-        work_s = max(prefill.work_s(request), prefill.step_s)
+        # What it takes later has nothing to do with the room that the streams of now leave.
+        work_s = alone_s(request, known.latency)
         wait_s = known.appointments.book(request, work_s, backlog_s, draft.given.now_s)
         answers.append(Refuse(request.request_id, wait_s, why))
     return tuple(answers)

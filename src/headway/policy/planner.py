@@ -104,7 +104,7 @@ class Planner(ABC):
         if live.others and draft.given.is_overdue(live.others[0]):
             draft.pressure = 1.0
         refuse_whom = refusals if known.overload == "refuse" else overflow
-        refuse = refuse_whom(known, draft, self.chunker)
+        refuse = refuse_whom(known, draft)
         draft.gone.update(r.request_id for r in refuse)
         hold = self.hold(draft)
         filled = self.fill(draft, preemptor)

@@ -18,7 +18,7 @@ from headway.request import Request
 
 
 class Turns:
-    """The clock; it is told of everybody while there are requests without a promise."""
+    """The clock; it is told of everybody."""
 
     def __init__(self) -> None:
         self._free_at_s = 0.0
@@ -36,22 +36,20 @@ class Turns:
         pace: Pace,
         rate: WorkRate,
     ) -> None:
-        """Give a newcomer its turn, if it asked for no promise and may go before those who did.
+        """Take a newcomer in; one that asked for no promise gets its turn, unless it goes last.
 
         It is not among the *live* yet.
 
         Guesses give nobody a later turn (docs/decisions/0011): of a step's time while it is not
         warm, of lengths until enough answers have ended, of a backlog where nobody waits.
         """
-        if request.slo.is_promise and not live.num_unpromised:
-            return
         begins_s = request.arrived_at_s
         if live.num_waiting or live.hindered:
             begins_s = max(self._free_at_s, begins_s)
         self._free_at_s = begins_s
         if latency.is_warm and self._view is not None:
             beside = live.decodes
-            kv_s = _kv_steps(request, self._view) * pace.step_s if rate.is_measured else 0.0
+            kv_s = _kv_steps(request, self._view) * pace.step_s if rate.knows_lengths else 0.0
             self._free_at_s += max(_engine_s(request, latency, beside, self._view), kv_s)
         if not request.slo.is_promise and request.slo.share > 0.0:
             request.turn_at_s = self._free_at_s
