@@ -99,8 +99,9 @@ ROWS = {
     ),
     "tokens": (
         "tokens under preemption and swap",
-        "Requests were preempted both ways. Where stock's answers are the same in other batches,"
-        f" so are Headway's; else at most {SPARE_ANSWERS} more differ than of stock's.",
+        "Requests were preempted both ways. If stock's answers do not change with the batch,"
+        f" neither do Headway's; otherwise at most {SPARE_ANSWERS} more of Headway's differ than of"
+        " stock's.",
     ),
     "step_error": (
         "step-time model",
