@@ -9,7 +9,6 @@ import pytest
 from headway import registry
 from headway.latency.online import WARM_STEPS
 from headway.policy.appointments import LEAD_S, SHARE
-from headway.policy.estimates import alone_s
 from headway.policy.events import Arrived, Finished, StepDone, StepScheduled
 from headway.policy.scheduler import Scheduler
 from headway.policy.view import EngineView
@@ -112,5 +111,5 @@ def test_an_appointment_does_not_depend_on_the_room_of_the_moment() -> None:
         arrive(core, at_s + 0.02, name, 8000)
     full = replace(VIEW, max_step_tokens=1)
     waits_s = [one.retry_after_s for one in core.plan(full, at_s + 1.1).refuse]
-    booked_s = alone_s(core.live.requests["a"], core.known.latency) / SHARE
+    booked_s = core.live.requests["a"].work_s / SHARE
     assert waits_s == pytest.approx([LEAD_S + i * booked_s for i in range(3)])

@@ -21,9 +21,9 @@ with SHARE and WORTH chosen on seeds 0, 1 and 7). Larger: the refused wait for n
 they come back into the burst that refused them."""
 
 SHARE = 1 / 3
-"""Share of the prefill that appointments may book (experiments/retry_after; spacing by how idle the
-machine was is worse, docs/decisions/0006). Larger: newcomers find less room; smaller: the refused
-wait longer."""
+"""Share of the engine's time that appointments may book (experiments/retry_after; spacing by how
+idle the machine was is worse, docs/decisions/0006). Larger: newcomers find less room; smaller: the
+refused wait longer."""
 
 WORTH = 1.5
 """How many newcomers' promises a kept appointment is worth (experiments/retry_after: honouring wins
@@ -70,8 +70,8 @@ class Appointments:
         is likely to be its last try, and none where it is not: it would seldom come.
 
         Args:
-            work_s: Seconds of prefill it takes, a step's at least: so the book stays short.
-            backlog_s: Seconds of prefill that wait before it; no appointment lies within them.
+            work_s: Seconds of the engine it takes, a step's at least: so the book stays short.
+            backlog_s: Seconds of the engine that wait before it; no appointment lies within them.
 
         Returns:
             :data:`LEAD_S` to :data:`MAX_RETRY_AFTER_S`.
