@@ -18,8 +18,10 @@ CHAT = Slo(ttft_s=1.0, tbt_s=0.1, class_name="chat")
 VIEW = EngineView(10_000, 10_000, 16, 256, 2048)
 
 
-def arrive(core: Scheduler, at_s: float, name: str, prompt: int, slo: Slo = CHAT) -> None:
-    core.observe(Arrived(at_s, name, at_s, prompt, 100, slo))
+def arrive(
+    core: Scheduler, at_s: float, name: str, prompt: int, slo: Slo = CHAT, output: int = 100
+) -> None:
+    core.observe(Arrived(at_s, name, at_s, prompt, output, slo))
 
 
 def serve(
@@ -98,6 +100,20 @@ def test_one_stall_does_not_end_everybodys_longest_wait() -> None:
     full = EngineView(10, 2, 16, 256, 2048)
     refused = [len(core.plan(full, at_s + after_s).refuse) for after_s in (4.0, 10.9, 11.1)]
     assert refused == [0, 0, 1]
+
+
+def test_appointments_go_by_no_guess_of_lengths() -> None:
+    """Before answers have ended their bound is all that is known, and a bound is no length."""
+    core = registry.build("headway", overload="refuse")
+    for i in range(WARM_STEPS):
+        arrive(core, float(i), f"past{i}", 500 + 100 * (i % 10), output=100_000)
+        core.observe(StepScheduled(float(i), {f"past{i}": 500 + 100 * (i % 10)}, {f"past{i}": 0}))
+        core.observe(StepDone(i + 0.05 + 0.01 * (i % 10), {f"past{i}": 1}))
+    for i in range(20):
+        arrive(core, 40.0, f"burst{i}", 500, output=100_000)
+    waits_s = [one.retry_after_s for one in core.plan(VIEW, 41.1).refuse]
+    assert len(waits_s) == 20
+    assert max(waits_s) < LEAD_S + 20 * 3 * 0.1
 
 
 def test_an_appointment_does_not_depend_on_the_room_of_the_moment() -> None:

@@ -29,14 +29,19 @@ def is_hopeless(request: Request, latency: LatencyModel) -> bool:
         return False
     slo, num_tokens = request.slo, request.num_prompt_tokens
     tbt_s = request.promised_gap_s
-    prompt = StepShape().with_chunk(request.remaining_prefill_tokens, request.num_ready_tokens)
-    prompt_s = CERTAIN * latency.predict_s(prompt)
+    prompt_s = CERTAIN * alone_s(request, latency)
     step_s = CERTAIN * latency.predict_s(StepShape(0, 0, 1, num_tokens))
     return (
         (slo.ttft_s is not None and prompt_s > slo.ttft_s)
         or (tbt_s is not None and step_s > tbt_s)
         or (slo.jct_s is not None and prompt_s > slo.jct_s)
     )
+
+
+def alone_s(request: Request, latency: LatencyModel) -> float:
+    """Return the seconds an idle engine needs for a request's first token."""
+    prompt = StepShape().with_chunk(request.remaining_prefill_tokens, request.num_ready_tokens)
+    return latency.predict_s(prompt)
 
 
 def work_s(request: Request, latency: LatencyModel, live: LiveRequests) -> float:

@@ -9,7 +9,7 @@ from itertools import takewhile
 from headway.policy.appointments import LEAD_S
 from headway.policy.batch import is_unconfirmed
 from headway.policy.draft import Draft
-from headway.policy.estimates import is_hopeless
+from headway.policy.estimates import alone_s, is_hopeless
 from headway.policy.inputs import OVERDUE_SHARE
 from headway.policy.known import Known
 from headway.policy.plan import Refuse
@@ -111,7 +111,13 @@ def _answers(
     if not refused:
         return ()
     staying = (r for r in known.live.claims if r.request_id not in draft.set_aside)
-    backlog_s = sum(r.work_s for r in staying)
+    # An appointment lasts: before answers have ended it goes by no guess of their lengths.
+    knows_lengths = known.work_rate.knows_lengths
+
+    def taken_s(request: Request) -> float:
+        return request.work_s if knows_lengths else alone_s(request, known.latency)
+
+    backlog_s = sum(map(taken_s, staying))
     answers: list[Refuse] = []
     for request in refused:
         if is_hopeless(request, known.latency):
@@ -119,7 +125,7 @@ def _answers(
             answers.append(Refuse(request.request_id, LEAD_S, hopeless))
             continue
         # What it takes later has nothing to do with the room that the streams of now leave.
-        work_s = max(request.work_s, draft.given.step_s)
+        work_s = max(taken_s(request), draft.given.step_s)
         wait_s = known.appointments.book(request, work_s, backlog_s, draft.given.now_s)
         answers.append(Refuse(request.request_id, wait_s, why))
     return tuple(answers)
