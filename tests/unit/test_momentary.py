@@ -109,6 +109,7 @@ def test_appointments_go_by_no_guess_of_lengths() -> None:
         arrive(core, float(i), f"past{i}", 500 + 100 * (i % 10), output=100_000)
         core.observe(StepScheduled(float(i), {f"past{i}": 500 + 100 * (i % 10)}, {f"past{i}": 0}))
         core.observe(StepDone(i + 0.05 + 0.01 * (i % 10), {f"past{i}": 1}))
+        core.observe(Finished(i + 0.15, f"past{i}", "aborted"))
     for i in range(20):
         arrive(core, 40.0, f"burst{i}", 500, output=100_000)
     waits_s = [one.retry_after_s for one in core.plan(VIEW, 41.1).refuse]
