@@ -24,11 +24,9 @@ def arrive(
     core.observe(Arrived(at_s, name, at_s, prompt, output, slo))
 
 
-def serve(
-    core: Scheduler, at_s: float, name: str, prompt: int, took_s: float | None = None
-) -> None:
-    """Compute a prompt, by default at 10,000 tokens a second, and let it end with one token."""
-    done_s = at_s + (prompt / 10_000 if took_s is None else took_s)
+def serve(core: Scheduler, at_s: float, name: str, prompt: int) -> None:
+    """Compute a prompt at 10,000 tokens a second, and let it end with one token."""
+    done_s = at_s + prompt / 10_000
     core.observe(StepScheduled(at_s, {name: prompt}, {name: 0}))
     core.observe(StepDone(done_s, {name: 1}))
     core.observe(Finished(done_s, name, "stopped"))
@@ -41,6 +39,16 @@ def quiet(core: Scheduler, num_requests: int) -> float:
         arrive(core, float(i), f"past{i}", prompt)
         serve(core, float(i), f"past{i}", prompt)
     return float(num_requests)
+
+
+def full_of_a_stream(policy: str) -> tuple[Scheduler, EngineView, float]:
+    """Return a core in refuse mode, a view in which its one stream fills a step, and the time."""
+    core = registry.build(policy, overload="refuse")
+    at_s = quiet(core, WARM_STEPS)
+    arrive(core, at_s, "stream", 100)
+    core.observe(StepScheduled(at_s, {"stream": 100}, {"stream": 0}))
+    core.observe(StepDone(at_s + 0.01, {"stream": 1}))
+    return core, replace(VIEW, max_step_tokens=1), at_s + 0.02
 
 
 def test_a_quiet_hour_says_nothing_of_what_a_server_can_do() -> None:
@@ -78,14 +86,10 @@ def test_one_slow_first_step_refuses_nobody_who_may_be_on_time() -> None:
 
 def test_one_full_step_refuses_nobody() -> None:
     """Streams that leave no token for a prompt now may end; who has time waits."""
-    core = registry.build("headway", overload="refuse")
-    at_s = quiet(core, WARM_STEPS)
-    arrive(core, at_s, "stream", 100)
-    core.observe(StepScheduled(at_s, {"stream": 100}, {"stream": 0}))
-    core.observe(StepDone(at_s + 0.01, {"stream": 1}))
+    core, full, now_s = full_of_a_stream("headway")
     for name in ("a", "b"):
-        arrive(core, at_s + 0.02, name, 100, Slo(ttft_s=5.0))
-    plan = core.plan(replace(VIEW, max_step_tokens=1), at_s + 0.02)
+        arrive(core, now_s, name, 100, Slo(ttft_s=5.0))
+    plan = core.plan(full, now_s)
     assert (plan.refuse, plan.demoted) == ((), ())
 
 
@@ -119,14 +123,9 @@ def test_appointments_go_by_no_guess_of_lengths() -> None:
 
 def test_an_appointment_does_not_depend_on_the_room_of_the_moment() -> None:
     """Streams that left no token for a prompt once filled the book for good: 600 s for all."""
-    core = registry.build("slack", overload="refuse")
-    at_s = quiet(core, WARM_STEPS)
-    arrive(core, at_s, "stream", 100)
-    core.observe(StepScheduled(at_s, {"stream": 100}, {"stream": 0}))
-    core.observe(StepDone(at_s + 0.01, {"stream": 1}))
+    core, full, now_s = full_of_a_stream("slack")
     for name in ("a", "b", "c"):
-        arrive(core, at_s + 0.02, name, 8000)
-    full = replace(VIEW, max_step_tokens=1)
-    waits_s = [one.retry_after_s for one in core.plan(full, at_s + 1.1).refuse]
+        arrive(core, now_s, name, 8000)
+    waits_s = [one.retry_after_s for one in core.plan(full, now_s + 1.08).refuse]
     booked_s = core.live.requests["a"].work_s / SHARE
     assert waits_s == pytest.approx([LEAD_S + i * booked_s for i in range(3)])
