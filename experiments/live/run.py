@@ -27,7 +27,7 @@ from table import Played, best_stock, write_tables
 
 from headway.bench.contenders import MODEL, STOCK_BEST_FILE, Contender, stock
 from headway.bench.provenance import commit, machine
-from headway.bench.server import LiveServer, stop_on_sigterm
+from headway.bench.server import LiveServer, stop_on_signals
 from headway.bench.session import Plan, measure
 from headway.bench.speed import Speed, demo_book, measure_speed
 
@@ -140,7 +140,7 @@ def main(
     write_stock_best: bool,
 ) -> None:
     """Run what is missing, then write results.md."""
-    stop_on_sigterm()
+    stop_on_signals()
     results.mkdir(parents=True, exist_ok=True)
     runner = Runner(results, requests, Console())
     if not table_only:

@@ -31,7 +31,7 @@ import numpy as np
 
 from headway.bench.client import Call, RunClock, send
 from headway.bench.provenance import commit, machine
-from headway.bench.server import LiveServer, stop_on_sigterm
+from headway.bench.server import LiveServer, stop_on_signals
 from headway.errors import HeadwayError
 from headway.metrics.define import gaps_s
 from headway.metrics.record import RequestRecord
@@ -200,7 +200,7 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 @click.option("--results", default=HERE / "results", type=click.Path(path_type=Path))
 def main(rounds: int, num_calls: int, quick: bool, results: Path) -> None:
     """Play what is missing, then write the table."""
-    stop_on_sigterm()
+    stop_on_signals()
     results.mkdir(parents=True, exist_ok=True)
     if quick:
         rounds, num_calls = 1, 24

@@ -32,7 +32,7 @@ import psutil
 from headway.bench.client import chunks
 from headway.bench.probe import scrape
 from headway.bench.provenance import commit, machine
-from headway.bench.server import LiveServer, stop_on_sigterm
+from headway.bench.server import LiveServer, stop_on_signals
 from headway.bench.words import message_of
 from headway.workloads.realtext import made_up_prompt
 
@@ -274,7 +274,7 @@ def markdown(seen: dict[str, Any]) -> str:
 @click.option("--out", default=HERE, type=click.Path(path_type=Path, file_okay=False))
 def main(who: str | None, minutes: float, out: Path) -> None:
     """Soak a server and write what was seen."""
-    stop_on_sigterm()
+    stop_on_signals()
     out.mkdir(parents=True, exist_ok=True)
     who = who or "live"
     with LiveServer([*SERVER, *WHO[who]], out / f"{who}.log", ready_within_s=900) as server:

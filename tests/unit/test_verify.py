@@ -95,7 +95,7 @@ def _small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("headway.bench.calls.WARM_UP_GAP_S", 0.0)
     monkeypatch.setattr(verify_rounds, "LOAD", 100.0)  # Arrivals take no time.
     monkeypatch.setattr(verification, "TELL_WITHIN_S", 0.0)
-    monkeypatch.setattr("headway.cli.verify.stop_on_sigterm", lambda: None)
+    monkeypatch.setattr("headway.cli.verify.stop_on_signals", lambda: None)
     for name in ("VLLM_API_KEY", "OPENAI_API_KEY"):
         monkeypatch.delenv(name, raising=False)
 

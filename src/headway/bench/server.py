@@ -43,13 +43,22 @@ def free_port() -> int:
         return port
 
 
-def stop_on_sigterm() -> None:
-    """Let SIGTERM end this program the way Ctrl-C does, so that its servers are stopped first."""
+def stop_on_signals() -> None:
+    """Let SIGTERM, and the end of the terminal, end this program the way Ctrl-C does.
+
+    Its servers are stopped first. Ctrl-C is made to work where a shell has it ignored: to asyncio
+    only that is a wish to stop, other exceptions out of a signal are faults of whatever ran.
+    ``nohup`` is respected.
+    """
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)
 
-    signal.signal(signal.SIGTERM, interrupt)
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, interrupt)
 
 
 class LiveServer:

@@ -14,7 +14,7 @@ from headway.bench.compare import table_of, verdict
 from headway.bench.contenders import DEMO_LOAD, DEMO_REQUESTS, DEMO_SEED, everyone
 from headway.bench.contest import Entry, Leg, run_contender
 from headway.bench.provenance import machine
-from headway.bench.server import stop_on_sigterm
+from headway.bench.server import stop_on_signals
 from headway.bench.speed import demo_book
 from headway.errors import UserError
 from headway.metrics.record import write_records
@@ -66,7 +66,7 @@ def demo(rate: str | None, load: float, requests: int, seed: int, out: Path) -> 
     except OSError as error:
         raise UserError(f"Cannot make the folder {out}: {error.strerror}.") from None
     console = Console()
-    stop_on_sigterm()
+    stop_on_signals()
     minutes = len(everyone()) * (START_S + requests * REQUEST_S) / 60
     console.print(
         f"Three servers, one after the other, get the same {requests} requests: about"

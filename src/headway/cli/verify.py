@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 
 from headway.bench.access import Access, access_of
-from headway.bench.server import stop_on_sigterm
+from headway.bench.server import stop_on_signals
 from headway.bench.show import Display, display
 from headway.bench.verification import Verification
 from headway.bench.verify_report import conclusion, document_of, verify_table, without_places
@@ -62,7 +62,7 @@ def verify(
     """
     _check(urls, model, vllm_args)
     access = access_of((*urls, "")[0], api_key)
-    stop_on_sigterm()
+    stop_on_signals()
     console = Console()
     with display(console, "verify") as shown:
         servers = _servers(urls, model, vllm_args, out, shown, access)
