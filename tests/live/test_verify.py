@@ -1,6 +1,6 @@
 """``headway verify`` on the CPU engine with the small model, from its first start to its file.
 
-It took 24 minutes of two cores that had other work; on idle ones it was not timed::
+With the default of eight minutes it took 6 min 44 s on two cores with nothing beside it::
 
     HEADWAY_LONG=1 make test-live ARGS="tests/live/test_verify.py"
 """
